@@ -1,0 +1,68 @@
+"""The codec seam: what both ends already know, what travels, and the one error a payload may cause."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+class PayloadError(ValueError):
+    """Received bytes are not a valid payload. The only exception that decoding any byte string raises."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What server and client know before a payload travels.
+
+    Attributes:
+        d: number of masked weights; positions are 0 .. d-1.
+        theta: u16[d], probability of the global mask in units of 1/65536, or None.
+        uniforms: u16[d], this client's public uniforms of this round, or None.
+        round: round number, u32.
+        client: client number, u32.
+    """
+
+    d: int
+    theta: np.ndarray | None = None
+    uniforms: np.ndarray | None = None
+    round: int = 0
+    client: int = 0
+
+
+@dataclass(frozen=True)
+class Codec:
+    """Flipped positions <-> bytes.
+
+    Attributes:
+        name: name with its settings, for tables and logs, for example `bfuse8-png`.
+        encode: (positions u32[n] sorted and unique in 0 .. d-1, Context) -> payload bytes.
+        decode: (payload bytes, Context) -> positions u32[n'] sorted and unique. Exact codecs return what was encoded;
+            filters return it plus false positives. Raises `PayloadError` on anything else than a valid payload.
+        exact: whether decode(encode(x)) == x always.
+        count: (payloads, contexts) -> u16[d] flips per position over a cohort; None where decoding one payload after
+            the other is as good.
+    """
+
+    name: str
+    encode: Callable[[np.ndarray, Context], bytes]
+    decode: Callable[[bytes, Context], np.ndarray]
+    exact: bool = True
+    count: Callable[[Sequence[bytes], Sequence[Context]], np.ndarray] | None = None
+
+
+def check_positions(positions: np.ndarray, d: int) -> np.ndarray:
+    """Returns the positions as u32[n].
+
+    Raises:
+        ValueError: not one-dimensional, not integers, not strictly increasing, or outside 0 .. d-1.
+    """
+    positions = np.asarray(positions)
+    if positions.ndim != 1 or (positions.size and not np.issubdtype(positions.dtype, np.integer)):
+        raise ValueError(
+            f"positions: expected integers of shape [n], got {positions.dtype} {positions.shape}"
+        )
+    if positions.size == 0:
+        return np.zeros(0, np.uint32)
+    if positions[0] < 0 or positions[-1] >= d or not (positions[1:] > positions[:-1]).all():
+        raise ValueError(f"positions must be strictly increasing within 0 .. {d - 1}")
+    return positions.astype(np.uint32, copy=False)

@@ -1,0 +1,130 @@
+"""Containers of a fingerprint array: a grayscale PNG as in DeltaMask (arXiv 2311.17299), zstd, or the raw bytes.
+
+Received bytes never reach an image library: the PNG reader below accepts exactly what the writer makes (one 8-bit
+grayscale image of the expected size, rows unfiltered) and inflates at most the expected number of bytes.
+"""
+
+import math
+import struct
+import zlib
+
+import numpy as np
+import zstandard
+
+from deltamask_jax.codecs.codec import PayloadError
+
+CONTAINERS = ("raw", "png", "zstd")  # index = number on the wire
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def pack(data: bytes, container: str) -> bytes:
+    """Returns `data` in the named container."""
+    if container == "png":
+        return _png(data)
+    if container == "zstd":
+        return zstandard.ZstdCompressor(level=1).compress(data)
+    return bytes(data)
+
+
+def unpack(blob: bytes, size: int, container: str) -> bytes:
+    """Returns the `size` bytes inside the container; allocates a small multiple of `size` at most.
+
+    Raises:
+        PayloadError: the container is malformed or holds another number of bytes.
+    """
+    if container == "png":
+        return _read_png(blob, size)
+    if container == "zstd":
+        return _read_zstd(blob, size)
+    if len(blob) != size:
+        raise PayloadError(f"fingerprint array has {len(blob)} bytes, its geometry needs {size}")
+    return bytes(blob)
+
+
+def image_shape(size: int) -> tuple[int, int]:
+    """Height and width in pixels of the near-square image that holds `size` bytes."""
+    width = max(1, math.isqrt(max(size, 1) - 1) + 1)
+    return max(1, -(-size // width)), width
+
+
+def image(data: bytes) -> np.ndarray:
+    """The fingerprint array as the picture it travels as: u8[height, width], zero-padded."""
+    height, width = image_shape(len(data))
+    pixels = np.zeros(height * width, np.uint8)
+    pixels[: len(data)] = np.frombuffer(data, np.uint8)
+    return pixels.reshape(height, width)
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return (
+        struct.pack(">I", len(data))
+        + kind
+        + data
+        + struct.pack(">I", zlib.crc32(data, zlib.crc32(kind)))
+    )
+
+
+def _header(height: int, width: int) -> bytes:
+    return struct.pack(
+        ">IIBBBBB", width, height, 8, 0, 0, 0, 0
+    )  # 8 bits, grayscale, not interlaced
+
+
+def _png(data: bytes) -> bytes:
+    pixels = image(data)
+    rows = np.pad(pixels, ((0, 0), (1, 0)))  # each row starts with its filter type, 0
+    # All that deflate gains on fingerprints is the short code of empty (zero) slots: no need to search for matches.
+    deflate = zlib.compressobj(1, zlib.DEFLATED, 15, 9, zlib.Z_HUFFMAN_ONLY)
+    stream = deflate.compress(rows) + deflate.flush()
+    return b"".join(
+        (
+            _PNG_SIGNATURE,
+            _chunk(b"IHDR", _header(*pixels.shape)),
+            _chunk(b"IDAT", stream),
+            _chunk(b"IEND", b""),
+        )
+    )
+
+
+def _read_png(blob: bytes, size: int) -> bytes:
+    view = memoryview(blob)
+    height, width = image_shape(size)
+    start = _PNG_SIGNATURE + _chunk(b"IHDR", _header(height, width))
+    end = _chunk(b"IEND", b"")
+    first, last = len(start), len(view) - len(end)
+    if last - first < 12 or view[:first] != start or view[last:] != end:
+        raise PayloadError(f"not a PNG of one 8-bit grayscale image of {width} x {height} pixels")
+    (length,) = struct.unpack_from(">I", view, first)
+    if length != last - first - 12 or view[first + 4 : first + 8] != b"IDAT":
+        raise PayloadError("PNG must hold its pixels in one IDAT chunk")
+    stream = view[first + 8 : last - 4]
+    expected = height * (width + 1)
+    inflate = zlib.decompressobj()
+    try:
+        rows = inflate.decompress(stream, expected + 1)
+    except zlib.error as error:
+        raise PayloadError(f"PNG pixels do not inflate: {error}") from None
+    if len(rows) != expected or not inflate.eof or inflate.unused_data:
+        raise PayloadError(f"PNG pixels inflate to another size than {width} x {height}")
+    rows = np.frombuffer(rows, np.uint8).reshape(height, width + 1)
+    pixels = rows[:, 1:].ravel()
+    if rows[:, 0].any() or pixels[size:].any():
+        raise PayloadError("PNG rows must be unfiltered and padded with zeros")
+    return pixels[:size].tobytes()
+
+
+def _read_zstd(blob: bytes, size: int) -> bytes:
+    try:
+        # The frame's own claims decide what zstandard allocates: check them first.
+        frame = zstandard.get_frame_parameters(blob)
+        if frame.content_size != size or frame.window_size > max(size, 1024):
+            raise PayloadError(f"zstd frame claims {frame.content_size} bytes, expected {size}")
+        data = zstandard.ZstdDecompressor().decompress(
+            blob, max_output_size=size, allow_extra_data=False
+        )
+    except zstandard.ZstdError as error:
+        raise PayloadError(f"zstd frame does not decompress: {error}") from None
+    if len(data) != size:
+        raise PayloadError(f"zstd frame holds {len(data)} bytes, expected {size}")
+    return data

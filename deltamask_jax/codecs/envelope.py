@@ -1,0 +1,113 @@
+"""The 32-byte envelope around every payload, up or down. Byte by byte in docs/wire-format.md."""
+
+import struct
+import zlib
+from dataclasses import dataclass
+
+from deltamask_jax.codecs.codec import PayloadError
+
+MAGIC = b"DMJX"
+VERSION = 1
+SIZE = 32  # bytes
+
+# One table for all payload kinds; a number is never reused.
+CODEC_IDS = {
+    "bfuse": 1,
+    "xor": 2,
+    "bloom": 3,
+    "rice": 4,
+    "side_info": 5,
+    "arithmetic": 6,
+    "theta": 32,  # downlink: theta as u16[d]
+    "counts": 33,  # downlink: flips per position
+    "head": 34,  # classification head, both ways
+    "dense": 35,  # quantised or float updates (EDEN, DRIVE, QSGD, FedAvg)
+    "masks": 36,  # downlink: a binary mask
+}
+
+_FIELDS = struct.Struct("<4sBBHIIIII")  # without the CRC32, which follows
+assert _FIELDS.size == SIZE - 4
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """A checked payload: header fields and body.
+
+    Attributes:
+        codec_id: value of `CODEC_IDS`.
+        flags: u16, meaning given by the codec.
+        d: number of masked weights (or of values, where a payload carries something else).
+        n: number of keys (flips) or values.
+        round: round number.
+        client: client number; 0 on the downlink.
+        body: the bytes after the header, not copied.
+    """
+
+    codec_id: int
+    flags: int
+    d: int
+    n: int
+    round: int
+    client: int
+    body: memoryview
+
+
+def pack(codec_id: int, flags: int, d: int, n: int, round: int, client: int, body: bytes) -> bytes:
+    """Returns header + body.
+
+    Raises:
+        ValueError: a field does not fit its width.
+    """
+    try:
+        fields = _FIELDS.pack(MAGIC, VERSION, codec_id, flags, d, n, round, client, len(body))
+    except struct.error as error:
+        raise ValueError(f"envelope field out of range: {error}") from None
+    crc = zlib.crc32(body, zlib.crc32(fields))
+    return b"".join((fields, struct.pack("<I", crc), body))
+
+
+def unpack(
+    payload: bytes,
+    *,
+    codec_id: int | None = None,
+    d: int | None = None,
+    round: int | None = None,
+    client: int | None = None,
+) -> Envelope:
+    """Checks a received payload against what the receiver expects; allocates nothing.
+
+    Args:
+        payload: any bytes.
+        codec_id, d, round, client: expected values; None accepts any.
+
+    Raises:
+        PayloadError: truncated, corrupted, foreign, or meant for something else.
+    """
+    view = memoryview(payload).cast("B")
+    if len(view) < SIZE:
+        raise PayloadError(
+            f"payload of {len(view)} bytes is shorter than its {SIZE}-byte header (truncated?)"
+        )
+    magic, version, got_id, flags, got_d, n, got_round, got_client, length = _FIELDS.unpack_from(
+        view
+    )
+    if magic != MAGIC:
+        raise PayloadError("payload does not start with DMJX: not written by deltamask_jax")
+    if version != VERSION:
+        raise PayloadError(
+            f"payload has format version {version}, this program reads {VERSION}: use the same release"
+        )
+    if length != len(view) - SIZE:
+        raise PayloadError(
+            f"payload body has {len(view) - SIZE} bytes, header says {length} (truncated or padded)"
+        )
+    (crc,) = struct.unpack_from("<I", view, SIZE - 4)
+    if crc != zlib.crc32(view[SIZE:], zlib.crc32(view[: SIZE - 4])):
+        raise PayloadError("payload checksum does not match: corrupted on the way")
+    expectations = (("codec id", codec_id, got_id), ("d", d, got_d), ("round", round, got_round))
+    for field, expected, got in (*expectations, ("client", client, got_client)):
+        if expected is not None and expected != got:
+            raise PayloadError(f"payload has {field} {got}, expected {expected}")
+    if n > got_d:
+        raise PayloadError(f"payload claims {n} keys of only {got_d} positions")
+    return Envelope(got_id, flags, got_d, n, got_round, got_client, view[SIZE:])
