@@ -1,0 +1,208 @@
+"""Who holds which examples: partitions of a data set over clients, and who takes part in a round.
+
+Every partitioner uses every example exactly once; clients end up with different sizes, never truncated.
+"""
+
+import difflib
+
+import numpy as np
+
+PARTITIONS = ("dirichlet", "iid", "pathological", "users")
+_TRIES = 1000  # Dirichlet draws before giving up on the minimum
+
+
+def split(
+    name: str,
+    labels: np.ndarray,
+    num_clients: int,
+    *,
+    alpha: float = 10.0,
+    classes_per_client: int = 2,
+    users: np.ndarray | None = None,
+    min_examples: int = 1,
+    seed: int = 0,
+) -> list[np.ndarray]:
+    """Splits the examples over clients.
+
+    Args:
+        name: 'dirichlet', 'iid', 'pathological' or 'users'.
+        labels: i32[n].
+        num_clients: number of clients, each of which gets at least `min_examples`.
+        alpha: concentration of 'dirichlet'; small is heterogeneous.
+        classes_per_client: of 'pathological'.
+        users: i32[n], who each example came from, for 'users'.
+        min_examples: smallest allowed client, examples.
+        seed: the same seed gives the same split.
+
+    Returns:
+        Sorted i64 indices of each client's examples; together 0 … n−1, each once.
+
+    Raises:
+        ValueError: unknown name, or no such split exists.
+    """
+    labels = np.asarray(labels)
+    if num_clients < 1:
+        raise ValueError(f"num_clients must be at least 1, got {num_clients}")
+    if num_clients * min_examples > len(labels):
+        raise ValueError(
+            f"{len(labels)} examples cannot give {num_clients} clients {min_examples} each: "
+            "lower num_clients or min_examples"
+        )
+    rng = np.random.default_rng(seed)
+    match name:
+        case "dirichlet":
+            parts = _dirichlet(labels, num_clients, alpha, min_examples, rng)
+        case "iid":
+            parts = np.array_split(rng.permutation(len(labels)), num_clients)
+        case "pathological":
+            parts = _pathological(labels, num_clients, classes_per_client, rng)
+        case "users":
+            parts = _by_user(users, len(labels), num_clients, rng)
+        case _:
+            near = difflib.get_close_matches(name, PARTITIONS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(PARTITIONS)}"
+            raise ValueError(f"unknown partition {name!r}: {hint}")
+    smallest = min(len(part) for part in parts)
+    if smallest < min_examples:
+        raise ValueError(
+            f"the {name} partition leaves a client {smallest} examples, below min_examples={min_examples}: "
+            "lower num_clients or min_examples"
+        )
+    return [np.sort(part) for part in parts]
+
+
+def _dirichlet(
+    labels: np.ndarray, num_clients: int, alpha: float, min_examples: int, rng: np.random.Generator
+) -> list[np.ndarray]:
+    """Each class is dealt out in proportions ~ Dir(alpha) over the clients (Yurochkin et al., arXiv
+    1905.12022; Li et al., arXiv 2102.02079), drawn again until every client has its minimum."""
+    if not alpha > 0:
+        raise ValueError(f"alpha must be positive, got {alpha}")
+    by_class = _shuffled_classes(labels, rng)
+    class_sizes = np.array([len(members) for members in by_class])
+    for _ in range(_TRIES):
+        proportions = rng.dirichlet(
+            np.full(num_clients, alpha), size=len(by_class)
+        )  # f64[classes, clients]
+        ends = np.rint(np.cumsum(proportions, axis=1) * class_sizes[:, None]).astype(np.int64)
+        ends[:, -1] = class_sizes
+        sizes = np.diff(ends, axis=1, prepend=0).sum(axis=0)
+        if sizes.min() >= min_examples:
+            return _deal(by_class, ends)
+    raise ValueError(
+        f"{_TRIES} draws of Dirichlet(alpha={alpha:g}) never gave all {num_clients} clients {min_examples} of "
+        f"{len(labels)} examples: raise alpha, or lower num_clients or min_examples"
+    )
+
+
+def _pathological(
+    labels: np.ndarray, num_clients: int, classes_per_client: int, rng: np.random.Generator
+) -> list[np.ndarray]:
+    """Each client holds exactly `classes_per_client` classes (in the spirit of McMahan et al., arXiv
+    1602.05629, whose shards may straddle classes); a class is shared equally by the clients that hold it."""
+    by_class = _shuffled_classes(labels, rng)
+    classes = len(by_class)
+    if not 1 <= classes_per_client <= classes:
+        raise ValueError(f"classes_per_client must be in 1 … {classes}, got {classes_per_client}")
+    if num_clients * classes_per_client < classes:
+        raise ValueError(
+            f"{num_clients} clients × {classes_per_client} classes leave some of the {classes} classes with nobody: "
+            "raise classes_per_client or num_clients"
+        )
+    held = np.zeros((classes, num_clients), bool)
+    for client in range(num_clients):  # the least held classes first, ties at random
+        held[np.lexsort((rng.random(classes), held.sum(axis=1)))[:classes_per_client], client] = (
+            True
+        )
+    rank = np.cumsum(held, axis=1)  # holders up to and including this client
+    sizes = np.array([len(members) for members in by_class])
+    return _deal(by_class, rank * sizes[:, None] // rank[:, -1:])
+
+
+def _by_user(
+    users: np.ndarray | None, n: int, num_clients: int, rng: np.random.Generator
+) -> list[np.ndarray]:
+    """Users stay whole; with more users than clients, each next largest user joins the smallest client."""
+    if users is None:
+        raise ValueError("this data set names no users: choose another partition")
+    ids, user_of = np.unique(np.asarray(users), return_inverse=True)
+    if len(user_of) != n:
+        raise ValueError(f"{len(user_of)} user ids for {n} examples")
+    if len(ids) < num_clients:
+        raise ValueError(f"{len(ids)} users cannot make {num_clients} clients: lower num_clients")
+    sizes = np.bincount(user_of)
+    client_of_user, load = np.zeros(len(ids), np.int64), np.zeros(num_clients, np.int64)
+    for user in np.lexsort((rng.random(len(ids)), -sizes)):
+        client_of_user[user] = np.argmin(load)
+        load[client_of_user[user]] += sizes[user]
+    client_of = client_of_user[user_of]
+    return [np.flatnonzero(client_of == client) for client in range(num_clients)]
+
+
+def test_split(
+    train_parts: list[np.ndarray], train_labels: np.ndarray, test_labels: np.ndarray, seed: int = 0
+) -> list[np.ndarray]:
+    """Deals the test examples out so that each client's share has its own training label distribution.
+
+    Each class's test examples go to the clients in proportion to how many of its training examples they
+    hold (systematic rounding: no client is favoured, and counts are within one of exact). A client too
+    small for one expected example may get none. A class nobody trains on is dealt out evenly.
+
+    Args:
+        train_parts: each client's training indices.
+        train_labels: i32[n] of the training split.
+        test_labels: i32[m] of the test split.
+        seed: the same seed gives the same shares.
+
+    Returns:
+        Sorted i64 indices into the test split for each client; together 0 … m−1, each once.
+    """
+    rng = np.random.default_rng(seed)
+    by_class = _shuffled_classes(test_labels, rng)
+    held = histogram(train_parts, train_labels, len(by_class)).T[
+        : len(by_class)
+    ]  # i64[classes, clients]
+    held = np.where(held.sum(axis=1, keepdims=True) == 0, 1, held)
+    total = held.sum(axis=1, keepdims=True)
+    sizes = np.array([len(members) for members in by_class])[:, None]
+    offset = rng.integers(0, total)  # of the rounding, one a class
+    return [
+        np.sort(part)
+        for part in _deal(by_class, (np.cumsum(held, axis=1) * sizes + offset) // total)
+    ]
+
+
+test_split.__test__ = False  # a partitioner, whatever pytest makes of its name
+
+
+def cohort(num_clients: int, participation: float, seed: int, round: int) -> np.ndarray:
+    """The clients of one round, drawn without replacement from (seed, round): sorted i64, at least one.
+
+    Raises:
+        ValueError: participation is not in (0, 1].
+    """
+    if not 0 < participation <= 1:
+        raise ValueError(f"participation must be in (0, 1], got {participation}")
+    size = max(1, int(np.floor(participation * num_clients + 0.5)))
+    return np.sort(np.random.default_rng([seed, round]).choice(num_clients, size, replace=False))
+
+
+def histogram(parts: list[np.ndarray], labels: np.ndarray, num_classes: int = 0) -> np.ndarray:
+    """Examples of each class at each client, i64[clients, classes]."""
+    num_classes = max(num_classes, int(np.max(labels, initial=-1)) + 1)
+    return np.stack(
+        [np.bincount(np.asarray(labels)[part], minlength=num_classes) for part in parts]
+    )
+
+
+def _shuffled_classes(labels: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+    """Shuffled positions of each class 0 … max; classes without examples are empty."""
+    order = rng.permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    return np.split(order, np.cumsum(np.bincount(labels))[:-1])
+
+
+def _deal(by_class: list[np.ndarray], ends: np.ndarray) -> list[np.ndarray]:
+    """Cuts each class at `ends: i64[classes, clients]` and gives client k the k-th piece of every class."""
+    pieces = [np.split(members, cuts[:-1]) for members, cuts in zip(by_class, ends, strict=True)]
+    return [np.concatenate(of_client) for of_client in zip(*pieces, strict=True)]

@@ -1,0 +1,62 @@
+"""Seeded subsets that keep the label proportions."""
+
+import numpy as np
+
+from deltamask_jax.data.dataset import DataError, Dataset
+
+
+def shuffled(n: int, seed: int) -> np.ndarray:
+    """A permutation of 0 … n−1 as i64[n], the same in every NumPy version (raw PCG64 bits are stable)."""
+    return np.argsort(np.random.PCG64(seed).random_raw(n), kind="stable")
+
+
+def stratified(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """`size` sorted positions whose label counts are in proportion to those of `labels: i32[n]`.
+
+    Counts are rounded by largest remainder, so every class is within one example of its exact share.
+
+    Raises:
+        DataError: `size` is not in 0 … n.
+    """
+    n = len(labels)
+    if not 0 <= size <= n:
+        raise DataError(f"cannot take {size} of {n} examples")
+    order = shuffled(n, seed)
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    counts = np.bincount(labels)
+    quota, remainder = np.divmod(counts * size, max(n, 1))
+    quota[np.argsort(-remainder, kind="stable")[: size - quota.sum()]] += 1
+    rank = np.arange(n) - np.repeat(np.cumsum(counts) - counts, counts)  # position within its class
+    return np.sort(by_class[rank < np.repeat(quota, counts)])
+
+
+def train_test(
+    labels: np.ndarray, test_fraction: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted positions of a stratified training and test part, together every example once."""
+    test = stratified(labels, round(test_fraction * len(labels)), seed)
+    return np.setdiff1d(np.arange(len(labels)), test), test
+
+
+def subset(
+    dataset: Dataset, train_examples: int = 0, test_examples: int = 0, seed: int = 0
+) -> Dataset:
+    """A stratified, seeded part of a data set; 0 keeps the whole split.
+
+    Raises:
+        DataError: more examples are asked for than there are.
+    """
+    parts = []
+    for name, split, size in (
+        ("train", dataset.train, train_examples),
+        ("test", dataset.test, test_examples),
+    ):
+        if size == 0:
+            parts.append(split)
+            continue
+        if not 0 < size <= len(split):
+            raise DataError(
+                f"{name}_examples={size}, but {dataset.name} has {len(split)}; 0 takes them all"
+            )
+        parts.append(split.take(stratified(split.labels, size, seed)))
+    return Dataset(dataset.name, *parts, dataset.class_names)

@@ -1,0 +1,81 @@
+"""Preprocessing against Pillow, the resize the published weights were evaluated with."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deltamask_jax.data import preprocessing
+from deltamask_jax.data.preprocessing import CLIP, CONVMIXER, GLYPH, IMAGENET, INCEPTION
+
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+def _images(n: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (n, *shape), dtype=np.uint8)
+
+
+def _with_pillow(image: np.ndarray, p: preprocessing.Preprocessing) -> np.ndarray:
+    """The published recipe, one image at a time."""
+    picture = Image.fromarray(image).convert("RGB")
+    width, height = picture.size
+    if p.resize == "exact":
+        picture = picture.resize((p.size, p.size), FILTERS[p.filter])
+    else:
+        short = int(p.size / p.crop)
+        new = (
+            (short, int(short * height / width))
+            if width <= height
+            else (int(short * width / height), short)
+        )
+        picture = picture.resize(new, FILTERS[p.filter])
+        left, top = (picture.width - p.size) // 2, (picture.height - p.size) // 2
+        picture = picture.crop((left, top, left + p.size, top + p.size))
+    return (np.asarray(picture, np.float32) / 255 - np.float32(p.mean)) / np.float32(p.std)
+
+
+@pytest.mark.parametrize(
+    "p", [CLIP, IMAGENET, CONVMIXER, INCEPTION, GLYPH], ids=lambda p: f"{p.resize}-{p.crop}"
+)
+@pytest.mark.parametrize("shape", [(28, 28), (32, 32, 3), (300, 224, 3), (260, 391)], ids=str)
+def test_equals_pillow(p, shape):
+    images = _images(2, *shape)
+    got = preprocessing.apply(images, p)
+    want = np.stack([_with_pillow(image, p) for image in images])
+    assert got.shape == (2, p.size, p.size, 3) and got.dtype == np.float32
+    step = 1 / 255 / min(p.std)  # one grey level: Pillow rounds a few ties the other way
+    assert np.abs(got - want).max() <= 1.01 * step
+    assert (np.abs(got - want) > 1e-5).mean() < 1e-2
+
+
+def test_a_list_of_sizes_equals_one_at_a_time():
+    images = [_images(1, 20, 30, 3)[0], _images(1, 28, 28)[0], _images(1, 40, 33, 1)[0]]
+    together = preprocessing.apply(images, CLIP.at(16))
+    for image, got in zip(images, together, strict=True):
+        np.testing.assert_array_equal(got, preprocessing.apply(image[None], CLIP.at(16))[0])
+
+
+def test_grayscale_becomes_three_equal_channels_before_normalising():
+    got = preprocessing.apply(_images(3, 8, 8), GLYPH)
+    np.testing.assert_array_equal(got[..., 0], got[..., 2])
+    assert -1 <= got.min() < -0.5 and 0.5 < got.max() <= 1
+
+
+def test_no_resize_is_exact():
+    images = _images(2, 32, 32, 3)
+    np.testing.assert_allclose(preprocessing.apply(images, GLYPH), images / 127.5 - 1, atol=1e-6)
+
+
+def test_nothing_in_nothing_out():
+    assert preprocessing.apply([], GLYPH).shape == (0, 32, 32, 3)
+    assert preprocessing.apply(np.zeros((0, 8, 8), np.uint8), GLYPH).shape == (0, 32, 32, 3)
+
+
+def test_refuses_floats_and_odd_channels():
+    with pytest.raises(ValueError, match="uint8"):
+        preprocessing.apply(np.zeros((1, 8, 8), np.float32), GLYPH)
+    with pytest.raises(ValueError, match="h, w, 3"):
+        preprocessing.apply(np.zeros((1, 8, 8, 4), np.uint8), GLYPH)
+    with pytest.raises(ValueError, match="filter"):
+        dataclasses.replace(GLYPH, filter="nearest")
