@@ -1,0 +1,178 @@
+"""Frozen foundation models, cut where training starts.
+
+`build(config.model)` gives a `Model`: pure functions over a plain nested dict of parameters. The
+head is not part of it. Reading and writing checkpoints is the business of `deltamask_jax.pretrained`.
+"""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Callable
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+
+from deltamask_jax.data import preprocessing
+from deltamask_jax.models.vit import ViTConfig
+
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A frozen network cut into a prefix that never changes and a suffix whose kernels are masked.
+
+    Attributes:
+        name: preset name.
+        architecture: the frozen configuration the network was built from.
+        feature_dim: width of the features the head sees.
+        image_size: input side, pixels.
+        trained_blocks: blocks in the suffix.
+        preprocessing: how images must be prepared for this family, at this size.
+        masked: regular expression that the whole '/'-joined path of a masked parameter matches.
+        init: key -> params, random.
+        prefix: (params, images f32[n,s,s,3]) -> tokens [n,t,c] in the compute dtype.
+        suffix: (params, tokens [n,t,c]) -> features f32[n,feature_dim]; reads only the
+            parameters of the trained blocks and of what follows them.
+    """
+
+    name: str
+    architecture: Any
+    feature_dim: int
+    image_size: int
+    trained_blocks: int
+    preprocessing: preprocessing.Preprocessing
+    masked: str
+    init: Callable[[jax.Array], Params]
+    prefix: Callable[[Params, jax.Array], jax.Array]
+    suffix: Callable[[Params, jax.Array], jax.Array]
+
+
+def _vit(width: int, depth: int, heads: int, patch: int, **changes: Any) -> ViTConfig:
+    return ViTConfig("vit", width, depth, heads, 4 * width, patch, **changes)
+
+
+def _clip(width: int, depth: int, heads: int, patch: int, projection: int) -> ViTConfig:
+    return ViTConfig(
+        "clip", width, depth, heads, 4 * width, patch, eps=1e-5, activation="quick_gelu",
+        patch_bias=False, pre_norm=True, projection=projection,
+    )  # fmt: skip
+
+
+def _dinov2(width: int, depth: int, heads: int, registers: int, **changes: Any) -> ViTConfig:
+    shape = {"width": width, "depth": depth, "heads": heads, "mlp": 4 * width, "patch": 14}
+    variant = {"layer_scale": True, "registers": registers}
+    return ViTConfig("dinov2", **(shape | variant | changes))
+
+
+PRESETS: dict[str, Any] = {
+    "glyph_vit": _vit(128, 8, 4, 4, image_size=32),  # embedded, pretrained on rendered glyphs
+    "tiny_vit": _vit(32, 6, 2, 8, image_size=32),  # no weights: for tests
+    "vit_s16": _vit(384, 12, 6, 16),
+    "vit_b16": _vit(768, 12, 12, 16),
+    "vit_b32": _vit(768, 12, 12, 32),
+    "vit_l16": _vit(1024, 24, 16, 16),
+    "clip_vit_b32": _clip(768, 12, 12, 32, 512),
+    "clip_vit_b16": _clip(768, 12, 12, 16, 512),
+    "clip_vit_l14": _clip(1024, 24, 16, 14, 768),
+}
+for _suffix, _registers in (("", 0), ("_reg", 4)):
+    PRESETS |= {
+        f"dinov2_small{_suffix}": _dinov2(384, 12, 6, _registers),
+        f"dinov2_base{_suffix}": _dinov2(768, 12, 12, _registers),
+        f"dinov2_large{_suffix}": _dinov2(1024, 24, 16, _registers),
+        f"dinov2_giant{_suffix}": _dinov2(1536, 40, 24, _registers, mlp=4096, activation="swiglu"),
+    }
+
+# How each family was trained; a preset of its own name takes precedence.
+PREPROCESSING = {
+    "glyph_vit": preprocessing.GLYPH,
+    "vit": preprocessing.INCEPTION,
+    "clip": preprocessing.CLIP,
+    "dinov2": preprocessing.IMAGENET,
+    "convmixer": preprocessing.CONVMIXER,
+}
+
+
+def build(config: Any) -> Model:
+    """Builds the model `config` describes: name, image_size, trained_blocks, dtype, masked.
+
+    `image_size` 0 means the preset's own; `masked` '' the default rule: every attention and MLP (or
+    convolution) kernel of the last `trained_blocks` blocks. Biases, norms, embeddings stay frozen.
+
+    Raises:
+        ValueError: unknown name, image size no multiple of the patch, too many trained blocks, or a
+            masking rule that matches nothing or reaches into the frozen prefix.
+    """
+    if config.name not in PRESETS:
+        near = difflib.get_close_matches(config.name, PRESETS, n=1, cutoff=0)[0]
+        known = ", ".join(PRESETS)
+        raise ValueError(f"unknown model {config.name!r}; did you mean {near!r}? Known: {known}")
+    return from_architecture(
+        PRESETS[config.name],
+        name=config.name,
+        image_size=config.image_size,
+        trained_blocks=config.trained_blocks,
+        dtype=config.dtype,
+        masked=config.masked,
+    )
+
+
+def from_architecture(
+    architecture: Any,
+    *,
+    name: str = "custom",
+    image_size: int = 0,
+    trained_blocks: int = 5,
+    dtype: str = "float32",
+    masked: str = "",
+) -> Model:
+    """Builds a `Model` from any architecture; arguments and errors as for `build`."""
+    size = image_size or architecture.image_size
+    if size % architecture.stride:
+        raise ValueError(f"image_size {size} of {name} must be a multiple of {architecture.stride}")
+    if not 1 <= trained_blocks <= architecture.depth:
+        most = architecture.depth
+        raise ValueError(f"trained_blocks of {name} must be 1..{most}, got {trained_blocks}")
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"model dtype must be 'float32' or 'bfloat16', got {dtype!r}")
+    module = architecture.module(trained_blocks, jnp.dtype(dtype))
+
+    @jax.jit
+    def init(key: jax.Array) -> Params:
+        return module.init(key, jnp.zeros((1, size, size, 3)))["params"]
+
+    model = Model(
+        name=name,
+        architecture=architecture,
+        feature_dim=architecture.feature_dim,
+        image_size=size,
+        trained_blocks=trained_blocks,
+        preprocessing=PREPROCESSING.get(name, PREPROCESSING[architecture.family]).at(size),
+        masked=masked or architecture.masked_pattern(trained_blocks),
+        init=init,
+        prefix=lambda params, images: module.apply({"params": params}, images, method="prefix"),
+        suffix=lambda params, tokens: module.apply({"params": params}, tokens, method="suffix"),
+    )
+    if masked:
+        _check_masked(model)
+    return model
+
+
+def _check_masked(model: Model) -> None:
+    rule = f"model.masked={model.masked!r}"
+    try:
+        pattern = re.compile(model.masked)
+    except re.error as error:
+        raise ValueError(f"{rule} is not a regular expression: {error}") from None
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    paths = list(flax.traverse_util.flatten_dict(shapes, sep="/"))
+    chosen = [path for path in paths if pattern.fullmatch(path)]
+    if not chosen:
+        raise ValueError(f"{rule} matches no whole parameter path; one is {paths[-1]!r}")
+    trained = re.compile(model.architecture.trained_pattern(model.trained_blocks))
+    frozen = [path for path in chosen if not trained.fullmatch(path)]
+    if frozen:
+        raise ValueError(f"{rule} reaches {frozen[0]!r} in the prefix; raise model.trained_blocks")

@@ -1,0 +1,231 @@
+"""One vision transformer for the ViT, CLIP and DINOv2 families.
+
+arXiv 2010.11929, 2103.00020 and 2304.07193; a frozen `ViTConfig` selects the variant. Parameter
+names are those of vision_transformer and Scenic (`embedding`, `cls`,
+`Transformer/encoderblock_i/...`), so their checkpoints need no renaming. What those projects do not
+have is named `registers`, `Transformer/pre_norm`, `encoderblock_i/LayerScale_{0,1}/scale` and
+`projection/kernel`.
+
+The network is cut in two: `prefix` is the embedding and the blocks that stay frozen, `suffix` the
+last `trained_blocks` blocks, the final norm and the pooling. Only the suffix is differentiated,
+once per client under `jax.vmap`.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTConfig:
+    """Shape and variant of a vision transformer.
+
+    Attributes:
+        family: 'vit', 'clip' or 'dinov2': the names `pretrained` reads and the preprocessing.
+        width, depth, heads, mlp: token width, blocks, attention heads, hidden width of the MLP.
+        patch, image_size: pixels.
+        eps: of every LayerNorm.
+        activation: 'gelu' (exact), 'gelu_tanh', 'quick_gelu', or 'swiglu' (gated: the MLP's first
+            kernel is 2 * mlp wide).
+        patch_bias: whether the patch embedding has a bias.
+        pre_norm: LayerNorm on the embedded tokens (CLIP).
+        layer_scale: learned per-channel scale on both residual branches (DINOv2).
+        registers: number of register tokens between cls and the patches (arXiv 2309.16588).
+        pooling: 'cls' token or 'mean' of the patch tokens.
+        projection: width of CLIP's bias-free projection of the pooled feature; 0 for none.
+    """
+
+    family: str
+    width: int
+    depth: int
+    heads: int
+    mlp: int
+    patch: int
+    image_size: int = 224
+    eps: float = 1e-6
+    activation: str = "gelu"
+    patch_bias: bool = True
+    pre_norm: bool = False
+    layer_scale: bool = False
+    registers: int = 0
+    pooling: str = "cls"
+    projection: int = 0
+
+    @property
+    def feature_dim(self) -> int:
+        return self.projection or self.width
+
+    @property
+    def stride(self) -> int:
+        """Pixels per token along one side; the image size must be a multiple of it."""
+        return self.patch
+
+    def module(self, trained_blocks: int, dtype: jnp.dtype) -> nn.Module:
+        return VisionTransformer(self, trained_blocks, dtype)
+
+    def trained_pattern(self, trained_blocks: int) -> str:
+        """Regular expression for the paths of every parameter that only the suffix uses."""
+        blocks = "|".join(str(i) for i in range(self.depth - trained_blocks, self.depth))
+        return rf"(Transformer/encoderblock_({blocks})/|Transformer/encoder_norm/|projection/).*"
+
+    def masked_pattern(self, trained_blocks: int) -> str:
+        """Default masking rule: attention and MLP kernels of the last blocks (arXiv 2311.17299)."""
+        blocks = "|".join(str(i) for i in range(self.depth - trained_blocks, self.depth))
+        layers = "MultiHeadDotProductAttention_0|MlpBlock_0"
+        return rf"Transformer/encoderblock_({blocks})/({layers})/\w+/kernel"
+
+
+ACTIVATIONS = {
+    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: nn.gelu(x, approximate=True),
+    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
+}
+
+
+class MlpBlock(nn.Module):
+    config: ViTConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        c = self.config
+        gated = c.activation == "swiglu"
+        width = 2 * c.mlp if gated else c.mlp
+        hidden = nn.Dense(width, dtype=self.dtype, name="Dense_0")(x)
+        if gated:
+            gate, value = jnp.split(hidden, 2, axis=-1)
+            hidden = nn.silu(gate) * value
+        else:
+            hidden = ACTIVATIONS[c.activation](hidden)
+        return nn.Dense(c.width, dtype=self.dtype, name="Dense_1")(hidden)
+
+
+class Attention(nn.Module):
+    """Multi-head attention; kernels [c,heads,c/heads], out [heads,c/heads,c] (arXiv 1706.03762)."""
+
+    config: ViTConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, queries: jax.Array, x: jax.Array) -> jax.Array:
+        """Attention of queries f[n,q,c] over x f[n,t,c], f[n,q,c]."""
+        width, heads = self.config.width, self.config.heads
+
+        def project(name: str, inputs: jax.Array) -> jax.Array:
+            return nn.DenseGeneral((heads, width // heads), dtype=self.dtype, name=name)(inputs)
+
+        query, key, value = project("query", queries), project("key", x), project("value", x)
+        mixed = jax.nn.dot_product_attention(query, key, value)
+        return nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, name="out")(mixed)
+
+
+class LayerScale(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x * self.param("scale", nn.initializers.ones, (x.shape[-1],)).astype(x.dtype)
+
+
+class EncoderBlock(nn.Module):
+    config: ViTConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, kept: int | None = None) -> jax.Array:
+        """f[n,t,c] -> f[n,kept,c]: outputs of the first `kept` tokens (None: all)."""
+        c = self.config
+
+        def scaled(branch: jax.Array, i: int) -> jax.Array:
+            return LayerScale(name=f"LayerScale_{i}")(branch) if c.layer_scale else branch
+
+        normed = nn.LayerNorm(c.eps, dtype=self.dtype, name="LayerNorm_0")(x)
+        attention = Attention(c, self.dtype, name="MultiHeadDotProductAttention_0")
+        x = x[:, :kept] + scaled(attention(normed[:, :kept], normed), 0)
+        normed = nn.LayerNorm(c.eps, dtype=self.dtype, name="LayerNorm_1")(x)
+        return x + scaled(MlpBlock(c, self.dtype, name="MlpBlock_0")(normed), 1)
+
+
+class PositionEmbedding(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (1, *x.shape[1:])
+        return x + self.param("pos_embedding", nn.initializers.normal(0.02), shape).astype(x.dtype)
+
+
+class Encoder(nn.Module):
+    config: ViTConfig
+    dtype: jnp.dtype
+
+    def setup(self) -> None:
+        self.posembed_input = PositionEmbedding()
+        if self.config.pre_norm:
+            self.pre_norm = nn.LayerNorm(self.config.eps, dtype=self.dtype)
+        blocks = range(self.config.depth)
+        self.encoderblock = [EncoderBlock(self.config, self.dtype) for _ in blocks]
+        self.encoder_norm = nn.LayerNorm(self.config.eps, dtype=self.dtype)
+
+    def add_positions(self, x: jax.Array) -> jax.Array:
+        return self.posembed_input(x)
+
+    def run_blocks(self, x: jax.Array, first: int, last: int) -> jax.Array:
+        """Blocks first..last-1; pre-norm before block 0, final norm after the last one.
+
+        The last block of a cls-pooled network computes the cls token alone: nothing else is used.
+        """
+        depth = self.config.depth
+        if first == 0 and self.config.pre_norm:
+            x = self.pre_norm(x)
+        for i in range(first, last):
+            only_cls = i == depth - 1 and self.config.pooling == "cls"
+            x = self.encoderblock[i](x, 1 if only_cls else None)
+        return self.encoder_norm(x) if last == depth else x
+
+
+class VisionTransformer(nn.Module):
+    """The network; `module.apply({'params': params}, x, method='prefix' | 'suffix')`."""
+
+    config: ViTConfig
+    trained_blocks: int
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self) -> None:
+        self.Transformer = Encoder(self.config, self.dtype)
+        if self.config.projection:
+            self.projection = nn.Dense(self.config.projection, use_bias=False, dtype=self.dtype)
+
+    @nn.compact  # so that the suffix runs on a tree without the prefix's parameters
+    def prefix(self, images: jax.Array) -> jax.Array:
+        """images f32[n,s,s,3] -> tokens dtype[n,t,c] that enter the first trained block."""
+        c, n, patch = self.config, images.shape[0], (self.config.patch, self.config.patch)
+        embedding = nn.Conv(
+            c.width,
+            kernel_size=patch,
+            strides=patch,
+            padding="VALID",
+            use_bias=c.patch_bias,
+            dtype=self.dtype,
+            name="embedding",
+        )
+
+        def token(name: str, count: int) -> jax.Array:
+            value = self.param(name, nn.initializers.normal(0.02), (1, count, c.width))
+            return jnp.broadcast_to(value.astype(self.dtype), (n, count, c.width))
+
+        x = jnp.concatenate([token("cls", 1), embedding(images).reshape(n, -1, c.width)], axis=1)
+        x = self.Transformer.add_positions(x)
+        if c.registers:
+            x = jnp.concatenate([x[:, :1], token("registers", c.registers), x[:, 1:]], axis=1)
+        return self.Transformer.run_blocks(x, 0, c.depth - self.trained_blocks)
+
+    def suffix(self, tokens: jax.Array) -> jax.Array:
+        """tokens [n,t,c] -> features f32[n,feature_dim]."""
+        c, x = self.config, tokens.astype(self.dtype)
+        x = self.Transformer.run_blocks(x, c.depth - self.trained_blocks, c.depth)
+        x = x[:, 0] if c.pooling == "cls" else x[:, 1 + c.registers :].mean(axis=1)
+        if c.projection:
+            x = self.projection(x)
+        return x.astype(jnp.float32)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        return self.suffix(self.prefix(images))
