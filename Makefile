@@ -1,0 +1,29 @@
+# `make run` and `make test` need only Python >= 3.11 and make; each sets up .venv on first use.
+PYTHON ?= python3
+WORKDIR ?= runs/quickstart
+EXTRAS ?= test
+BIN := .venv/bin
+INSTALLED := .venv/installed-$(subst $(comma),-,$(EXTRAS))
+comma := ,
+
+.PHONY: install run test lint clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS)]"
+	touch $@
+
+run: install
+	$(BIN)/python -m deltamask_jax.main --config=configs/quickstart.py --workdir=$(WORKDIR)
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,65 @@
+"""How the server merges what clients sent: Beta–Bernoulli posterior of masks, weighted means of weights."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class BetaPosterior:
+    """Beta posterior of every mask probability (FedPM, ICLR 2023; DeltaMask §3, step 7).
+
+    Attributes:
+        alpha: f32[d], λ₀ plus the votes for 1.
+        beta: f32[d], λ₀ plus the votes for 0.
+    """
+
+    alpha: jax.Array
+    beta: jax.Array
+
+
+def prior(d: int, lambda0: float) -> BetaPosterior:
+    """The state at the start and after each reset: α = β = λ₀."""
+    return BetaPosterior(jnp.full(d, lambda0, jnp.float32), jnp.full(d, lambda0, jnp.float32))
+
+
+@partial(jax.jit, donate_argnums=0)
+def vote(posterior: BetaPosterior, ones: jax.Array, voters: jax.Array) -> BetaPosterior:
+    """α += Σ m̂, β += K − Σ m̂.
+
+    Args:
+        ones: Σ m̂ over the round's clients, i32[d].
+        voters: K, the number of clients whose masks arrived.
+    """
+    return BetaPosterior(posterior.alpha + ones, posterior.beta + (voters - ones))
+
+
+@jax.jit
+def mode(posterior: BetaPosterior, fallback: jax.Array) -> jax.Array:
+    """θ = (α − 1)/(α + β − 2), f32[d]; `fallback` f32[d] where there is no vote yet (0/0 at λ₀ = 1)."""
+    votes = posterior.alpha + posterior.beta - 2
+    return jnp.where(votes > 0, (posterior.alpha - 1) / jnp.where(votes > 0, votes, 1), fallback)
+
+
+def resets_at(round_number: int, participation: float) -> bool:
+    """Whether the posterior returns to its prior before this round's votes: every 1/ρ rounds."""
+    return round_number % max(1, round(1 / participation)) == 0
+
+
+def weighted_mean(trees: list, weights: list[float]):
+    """Mean of pytrees of arrays, weighted (FedAvg, arXiv 1602.05629: weights are example counts).
+
+    Raises:
+        ValueError: no tree, or the weights do not sum to a positive number.
+    """
+    total = float(sum(weights))
+    if not trees or not total > 0:
+        raise ValueError("weighted_mean needs at least one tree and a positive total weight")
+    shares = [w / total for w in weights]
+    return jax.tree.map(
+        lambda *leaves: sum(s * np.asarray(x) for s, x in zip(shares, leaves, strict=True)), *trees
+    )

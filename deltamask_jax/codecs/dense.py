@@ -1,0 +1,61 @@
+"""Dense vectors on the wire: θ as 16-bit integers on the downlink, float32 weights both ways.
+
+The body is the vector's little-endian bytes, byte planes apart (all low bytes, then the next, …), through
+zstd: θ after a posterior reset takes few values, and the planes of the exponents of weights repeat.
+"""
+
+import numpy as np
+import zstandard
+
+from deltamask_jax.codecs import envelope
+from deltamask_jax.codecs.codec import PayloadError
+
+SERVER = 0xFFFFFFFF  # the envelope's client number on the downlink
+
+_CODEC_IDS = {np.dtype("<u2"): "theta", np.dtype("<f4"): "dense"}
+
+
+def encode(vector: np.ndarray, *, round_number: int, client: int) -> bytes:
+    """One payload.
+
+    Args:
+        vector: u16[n] or f32[n].
+        client: client id, or `SERVER` on the downlink.
+
+    Raises:
+        ValueError: another dtype, or not one-dimensional.
+    """
+    vector = np.ascontiguousarray(vector)
+    if vector.ndim != 1 or vector.dtype not in _CODEC_IDS:
+        raise ValueError(f"dense codec takes u16[n] or f32[n], got {vector.dtype}{list(vector.shape)}")
+    little = vector.astype(vector.dtype.newbyteorder("<"), copy=False)
+    planes = np.ascontiguousarray(little.view(np.uint8).reshape(-1, vector.itemsize).T)
+    body = zstandard.ZstdCompressor(level=1).compress(planes.tobytes())
+    code = envelope.CODEC_IDS[_CODEC_IDS[vector.dtype]]
+    return envelope.pack(code, 0, vector.size, vector.size, round_number, client, body)
+
+
+def decode(payload: bytes, size: int, dtype: type, *, round_number: int, client: int) -> np.ndarray:
+    """The vector, `dtype[size]`.
+
+    Raises:
+        PayloadError: not such a payload, or float values that are not finite.
+    """
+    dtype = np.dtype(dtype)
+    code = envelope.CODEC_IDS[_CODEC_IDS[dtype]]
+    parcel = envelope.unpack(payload, codec_id=code, d=size, round=round_number, client=client)
+    expected = size * dtype.itemsize
+    try:
+        # The content size is checked before anything is allocated; without one zstd would refuse.
+        if zstandard.frame_content_size(parcel.body) != expected:
+            raise PayloadError(f"dense payload does not hold {size} values of {dtype}")
+        planes = zstandard.ZstdDecompressor().decompress(parcel.body, max_output_size=expected)
+    except zstandard.ZstdError as error:
+        raise PayloadError(f"dense payload does not decompress: {error}") from None
+    if len(planes) != expected:
+        raise PayloadError(f"dense payload does not hold {size} values of {dtype}")
+    values = np.frombuffer(planes, np.uint8).reshape(dtype.itemsize, size).T
+    vector = np.ascontiguousarray(values).view(dtype.newbyteorder("<")).reshape(size).astype(dtype)
+    if dtype.kind == "f" and not np.isfinite(vector).all():
+        raise PayloadError("dense payload holds values that are not finite")
+    return vector

@@ -1,0 +1,116 @@
+"""What one client does with its data, as pure functions: `init`, `step` for each batch, `final`.
+
+A `LocalTraining` says nothing about how many clients there are or where they run; `cohort.py` maps it over
+a cohort. Two kinds exist: training mask logits (DeltaMask, FedPM, …) and training weights (linear probing,
+full fine-tuning, …).
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from deltamask_jax import masks
+from deltamask_jax.flat_index import FlatIndex
+from deltamask_jax.public_random import uniforms_at
+
+Batch = dict[str, jax.Array]  # inputs [b, ...], labels i32[b], weights f32[b] (0 for padding)
+Forward = Callable[[Any, Any, jax.Array], jax.Array]  # (params, head, inputs) -> logits f32[b, classes]
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalTraining:
+    """One client's training, vmappable over clients.
+
+    Attributes:
+        init: (frozen, received) -> carry. `frozen` never changes, `received` is the round's broadcast.
+        step: (frozen, received, carry, batch, key) -> (carry, mean loss of the batch).
+        final: (frozen, received, carry, private) -> update, what leaves the device. `private` is what differs
+            between clients beside their data (a pytree with a leading client axis in the cohort).
+    """
+
+    init: Callable
+    step: Callable
+    final: Callable
+
+
+def cross_entropy(logits: jax.Array, batch: Batch) -> jax.Array:
+    """Mean softmax cross-entropy over the examples of a batch that are not padding, f32[]."""
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
+    return jnp.sum(losses * batch["weights"]) / jnp.maximum(jnp.sum(batch["weights"]), 1)
+
+
+def mask_training(
+    forward: Forward,
+    index: FlatIndex,
+    optimizer: optax.GradientTransformation,
+    theta_clip: float,
+    final: Callable[[jax.Array, Any, Any], Any],
+) -> LocalTraining:
+    """Train mask logits by straight-through Bernoulli sampling (DeltaMask §3, step 2).
+
+    Logits live as a tree of kernels, like the weights they mask, and become one vector only at the end.
+
+    Args:
+        forward: network with frozen weights and head.
+        index: which weights are masked.
+        optimizer: applied to the logits; the paper uses Adam.
+        theta_clip: start logits from θ inside [theta_clip, 1 − theta_clip].
+        final: (theta_k u16[d], received, private) -> update. `received['theta']` is θ_g, u16[d].
+    """
+
+    def init(frozen, received):
+        logits = index.unravel(masks.logits(received["theta"], theta_clip))
+        return logits, optimizer.init(logits)
+
+    def step(frozen, received, carry, batch, key):
+        logits, state = carry
+        weights = index.kernels(frozen["params"])
+        words = jax.random.bits(key, (2,), jnp.uint32)
+        theta = jax.tree.map(jax.nn.sigmoid, logits)
+        masked = jax.tree.map(
+            lambda p, w, at: jnp.where(masks.sample(p, uniforms_at(words, at, jnp)), w, 0),
+            theta,
+            weights,
+            index.positions(),
+        )
+
+        def loss_of(kernels):
+            params = index.merge(frozen["params"], kernels)
+            return cross_entropy(forward(params, received["head"], batch["inputs"]), batch)
+
+        loss, grads = jax.value_and_grad(loss_of)(masked)
+        grads = jax.tree.map(masks.straight_through, grads, weights, theta)
+        updates, state = optimizer.update(grads, state, logits)
+        return (optax.apply_updates(logits, updates), state), loss
+
+    def final_(frozen, received, carry, private):
+        theta = jax.nn.sigmoid(index.ravel(carry[0]))
+        return final(masks.theta16(theta), received, private)
+
+    return LocalTraining(init, step, final_)
+
+
+def weight_training(
+    loss_of: Callable[[Any, Any, Batch], jax.Array], optimizer: optax.GradientTransformation
+) -> LocalTraining:
+    """Train whatever weights were received by gradient descent; the update is the trained weights.
+
+    Args:
+        loss_of: (frozen, trained weights, batch) -> mean loss.
+        optimizer: applied to the weights.
+    """
+
+    def init(frozen, received):
+        return received, optimizer.init(received)
+
+    def step(frozen, received, carry, batch, key):
+        weights, state = carry
+        loss, grads = jax.value_and_grad(lambda w: loss_of(frozen, w, batch))(weights)
+        updates, state = optimizer.update(grads, state, weights)
+        return (optax.apply_updates(weights, updates), state), loss
+
+    return LocalTraining(init, step, lambda frozen, received, carry, private: carry[0])

@@ -1,0 +1,108 @@
+"""Stochastic masks over frozen weights: DeltaMask (arXiv 2311.17299) §3, steps 1–4 of a round.
+
+Each masked weight w has a logit s, a probability θ = sigmoid(s) and a bit m ~ Bernoulli(θ); the network
+runs on m ⊙ w. While a client trains, θ is a float. Wherever both ends must agree it is the integer
+θ16 = round(65536 θ), clamped to 0 … 65535, and a mask is an integer comparison: m = [u < θ16] with the
+public uniforms u of `public_random`.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+SCALE = 65536  # θ16 and u16 count in units of 1/SCALE
+
+
+def theta16(theta: jax.Array) -> jax.Array:
+    """Probabilities f32[...] in 0 … 1 to the integers that travel, u16[...]."""
+    return jnp.clip(jnp.round(theta * SCALE), 0, SCALE - 1).astype(jnp.uint16)
+
+
+def logits(theta: jax.Array, clip: float) -> jax.Array:
+    """Start of local training: logits f32[...] of θ16 u16[...], θ held inside [clip, 1 − clip].
+
+    At θ = 0 or 1 the gradient of the sigmoid is gone, so a weight there could never come back.
+    """
+    p = jnp.clip(theta.astype(jnp.float32) / SCALE, clip, 1 - clip)
+    return jnp.log(p) - jnp.log1p(-p)
+
+
+def draw(theta: jax.Array, uniforms: jax.Array) -> jax.Array:
+    """The mask both ends draw: bool[...] = [u < θ16], from u16[...] and u16[...]. NumPy arrays stay NumPy."""
+    return uniforms < theta
+
+
+def sample(theta: jax.Array, uniforms: jax.Array) -> jax.Array:
+    """A client's private sample while it trains: bool[...] from float θ f32[...] and u16[...]."""
+    return uniforms.astype(jnp.float32) < theta * SCALE
+
+
+def straight_through(grad: jax.Array, weights: jax.Array, theta: jax.Array) -> jax.Array:
+    """Gradient of the loss in the logits, from the gradient in the masked weights m ⊙ w.
+
+    The straight-through estimator takes ∂m/∂θ = 1 (Bengio et al., arXiv 1308.3432), hence
+    ∂L/∂s = ∂L/∂(m w) · w · θ(1 − θ).
+
+    Args:
+        grad: f32[...], ∂L/∂(m ⊙ w).
+        weights: frozen weights w, f32[...].
+        theta: sigmoid of the logits, f32[...].
+    """
+    return grad * weights * theta * (1 - theta)
+
+
+def bernoulli_kl(theta_k: jax.Array, theta_g: jax.Array) -> jax.Array:
+    """KL(θ_k ‖ θ_g) of two Bernoulli variables in nats, f32[...], from u16[...] integers.
+
+    Half a unit is added so that the ends of the range stay finite.
+    """
+    p = (theta_k.astype(jnp.float32) + 0.5) / (SCALE + 1)
+    q = (theta_g.astype(jnp.float32) + 0.5) / (SCALE + 1)
+    return p * jnp.log(p / q) + (1 - p) * (jnp.log1p(-p) - jnp.log1p(-q))
+
+
+def top_kappa(flips: jax.Array, score: jax.Array, kappa: float | jax.Array) -> jax.Array:
+    """Keep the ⌈κ·n⌉ highest-scored of n flips; ties go to the lower position.
+
+    A bisection over the bit patterns of the scores (31 counting passes over d) instead of a sort of d.
+
+    Args:
+        flips: bool[d].
+        score: f32[d]; only its values where `flips` count. Negative values rank as zero.
+        kappa: fraction kept, 0 … 1; may be traced.
+
+    Returns:
+        bool[d], a subset of `flips`.
+    """
+    keep = jnp.ceil(kappa * jnp.sum(flips) - 1e-4).astype(jnp.int32)
+    # Non-negative floats compare like their bit patterns; −1 marks positions that did not flip.
+    rank = jax.lax.bitcast_convert_type(jnp.maximum(score, 0.0), jnp.int32)
+    rank = jnp.where(flips, rank, -1)
+
+    def halve(_, bounds):  # invariant: count(rank ≥ low) ≥ keep > count(rank ≥ high)
+        low, high = bounds
+        middle = low + (high - low) // 2
+        enough = jnp.sum(rank >= middle) >= keep
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+    start = (jnp.int32(0), jnp.int32(np.iinfo(np.int32).max))
+    threshold, _ = jax.lax.fori_loop(0, 31, halve, start)
+    above = rank > threshold
+    tied = rank == threshold
+    return above | (tied & (jnp.cumsum(tied) <= keep - jnp.sum(above)))
+
+
+def client_flips(
+    theta_k: jax.Array, theta_g: jax.Array, uniforms: jax.Array, kappa: float | jax.Array
+) -> jax.Array:
+    """Step 3–4: flips between the client's mask and the global one, the top κ of them by KL.
+
+    Args:
+        theta_k, theta_g, uniforms: u16[d].
+        kappa: fraction kept, 0 … 1.
+
+    Returns:
+        bool[d].
+    """
+    flips = draw(theta_k, uniforms) != draw(theta_g, uniforms)
+    return top_kappa(flips, bernoulli_kl(theta_k, theta_g), kappa)

@@ -1,0 +1,27 @@
+"""Linear probing: only the head is trained, by federated averaging. The lower bracket, and DeltaMask's head.
+
+DeltaMask starts from a head that one round of this method has trained (its "LP" initialisation).
+"""
+
+import optax
+
+from deltamask_jax.local_training import cross_entropy
+from deltamask_jax.methods import Method, Task
+from deltamask_jax.methods.fedavg import averaging
+
+
+def linear_probe(config, task: Task) -> Method:
+    """Train the head on the frozen network's features."""
+
+    def loss_of(frozen, head, batch):
+        return cross_entropy(batch["inputs"] @ head["kernel"] + head["bias"], batch)
+
+    return averaging(
+        "linear_probe",
+        "features",
+        weights=task.head,
+        frozen=(),
+        loss_of=loss_of,
+        optimizer=optax.adam(config.head.learning_rate),
+        eval_params=lambda head: (task.params, head),
+    )

@@ -1,0 +1,100 @@
+"""Public randomness: 16-bit uniforms both ends of the wire compute from a few integers.
+
+DeltaMask (arXiv 2311.17299, §3) lets server and client draw the same mask from a public seed. That only
+works if the generator is part of the protocol, not of a framework, so it is specified here in full and
+implemented once, over NumPy or `jax.numpy`, with the same bits from both (golden values in the tests).
+All arithmetic is on unsigned 32-bit integers, modulo 2³².
+
+    mix(h):                                   # the finaliser of MurmurHash3 (A. Appleby, public domain)
+        h ^= h >> 16;  h *= 0x85EBCA6B
+        h ^= h >> 13;  h *= 0xC2B2AE35
+        h ^= h >> 16
+
+    stream_key(seed, round, client, purpose):
+        a, b = 0x9E3779B9, 0x7F4A7C15
+        for word in (seed mod 2³², seed div 2³², round, client, purpose):
+            a = mix(a ^ word)
+            b = mix(b + a)
+        return a, b
+
+    uniform(key = (a, b), position) = mix(mix(position + a) ^ b) >> 16      # an integer in 0 … 65535
+
+A mask bit with probability θ/65536, θ an integer in 0 … 65535, is `uniform < θ`. The hash is fast and
+statistically sound (tested), not cryptographic: it hides nothing, and nothing here needs hiding.
+"""
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+EVERY_CLIENT = 0xFFFFFFFF  # the `client` word of a stream that all clients of a round share
+
+# Purposes keep the streams of one run apart: one seed serves them all.
+MASK = 1  # the uniforms a round's masks are drawn from
+
+_MASK32 = 0xFFFFFFFF
+
+Key = tuple[Any, Any]  # two uint32 words, NumPy scalars or traced JAX values
+
+
+def _mix_int(h: int) -> int:
+    h ^= h >> 16
+    h = (h * 0x85EBCA6B) & _MASK32
+    h ^= h >> 13
+    h = (h * 0xC2B2AE35) & _MASK32
+    return h ^ (h >> 16)
+
+
+def _mix(h, xp: ModuleType):
+    h = h ^ (h >> xp.uint32(16))
+    h = h * xp.uint32(0x85EBCA6B)
+    h = h ^ (h >> xp.uint32(13))
+    h = h * xp.uint32(0xC2B2AE35)
+    return h ^ (h >> xp.uint32(16))
+
+
+def stream_key(seed: int, round: int, client: int, purpose: int) -> tuple[np.uint32, np.uint32]:
+    """The two 32-bit words that name one stream of uniforms.
+
+    Args:
+        seed: the run's public seed, 0 … 2⁶⁴−1.
+        round: round number, 0 … 2³²−1.
+        client: client id, or `EVERY_CLIENT` for a stream shared by the whole cohort.
+        purpose: what the stream is for, `MASK` for a round's masks.
+
+    Raises:
+        ValueError: an argument is negative or too large for its field.
+    """
+    if not 0 <= seed < 1 << 64:
+        raise ValueError(f"seed must be in 0 … 2^64-1, got {seed}")
+    for name, value in (("round", round), ("client", client), ("purpose", purpose)):
+        if not 0 <= value <= _MASK32:
+            raise ValueError(f"{name} must be in 0 … 2^32-1, got {value}")
+    a, b = 0x9E3779B9, 0x7F4A7C15
+    for word in (seed & _MASK32, seed >> 32, round, client, purpose):
+        a = _mix_int(a ^ int(word))
+        b = _mix_int((b + a) & _MASK32)
+    return np.uint32(a), np.uint32(b)
+
+
+def uniforms_at(key: Key, positions, xp: ModuleType = np):
+    """Uniform integers at given positions.
+
+    Args:
+        key: two uint32 words, from `stream_key` or any other source of 64 random bits.
+        positions: u32[...] positions in the flat index space.
+        xp: `numpy` or `jax.numpy`; both give the same bits.
+
+    Returns:
+        u16[...], uniform on 0 … 65535.
+    """
+    with np.errstate(over="ignore"):
+        h = _mix(xp.asarray(positions, xp.uint32) + xp.asarray(key[0], xp.uint32), xp)
+        h = _mix(h ^ xp.asarray(key[1], xp.uint32), xp)
+        return (h >> xp.uint32(16)).astype(xp.uint16)
+
+
+def uniforms(key: Key, d: int, xp: ModuleType = np):
+    """Uniform integers at positions 0 … d−1, as u16[d]. See `uniforms_at`."""
+    return uniforms_at(key, xp.arange(d, dtype=xp.uint32), xp)
