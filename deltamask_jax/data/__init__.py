@@ -21,7 +21,7 @@ def load(spec: str, *, cache_dir: str | Path | None = None) -> Dataset:
 
     Args:
         spec: 'digits', 'idx:DIR', 'folder:DIR', 'npz:FILE' or 'tfds:NAME'.
-        cache_dir: where prepared `tfds:` data sets lie; by default TFDS's own ~/tensorflow_datasets.
+        cache_dir: where prepared `tfds:` data sets lie; by default ~/tensorflow_datasets.
 
     Raises:
         DataError: the name is unknown or the data is missing or malformed; it says what to do.

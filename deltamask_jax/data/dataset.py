@@ -16,8 +16,8 @@ class Split:
     """Labelled images.
 
     Attributes:
-        images: u8[n, h, w] or u8[n, h, w, c], or a sequence that decodes lazily: `len()`, and indexing
-            by an integer array, which gives u8[k, h, w, c] or a list of u8[h, w, c] of several sizes.
+        images: u8[n, h, w] or u8[n, h, w, c], or `LazyImages`, which decode when indexed by an
+            integer array and give u8[k, h, w, c], or a list of u8[h, w, c] where sizes differ.
         labels: i32[n], in 0 … classes−1.
         users: i32[n], who each example came from, where the source says; else None.
     """

@@ -1,4 +1,4 @@
-"""The handwritten digits that scikit-learn bundles: 1,797 images of 8 × 8, ten classes, no download."""
+"""The handwritten digits that scikit-learn bundles: 1,797 images of 8 × 8, no download."""
 
 import numpy as np
 

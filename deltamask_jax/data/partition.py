@@ -1,9 +1,12 @@
 """Who holds which examples: partitions of a data set over clients, and who takes part in a round.
 
-Every partitioner uses every example exactly once; clients end up with different sizes, never truncated.
+Every partitioner uses every example exactly once: clients differ in size, none is truncated.
 """
 
 import difflib
+import json
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -65,8 +68,8 @@ def split(
     smallest = min(len(part) for part in parts)
     if smallest < min_examples:
         raise ValueError(
-            f"the {name} partition leaves a client {smallest} examples, below min_examples={min_examples}: "
-            "lower num_clients or min_examples"
+            f"the {name} partition leaves a client {smallest} examples, min_examples is "
+            f"{min_examples}: lower num_clients or min_examples"
         )
     return [np.sort(part) for part in parts]
 
@@ -81,39 +84,36 @@ def _dirichlet(
     by_class = _shuffled_classes(labels, rng)
     class_sizes = np.array([len(members) for members in by_class])
     for _ in range(_TRIES):
-        proportions = rng.dirichlet(
-            np.full(num_clients, alpha), size=len(by_class)
-        )  # f64[classes, clients]
-        ends = np.rint(np.cumsum(proportions, axis=1) * class_sizes[:, None]).astype(np.int64)
+        shares = rng.dirichlet(np.full(num_clients, alpha), size=len(by_class))
+        ends = np.rint(np.cumsum(shares, axis=1) * class_sizes[:, None]).astype(np.int64)
         ends[:, -1] = class_sizes
         sizes = np.diff(ends, axis=1, prepend=0).sum(axis=0)
         if sizes.min() >= min_examples:
             return _deal(by_class, ends)
     raise ValueError(
-        f"{_TRIES} draws of Dirichlet(alpha={alpha:g}) never gave all {num_clients} clients {min_examples} of "
-        f"{len(labels)} examples: raise alpha, or lower num_clients or min_examples"
+        f"{_TRIES} draws of Dirichlet(alpha={alpha:g}) never gave all {num_clients} clients "
+        f"{min_examples} of {len(labels)} examples: raise alpha or lower min_examples"
     )
 
 
 def _pathological(
     labels: np.ndarray, num_clients: int, classes_per_client: int, rng: np.random.Generator
 ) -> list[np.ndarray]:
-    """Each client holds exactly `classes_per_client` classes (in the spirit of McMahan et al., arXiv
-    1602.05629, whose shards may straddle classes); a class is shared equally by the clients that hold it."""
-    by_class = _shuffled_classes(labels, rng)
+    """Each client holds exactly `classes_per_client` classes (McMahan et al., arXiv 1602.05629, but
+    their shards may straddle classes); a class is shared equally by the clients that hold it."""
+    by_class = [members for members in _shuffled_classes(labels, rng) if len(members)]
     classes = len(by_class)
     if not 1 <= classes_per_client <= classes:
         raise ValueError(f"classes_per_client must be in 1 … {classes}, got {classes_per_client}")
     if num_clients * classes_per_client < classes:
         raise ValueError(
-            f"{num_clients} clients × {classes_per_client} classes leave some of the {classes} classes with nobody: "
+            f"{num_clients} clients of {classes_per_client} classes cannot hold all {classes}: "
             "raise classes_per_client or num_clients"
         )
     held = np.zeros((classes, num_clients), bool)
-    for client in range(num_clients):  # the least held classes first, ties at random
-        held[np.lexsort((rng.random(classes), held.sum(axis=1)))[:classes_per_client], client] = (
-            True
-        )
+    for client in range(num_clients):
+        least_held = np.lexsort((rng.random(classes), held.sum(axis=1)))  # ties at random
+        held[least_held[:classes_per_client], client] = True
     rank = np.cumsum(held, axis=1)  # holders up to and including this client
     sizes = np.array([len(members) for members in by_class])
     return _deal(by_class, rank * sizes[:, None] // rank[:, -1:])
@@ -122,7 +122,7 @@ def _pathological(
 def _by_user(
     users: np.ndarray | None, n: int, num_clients: int, rng: np.random.Generator
 ) -> list[np.ndarray]:
-    """Users stay whole; with more users than clients, each next largest user joins the smallest client."""
+    """Users stay whole; of more users than clients, each next largest joins the smallest client."""
     if users is None:
         raise ValueError("this data set names no users: choose another partition")
     ids, user_of = np.unique(np.asarray(users), return_inverse=True)
@@ -142,11 +142,11 @@ def _by_user(
 def test_split(
     train_parts: list[np.ndarray], train_labels: np.ndarray, test_labels: np.ndarray, seed: int = 0
 ) -> list[np.ndarray]:
-    """Deals the test examples out so that each client's share has its own training label distribution.
+    """Deals out the test examples so that each client's share has its training label distribution.
 
-    Each class's test examples go to the clients in proportion to how many of its training examples they
-    hold (systematic rounding: no client is favoured, and counts are within one of exact). A client too
-    small for one expected example may get none. A class nobody trains on is dealt out evenly.
+    Each class's test examples go to the clients in proportion to how many of its training examples
+    they hold (systematic rounding: no client is favoured, counts are within one of exact). A client
+    too small for one expected example may get none. A class nobody trains on is dealt evenly.
 
     Args:
         train_parts: each client's training indices.
@@ -159,24 +159,20 @@ def test_split(
     """
     rng = np.random.default_rng(seed)
     by_class = _shuffled_classes(test_labels, rng)
-    held = histogram(train_parts, train_labels, len(by_class)).T[
-        : len(by_class)
-    ]  # i64[classes, clients]
-    held = np.where(held.sum(axis=1, keepdims=True) == 0, 1, held)
+    held = histogram(train_parts, train_labels, len(by_class)).T[: len(by_class)]
+    held = np.where(held.sum(axis=1, keepdims=True) == 0, 1, held)  # i64[classes, clients]
     total = held.sum(axis=1, keepdims=True)
     sizes = np.array([len(members) for members in by_class])[:, None]
     offset = rng.integers(0, total)  # of the rounding, one a class
-    return [
-        np.sort(part)
-        for part in _deal(by_class, (np.cumsum(held, axis=1) * sizes + offset) // total)
-    ]
+    ends = (np.cumsum(held, axis=1) * sizes + offset) // total
+    return [np.sort(part) for part in _deal(by_class, ends)]
 
 
 test_split.__test__ = False  # a partitioner, whatever pytest makes of its name
 
 
 def cohort(num_clients: int, participation: float, seed: int, round: int) -> np.ndarray:
-    """The clients of one round, drawn without replacement from (seed, round): sorted i64, at least one.
+    """The clients of a round, drawn without replacement from (seed, round): sorted i64[≥ 1].
 
     Raises:
         ValueError: participation is not in (0, 1].
@@ -187,12 +183,68 @@ def cohort(num_clients: int, participation: float, seed: int, round: int) -> np.
     return np.sort(np.random.default_rng([seed, round]).choice(num_clients, size, replace=False))
 
 
+def save(
+    workdir: str | Path, parts: list[np.ndarray], labels: np.ndarray, class_names: Sequence[str]
+) -> None:
+    """Writes the split to `split.json`, one client a line, and draws it to `split.png`.
+
+    A line holds the client's number of examples, how many of each class, and their indices.
+
+    Args:
+        workdir: an existing directory.
+        parts: each client's training indices.
+        labels: i32[n] of the training split.
+        class_names: of the classes 0 … C−1.
+    """
+    counts = histogram(parts, labels, len(class_names))
+    lines = [
+        json.dumps(
+            {"examples": len(part), "labels": row.tolist(), "indices": np.asarray(part).tolist()},
+            separators=(",", ":"),
+        )
+        for part, row in zip(parts, counts, strict=True)
+    ]
+    head = f'{{"class_names":{json.dumps(list(class_names))},\n"clients":[\n'
+    Path(workdir, "split.json").write_text(head + ",\n".join(lines) + "\n]}\n")
+    _draw(counts, class_names).savefig(Path(workdir, "split.png"), dpi=120)
+
+
+def _draw(counts: np.ndarray, class_names: Sequence[str]):
+    """A stacked bar a client, a colour a class; the legend only where it can be read."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure  # no pyplot: no global state, no display
+
+    clients, classes = counts.shape
+    figure = Figure(figsize=(min(16.0, max(6.0, 2.5 + 0.22 * clients)), 4), layout="constrained")
+    axes = figure.subplots()
+    colours = colormaps["tab10" if classes <= 10 else "tab20" if classes <= 20 else "turbo"]
+    bottom = np.zeros(clients)
+    for k in range(classes):
+        colour = colours(k if classes <= 20 else k / (classes - 1))
+        axes.bar(range(clients), counts[:, k], 0.85, bottom, color=colour, label=class_names[k])
+        bottom += counts[:, k]
+    axes.set(xlabel="client", ylabel="training examples", xlim=(-0.6, clients - 0.4))
+    axes.set_ylim(0, 1.03 * max(bottom.max(), 1))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.spines[["top", "right"]].set_visible(False)
+    if classes <= 30:
+        figure.legend(
+            loc="outside right center",
+            ncols=1 + classes // 16,
+            reverse=True,  # as the bars are stacked
+            fontsize="small",
+            frameon=False,
+        )
+    else:
+        axes.set_title(f"{classes} classes, coloured by index", fontsize="medium")
+    return figure
+
+
 def histogram(parts: list[np.ndarray], labels: np.ndarray, num_classes: int = 0) -> np.ndarray:
     """Examples of each class at each client, i64[clients, classes]."""
-    num_classes = max(num_classes, int(np.max(labels, initial=-1)) + 1)
-    return np.stack(
-        [np.bincount(np.asarray(labels)[part], minlength=num_classes) for part in parts]
-    )
+    labels = np.asarray(labels)
+    num_classes = max(num_classes, labels.max(initial=-1) + 1)
+    return np.stack([np.bincount(labels[part], minlength=num_classes) for part in parts])
 
 
 def _shuffled_classes(labels: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
@@ -203,6 +255,6 @@ def _shuffled_classes(labels: np.ndarray, rng: np.random.Generator) -> list[np.n
 
 
 def _deal(by_class: list[np.ndarray], ends: np.ndarray) -> list[np.ndarray]:
-    """Cuts each class at `ends: i64[classes, clients]` and gives client k the k-th piece of every class."""
+    """Cuts each class at `ends: i64[classes, clients]`; client k gets every class's k-th piece."""
     pieces = [np.split(members, cuts[:-1]) for members, cuts in zip(by_class, ends, strict=True)]
     return [np.concatenate(of_client) for of_client in zip(*pieces, strict=True)]

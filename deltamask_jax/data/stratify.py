@@ -6,14 +6,15 @@ from deltamask_jax.data.dataset import DataError, Dataset
 
 
 def shuffled(n: int, seed: int) -> np.ndarray:
-    """A permutation of 0 … n−1 as i64[n], the same in every NumPy version (raw PCG64 bits are stable)."""
+    """A permutation of 0 … n−1 as i64[n], the same in every NumPy version."""
+    # NumPy promises stable raw bits, not stable shuffles.
     return np.argsort(np.random.PCG64(seed).random_raw(n), kind="stable")
 
 
 def stratified(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
     """`size` sorted positions whose label counts are in proportion to those of `labels: i32[n]`.
 
-    Counts are rounded by largest remainder, so every class is within one example of its exact share.
+    Counts are rounded by largest remainder: every class is within one example of its exact share.
 
     Raises:
         DataError: `size` is not in 0 … n.
