@@ -1,7 +1,8 @@
 """Frozen foundation models, cut where training starts.
 
 `build(config.model)` gives a `Model`: pure functions over a plain nested dict of parameters. The
-head is not part of it. Reading and writing checkpoints is the business of `deltamask_jax.pretrained`.
+head is not part of it. Reading and writing checkpoints is the business of
+`deltamask_jax.pretrained`.
 """
 
 import dataclasses
