@@ -1,6 +1,6 @@
 """Every setting of a run with its default and unit. Other configs start from here and change a few lines.
 
-    python -m deltamask_jax.main --config=configs/quickstart.py --config.rounds=5 --config.mask.theta_init=0.9
+python -m deltamask_jax.main --config=configs/quickstart.py --config.rounds=5 --config.mask.theta_init=0.9
 """
 
 from ml_collections import ConfigDict

@@ -114,9 +114,7 @@ def train(
 
     steps = np.concatenate([plan.steps, np.zeros(padding, np.int32)])
     batches, private, keys = jax.tree.map(pad, (plan.batches, private, keys))
-    updates, losses = _train_vmap(
-        training, chunk, frozen, received, examples, batches, steps, private, keys
-    )
+    updates, losses = _train_vmap(training, chunk, frozen, received, examples, batches, steps, private, keys)
     return jax.tree.map(lambda x: x[:clients], updates), np.asarray(losses)[:clients]
 
 
@@ -170,9 +168,7 @@ def _train_loop(training, frozen, received, examples, plan, private, keys):
     for k, steps in enumerate(plan.steps):
         carry = (training.init(frozen, received), jnp.float32(0))
         for step in range(int(steps)):
-            carry = _loop_step(
-                training, frozen, received, examples, plan.batches[k], keys[k], step, carry
-            )
+            carry = _loop_step(training, frozen, received, examples, plan.batches[k], keys[k], step, carry)
         mine = jax.tree.map(lambda x, k=k: x[k], private)
         updates.append(training.final(frozen, received, carry[0], mine))
         losses.append(float(carry[1]) / max(int(steps), 1))

@@ -88,9 +88,7 @@ def deltamask(config, task: Task) -> Method:
         return dense.encode(state.theta, round_number=round_number, client=dense.SERVER)
 
     def receive(payload, round_number):
-        theta = dense.decode(
-            payload, index.d, np.uint16, round_number=round_number, client=dense.SERVER
-        )
+        theta = dense.decode(payload, index.d, np.uint16, round_number=round_number, client=dense.SERVER)
         return {
             "theta": jnp.asarray(theta),
             "head": task.head,
@@ -140,9 +138,7 @@ def deltamask(config, task: Task) -> Method:
         name="deltamask",
         inputs="tokens",
         frozen={"params": task.params},
-        training=mask_training(
-            forward, index, optax.adam(options.learning_rate), options.theta_clip, final
-        ),
+        training=mask_training(forward, index, optax.adam(options.learning_rate), options.theta_clip, final),
         init=init,
         broadcast=broadcast,
         receive=receive,
@@ -157,7 +153,7 @@ def deltamask(config, task: Task) -> Method:
 
 
 def _beta(config, state, change, global_ones, voters, round_number):
-    """The paper's aggregation; rounds count from 1, and the first starts from the prior as every reset does."""
+    """The paper's aggregation. Rounds count from 1; the first starts from the prior, like every reset."""
     posterior = state.posterior
     if aggregation.resets_at(round_number - 1, config.participation):
         posterior = aggregation.prior(len(state.theta), config.mask.lambda0)
@@ -166,7 +162,7 @@ def _beta(config, state, change, global_ones, voters, round_number):
 
 
 def _control_variate(config, state, change, global_ones, voters, round_number):
-    """θ_g + mean(m̂_k − m_g,k): with one u per client an unbiased estimate of mean θ_k, without the noise of m_g."""
+    """θ_g + mean(m̂_k − m_g,k): with one u per client unbiased for mean θ_k, without the noise of m_g."""
     return jnp.asarray(state.theta) / masks.SCALE + change / voters, state.posterior
 
 

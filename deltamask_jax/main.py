@@ -1,0 +1,77 @@
+"""Command line: python -m deltamask_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
+
+Any setting of configs/common.py can be changed behind it: --config.rounds=10 --config.mask.theta_init=0.9
+"""
+
+import runpy
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from deltamask_jax import config as config_lib
+
+FLAGS = flags.FLAGS
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config file, for example configs/quickstart.py.", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder the run writes to; made if it does not exist.")
+_DEBUG = flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
+
+
+def _stop(message: object) -> None:
+    sys.exit(f"error: {message}")
+
+
+def _base_config(argv: list[str]) -> dict:
+    """The settings of the config file named on the command line, without its overrides."""
+    named = next(arg.split("=", 1)[1] for arg in argv if arg.startswith(("--config=", "-config=")))
+    path, _, options = named.partition(":")
+    get_config = runpy.run_path(path)["get_config"]
+    return config_lib.flatten(get_config(options) if options else get_config())
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parse the command line; a mistake ends the program with one line that says what to change."""
+    try:
+        rest = FLAGS(argv)
+        if _CONFIG.value is None:
+            _stop("say which config to run, for example --config=configs/quickstart.py")
+        if len(rest) > 1:
+            _stop(f"unexpected argument {rest[1]!r}; settings are changed by --config.name=value")
+        return rest
+    except AttributeError:  # an override of a setting that does not exist
+        known = _base_config(argv)
+        for arg in argv:
+            name = arg.lstrip("-").split("=")[0].removeprefix("config.")
+            if arg.lstrip("-").startswith("config.") and name not in known:
+                _stop(f"unknown setting config.{name}: {config_lib.nearest(name, known)}")
+        raise
+    except OSError as error:
+        _stop(f"cannot load the config file: {' '.join(str(error).split()[-12:])}")
+    except flags.Error as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        cause = lines[-1] if "Traceback" in str(error) else lines[0]
+        _stop(cause.removeprefix("ValueError: "))
+
+
+def main(argv: list[str]) -> None:
+    from deltamask_jax import experiment  # imports jax, after the command line is known to be good
+
+    try:
+        experiment.run(_CONFIG.value, _WORKDIR.value or "runs/" + _CONFIG.value.method)
+    except (ValueError, OSError) as error:
+        if _DEBUG.value:
+            raise
+        _stop(error)
+    except KeyboardInterrupt:
+        _stop("interrupted")
+
+
+def entry_point() -> None:
+    """Start of the `deltamask` command."""
+    app.run(main, flags_parser=parse_flags)
+
+
+if __name__ == "__main__":
+    entry_point()

@@ -1,0 +1,83 @@
+"""The ledger of a run: bytes, accuracy and seconds, as files anyone can read and pictures of them."""
+
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def bits_per_parameter(num_bytes: int, clients: int, d: int) -> float:
+    """Measured payload bits a client a masked weight: 8 · bytes / (clients · d)."""
+    return 8 * num_bytes / (clients * d)
+
+
+def binary_entropy(p: float) -> float:
+    """H(p) in bits, the least an exact code of independent flips at rate p could average."""
+    return 0.0 if p in (0.0, 1.0) else -p * math.log2(p) - (1 - p) * math.log2(1 - p)
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON file whole or not at all."""
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text(json.dumps(value, indent=2) + "\n")
+    scratch.replace(path)
+
+
+def append(path: Path, record: dict[str, Any]) -> None:
+    """Append one JSON object as a line."""
+    with path.open("a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def payload_image(payload: bytes) -> Image.Image:
+    """A payload as a grayscale image: the image inside it, where there is one, else its bytes row by row."""
+    start = payload.find(PNG_SIGNATURE)
+    if start >= 0:
+        return Image.open(io.BytesIO(payload[start:]))
+    side = max(1, math.isqrt(len(payload)))
+    rows = -(-len(payload) // side)
+    pixels = np.frombuffer(payload.ljust(rows * side, b"\0"), np.uint8)
+    return Image.fromarray(pixels.reshape(rows, side))
+
+
+def draw_curves(path: Path, records: list[dict[str, Any]], linear_probe: float, title: str) -> None:
+    """Accuracy against rounds and against megabytes sent so far, as a PNG.
+
+    Args:
+        records: the lines of metrics.jsonl.
+        linear_probe: accuracy drawn as the lower bracket.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    up = np.cumsum([r["uplink_bytes"] for r in records]) / 1e6
+    down = np.cumsum([r["downlink_bytes"] for r in records]) / 1e6
+    evaluated = [i for i, r in enumerate(records) if r["accuracy"] is not None]
+    accuracy = [100 * records[i]["accuracy"] for i in evaluated]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
+    left.plot([records[i]["round"] for i in evaluated], accuracy, marker=".")
+    left.set(xlabel="round", ylabel="test accuracy (%)")
+    right.plot(up[evaluated], accuracy, marker=".", label="uplink")
+    right.plot((up + down)[evaluated], accuracy, marker=".", label="uplink + downlink")
+    right.set(xlabel="megabytes sent, all clients together", xscale="log")
+    for axes in (left, right):
+        axes.axhline(100 * linear_probe, color="gray", linestyle="--", label="linear probe")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def table(rows: list[tuple[str, str]]) -> str:
+    """Two aligned columns of text."""
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
