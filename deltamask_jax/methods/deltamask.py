@@ -11,6 +11,7 @@ One round, in the paper's order:
 """
 
 import dataclasses
+import inspect
 from functools import partial
 from typing import Any
 
@@ -47,10 +48,17 @@ def evaluated_mask(theta: jax.Array, kind: str) -> jax.Array:
     return look_up("mask.evaluate", kind, means)()
 
 
+def flip_codec(settings) -> codecs.Codec:
+    """The codec of `config.codec`, with those of its settings that this codec has."""
+    factory = look_up("codec", settings.name, codecs.REGISTRY)
+    has = inspect.signature(factory).parameters
+    return codecs.get(settings.name, **{name: settings[name] for name in settings if name in has})
+
+
 def deltamask(config, task: Task) -> Method:
     """DeltaMask with the settings of `config.mask` and `config.codec`."""
     options, index = config.mask, task.index
-    codec = codecs.from_config(config.codec)
+    codec = flip_codec(config.codec)
     shared = look_up("mask.uniforms", options.uniforms, {"shared": True, "per_client": False})
     merge_votes = look_up(
         "mask.aggregator",

@@ -1,0 +1,57 @@
+"""Fixtures shared by the whole suite: one tiny federated problem, built once."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Two fake devices would not change these tests; sharding tests start their own process.
+
+import jax
+import numpy as np
+import pytest
+
+from configs import common
+from deltamask_jax import models
+from deltamask_jax.flat_index import FlatIndex
+from deltamask_jax.methods import Task
+from deltamask_jax.rounds import Problem
+
+
+def tiny_config(**changes):
+    """A config small enough for tests: random weights, six clients, two blocks trained."""
+    config = common.get_config()
+    config.clients, config.rounds, config.batch_size = 6, 2, 8
+    config.model.name, config.model.checkpoint, config.model.trained_blocks = "tiny_vit", "", 2
+    config.train_examples, config.test_examples = 100, 60
+    config.head.epochs = 2
+    for name, value in changes.items():
+        *path, last = name.split("__")
+        node = config
+        for part in path:
+            node = node[part]
+        node[last] = value
+    return config
+
+
+@pytest.fixture(scope="session")
+def problem() -> Problem:
+    """Random features of ragged clients (sizes 1 … 20) for a tiny random ViT; no data set, no files."""
+    config = tiny_config()
+    model = models.build(config.model)
+    params = model.init(jax.random.key(0))
+    rng = np.random.default_rng(0)
+    sizes = np.array([1, 20, 7, 8, 16, 3])
+    parts = np.split(rng.permutation(sizes.sum()), np.cumsum(sizes)[:-1])
+    labels = rng.integers(0, 3, sizes.sum()).astype(np.int32)
+    tokens = rng.normal(size=(sizes.sum(), 17, 32)).astype(np.float32) + labels[:, None, None]
+    head = {"kernel": jax.random.normal(jax.random.key(1), (32, 3)) * 0.3, "bias": jax.numpy.zeros(3)}
+    index = FlatIndex.create(params, model.masked)
+    task = Task(model, params, head, index)
+    tokens = jax.numpy.asarray(tokens)
+    features = jax.jit(model.suffix)(params, tokens)
+    return Problem(
+        config=config,
+        task=task,
+        inputs={"tokens": (tokens, tokens), "features": (features, features)},
+        labels=(jax.numpy.asarray(labels), jax.numpy.asarray(labels)),
+        parts=parts,
+    )

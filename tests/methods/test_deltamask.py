@@ -1,0 +1,115 @@
+"""DeltaMask: what the server computes from bytes equals the definition on dense masks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deltamask_jax import masks, methods
+from deltamask_jax.codecs import PayloadError
+from deltamask_jax.public_random import EVERY_CLIENT, MASK, stream_key, uniforms
+from tests.conftest import tiny_config
+
+
+def build(problem, **changes):
+    return methods.build(tiny_config(**changes), problem.task)
+
+
+def random_round(method, index, clients, round_number=1):
+    """A state with spread θ and, for each client, a random θ_k near it."""
+    rng = np.random.default_rng(round_number)
+    state = method.init()
+    theta = rng.integers(700, 64800, index.d).astype(np.uint16)
+    state = type(state)(theta, state.posterior)
+    nearby = [np.clip(theta + rng.normal(0, 2000, index.d), 0, 65535).astype(np.uint16) for _ in clients]
+    return state, nearby
+
+
+@pytest.mark.parametrize("who", ["shared", "per_client"])
+@pytest.mark.parametrize("aggregator", ["beta", "control_variate"])
+def test_aggregate_equals_the_definition_on_dense_masks(problem, who, aggregator):
+    index, clients = problem.task.index, np.array([0, 2, 5])
+    method = build(problem, mask__uniforms=who, mask__aggregator=aggregator, mask__kappa=1.0, mask__kappa_final=1.0)
+    state, thetas = random_round(method, index, clients)
+    received = method.receive(method.broadcast(state, 1), 1)
+    np.testing.assert_array_equal(received["theta"], state.theta)
+    private = method.private(1, clients)
+    decoded, own, globe = [], [], []
+    for row, (client, theta_k) in enumerate(zip(clients, thetas, strict=True)):
+        word = EVERY_CLIENT if who == "shared" else client
+        u = uniforms(stream_key(0, 1, int(word), MASK), index.d)
+        own.append(u < theta_k)
+        globe.append(u < state.theta)
+        # Exact positions, so that the filter's false positives do not blur the comparison.
+        decoded.append(np.flatnonzero(own[-1] != globe[-1]).astype(np.uint32))
+        packed = _final(method, index, theta_k, received, jax.tree.map(lambda x, row=row: x[row], private))
+        np.testing.assert_array_equal(np.flatnonzero(np.unpackbits(packed, count=index.d)), decoded[-1])
+        payload = method.encode(state, packed, 1, int(client))
+        hits = method.decode(state, payload, 1, int(client))
+        assert np.isin(decoded[-1], hits).all()  # a filter has no false negatives
+        assert len(hits) - len(decoded[-1]) < index.d * 2**-8 * 3
+    new = method.aggregate(state, decoded, clients, [1, 1, 1], 1)
+    mean = np.mean(own, axis=0)
+    if aggregator == "control_variate":
+        mean = state.theta / masks.SCALE + mean - np.mean(globe, axis=0)
+    expected = np.clip(np.round(mean * masks.SCALE), 0.01 * masks.SCALE, 0.99 * masks.SCALE)
+    np.testing.assert_allclose(new.theta, expected, atol=2)
+
+
+def _final(method, index, theta_k, received, private):
+    """`training.final` on given θ_k: hand it the logits of that θ_k."""
+    s = jnp.asarray(theta_k, jnp.float32) / masks.SCALE
+    s = jnp.log(jnp.maximum(s, 1e-9)) - jnp.log(jnp.maximum(1 - s, 1e-9))
+    packed = method.training.final(None, received, (index.unravel(s), None), private)
+    # The float logit does not hit every integer θ; compare through the same rounding.
+    theta16 = np.asarray(masks.theta16(jax.nn.sigmoid(s)))
+    assert np.abs(theta16.astype(int) - theta_k).max() <= 1
+    theta_k[:] = theta16
+    return np.asarray(packed)
+
+
+def test_shared_uniforms_are_one_stream_and_per_client_are_many(problem):
+    clients = np.array([0, 1])
+    shared = build(problem).private(1, clients)
+    own = build(problem, mask__uniforms="per_client").private(1, clients)
+    assert shared[0][0] == shared[0][1] and own[0][0] != own[0][1]
+
+
+def test_kappa_follows_a_cosine(problem):
+    method = build(problem, rounds=11, mask__kappa=0.8, mask__kappa_final=0.2)
+    payload = lambda r: method.receive(method.broadcast(method.init(), r), r)["kappa"]  # noqa: E731
+    np.testing.assert_allclose([payload(1), payload(6), payload(11)], [0.8, 0.5, 0.2], rtol=1e-5)
+
+
+def test_evaluated_networks(problem):
+    index = problem.task.index
+    theta = np.linspace(655, 64880, index.d).astype(np.uint16)
+    for kind, multiplier in (("mean", theta / masks.SCALE), ("threshold", theta > 32768)):
+        method = build(problem, mask__evaluate=kind)
+        state = type(method.init())(theta, None)
+        params, head = method.eval_params(state)
+        expected = index.ravel(index.kernels(problem.task.params)) * multiplier
+        np.testing.assert_allclose(index.ravel(index.kernels(params)), expected, rtol=1e-5, atol=1e-7)
+        assert head is problem.task.head
+
+
+def test_payloads_of_another_round_client_or_network_are_refused(problem):
+    method = build(problem)
+    state = method.init()
+    packed = np.packbits(np.arange(problem.task.index.d) % 97 == 0)
+    payload = method.encode(state, packed, 1, 3)
+    method.decode(state, payload, 1, 3)
+    for round_number, client in ((2, 3), (1, 4)):
+        with pytest.raises(PayloadError):
+            method.decode(state, payload, round_number, client)
+    with pytest.raises(PayloadError):
+        method.decode(state, payload[:-1], 1, 3)
+
+
+@pytest.mark.parametrize(
+    "setting, value", [("uniforms", "share"), ("aggregator", "betas"), ("evaluate", "median")]
+)
+def test_unknown_choices_name_the_nearest(problem, setting, value):
+    with pytest.raises(ValueError, match="did you mean"):
+        method = build(problem, **{f"mask__{setting}": value})
+        method.eval_params(method.init())

@@ -1,0 +1,141 @@
+"""The cohort: loop == vmap at every chunk, ragged clients, no lost example, one compilation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from deltamask_jax import cohort
+from deltamask_jax.local_training import cross_entropy, mask_training, weight_training
+from deltamask_jax.public_random import MASK, stream_key
+
+
+def plan(problem, clients, epochs=2, batch_size=8, round_number=1):
+    return cohort.schedule(
+        problem.parts,
+        clients,
+        epochs=epochs,
+        batch_size=batch_size,
+        seed=0,
+        round_number=round_number,
+        purpose=0,
+    )
+
+
+def test_schedule_shows_every_example_once_an_epoch(problem):
+    clients = np.array([1, 3, 5])
+    schedule = plan(problem, clients, epochs=2)
+    assert schedule.batches.shape == (3, 2 * 3, 8)  # the largest client has 20 examples
+    for row, client in enumerate(clients):
+        part = problem.parts[client]
+        steps = schedule.steps[row]
+        assert steps == 2 * -(-len(part) // 8)
+        used = schedule.batches[row, :steps].reshape(2, -1)
+        for epoch in used:
+            np.testing.assert_array_equal(np.sort(epoch[epoch >= 0]), np.sort(part))
+        assert (schedule.batches[row, steps:] == -1).all()
+
+
+def test_schedule_depends_on_seed_round_and_client_but_not_on_the_cohort(problem):
+    alone, among = plan(problem, np.array([1])), plan(problem, np.array([0, 1, 4]))
+    np.testing.assert_array_equal(alone.batches[0], among.batches[1])
+    assert (plan(problem, np.array([1]), round_number=2).batches != alone.batches).any()
+
+
+@pytest.fixture(scope="module")
+def training(problem):
+    """Mask training that hands out θ_k itself, so that backends can be compared closely."""
+    task = problem.task
+
+    def forward(params, head, tokens):
+        return task.model.suffix(params, tokens) @ head["kernel"] + head["bias"]
+
+    return mask_training(
+        forward, task.index, optax.adam(0.1), 0.01, lambda theta, received, private: (theta, private)
+    )
+
+
+def run(problem, training, clients, backend, chunk=1):
+    received = {"theta": jnp.full(problem.task.index.d, 60000, jnp.uint16), "head": problem.task.head}
+    keys = jax.vmap(lambda c: jax.random.fold_in(jax.random.key(3), c))(jnp.asarray(clients))
+    words = jnp.asarray([stream_key(0, 1, int(c), MASK)[0] for c in clients])
+    (theta, private), losses = cohort.train(
+        training,
+        {"params": problem.task.params},
+        received,
+        {"inputs": problem.inputs["tokens"][0], "labels": problem.labels[0]},
+        plan(problem, clients),
+        words,
+        keys,
+        backend=backend,
+        chunk=chunk,
+    )
+    np.testing.assert_array_equal(private, words)  # each client got its own
+    return np.asarray(theta).astype(np.int64), losses
+
+
+def test_loop_equals_vmap_at_every_chunk(problem, training):
+    clients = np.array([0, 1, 2, 3, 4])
+    theta, losses = run(problem, training, clients, "loop")
+    assert (theta != 60000).mean() > 0.9 and len(set(losses)) == 5
+    for chunk in (1, 2, 5):  # 2 leaves a chunk that is half empty
+        other, other_losses = run(problem, training, clients, "vmap", chunk)
+        # Batched and single matrix products round differently; Adam divides that by √v.
+        assert np.mean(np.abs(theta - other) > 30) < 1e-3, chunk
+        np.testing.assert_allclose(losses, other_losses, rtol=1e-4)
+
+
+def test_a_client_trains_alike_alone_and_in_company(problem, training):
+    together, _ = run(problem, training, np.array([1, 5]), "vmap")
+    alone, _ = run(problem, training, np.array([5]), "vmap")
+    np.testing.assert_array_equal(together[1], alone[0])
+
+
+def test_padding_examples_do_not_move_the_weights():
+    """One client of 3 examples, batch 8: equal to plain gradient descent on those 3."""
+    inputs = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    labels = np.array([0, 1, 1], np.int32)
+
+    def loss_of(frozen, w, batch):
+        return cross_entropy(batch["inputs"] @ w, batch)
+
+    training = weight_training(loss_of, optax.sgd(0.5))
+    schedule = cohort.schedule(
+        [np.arange(3)], np.array([0]), epochs=4, batch_size=8, seed=0, round_number=0, purpose=0
+    )
+    w = jnp.zeros((4, 2))
+    examples = {"inputs": jnp.asarray(inputs), "labels": jnp.asarray(labels)}
+    keys = jax.random.split(jax.random.key(0), 1)
+    updates, _ = cohort.train(training, (), w, examples, schedule, (), keys)
+    for _ in range(4):
+        p = jax.nn.softmax(inputs @ w)
+        w = w - 0.5 * inputs.T @ (p - jax.nn.one_hot(labels, 2)) / 3
+    np.testing.assert_allclose(updates[0], w, rtol=1e-5, atol=1e-6)
+
+
+def test_a_client_without_examples_returns_what_it_received():
+    training = weight_training(lambda frozen, w, batch: cross_entropy(batch["inputs"] @ w, batch), optax.adam(1))
+    schedule = cohort.schedule(
+        [np.arange(2), np.arange(0)], np.array([0, 1]), epochs=1, batch_size=2, seed=0, round_number=0, purpose=0
+    )
+    examples = {"inputs": jnp.ones((2, 3)), "labels": jnp.zeros(2, jnp.int32)}
+    start = jnp.ones((3, 2))
+    updates, losses = cohort.train(
+        training, (), start, examples, schedule, (), jax.random.split(jax.random.key(0), 2), chunk=2
+    )
+    np.testing.assert_array_equal(updates[1], start)
+    assert losses[1] == 0 and (updates[0] != start).any()
+
+
+def test_rounds_do_not_compile_again(problem, training):
+    run(problem, training, np.array([0, 1]), "vmap")
+    before = cohort._train_vmap._cache_size()
+    run(problem, training, np.array([4, 2]), "vmap")  # other sizes, same program
+    assert cohort._train_vmap._cache_size() == before
+
+
+@pytest.mark.parametrize("options, message", [({"backend": "pmap"}, "vmap, loop"), ({"chunk": 0}, "at least 1")])
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        cohort.train(None, None, None, None, None, None, None, **options)
