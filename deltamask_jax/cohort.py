@@ -15,8 +15,6 @@ import numpy as np
 
 from deltamask_jax.local_training import LocalTraining
 
-BACKENDS = ("vmap", "loop")
-
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
@@ -95,14 +93,7 @@ def train(
     Returns:
         The updates, a pytree of device arrays with leading axis `clients`, and each client's mean loss over
         its steps, f32[clients] (0 for a client without examples).
-
-    Raises:
-        ValueError: unknown backend, or a chunk below 1.
     """
-    if backend not in BACKENDS:
-        raise ValueError(f"cohort.backend={backend!r}; choose one of {', '.join(BACKENDS)}")
-    if chunk < 1:
-        raise ValueError(f"cohort.chunk={chunk}; it is a number of clients, at least 1")
     if backend == "loop":
         return _train_loop(training, frozen, received, examples, plan, private, keys)
     clients = len(plan.steps)

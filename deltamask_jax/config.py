@@ -10,6 +10,8 @@ from collections.abc import Iterable
 
 from ml_collections import ConfigDict
 
+from deltamask_jax.registry import look_up
+
 # Allowed values: (lowest, highest), both inclusive.
 RANGES = {
     "seed": (0, 2**63 - 1),
@@ -36,6 +38,17 @@ RANGES = {
     "mask.lambda0": (1.0, math.inf),
     "fedavg.learning_rate": (0.0, math.inf),
     "cohort.chunk": (1, 2**20),
+}
+
+# Settings whose names no registry owns.
+CHOICES = {
+    "partition.name": ("dirichlet", "iid", "pathological", "users"),
+    "model.dtype": ("float32", "bfloat16"),
+    "head.init": ("lp", "he"),
+    "mask.uniforms": ("shared", "per_client"),
+    "mask.aggregator": ("beta", "control_variate"),
+    "mask.evaluate": ("mean", "threshold"),
+    "cohort.backend": ("vmap", "loop"),
 }
 
 
@@ -70,6 +83,8 @@ def validate(config: ConfigDict) -> None:
         if not low <= value <= high:  # also refuses NaN
             bounds = f"at least {low:g}" if math.isinf(high) or high >= 2**20 else f"in {low:g} … {high:g}"
             raise ValueError(f"config.{name}={value}: must be {bounds}")
+    for name, choices in CHOICES.items():
+        look_up(f"config.{name}", flat[name], dict.fromkeys(choices))
 
 
 def parse_options(text: str, defaults: dict) -> dict:

@@ -30,6 +30,7 @@ def run(config, workdir: str | Path) -> dict[str, Any]:
     """
     started = time.time()
     config_lib.validate(config)
+    methods.check(config)
     workdir = _new_workdir(Path(workdir))
     metrics.write_json(workdir / "config.json", config.to_dict())
 

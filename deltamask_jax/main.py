@@ -37,6 +37,7 @@ def parse_flags(argv: list[str]) -> list[str]:
         rest = FLAGS(argv)
         if _CONFIG.value is None:
             _stop("say which config to run, for example --config=configs/quickstart.py")
+        _ = _CONFIG.value.method  # a file that could not be loaded says so only when it is used
         if len(rest) > 1:
             _stop(f"unexpected argument {rest[1]!r}; settings are changed by --config.name=value")
         return rest
@@ -52,6 +53,8 @@ def parse_flags(argv: list[str]) -> list[str]:
     except flags.Error as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         cause = lines[-1] if "Traceback" in str(error) else lines[0]
+        if "takes 0 positional arguments" in cause:
+            cause = "this config takes no options after the colon"
         _stop(cause.removeprefix("ValueError: "))
 
 

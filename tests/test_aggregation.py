@@ -30,7 +30,9 @@ def test_a_larger_prior_pulls_toward_one_half():
     np.testing.assert_allclose(aggregation.mode(posterior, jnp.zeros(1)), (7 - 1) / (7 + 3 - 2))
 
 
-@pytest.mark.parametrize("participation, rounds", [(1.0, [0, 1, 2, 3]), (0.5, [0, 2]), (0.2, [0]), (0.3, [0, 3])])
+@pytest.mark.parametrize(
+    "participation, rounds", [(1.0, [0, 1, 2, 3]), (0.5, [0, 2]), (0.2, [0]), (0.3, [0, 3])]
+)
 def test_resets_every_one_over_rho_rounds(participation, rounds):
     assert [r for r in range(4) if aggregation.resets_at(r, participation)] == rounds
 

@@ -115,9 +115,17 @@ def test_padding_examples_do_not_move_the_weights():
 
 
 def test_a_client_without_examples_returns_what_it_received():
-    training = weight_training(lambda frozen, w, batch: cross_entropy(batch["inputs"] @ w, batch), optax.adam(1))
+    training = weight_training(
+        lambda frozen, w, batch: cross_entropy(batch["inputs"] @ w, batch), optax.adam(1)
+    )
     schedule = cohort.schedule(
-        [np.arange(2), np.arange(0)], np.array([0, 1]), epochs=1, batch_size=2, seed=0, round_number=0, purpose=0
+        [np.arange(2), np.arange(0)],
+        np.array([0, 1]),
+        epochs=1,
+        batch_size=2,
+        seed=0,
+        round_number=0,
+        purpose=0,
     )
     examples = {"inputs": jnp.ones((2, 3)), "labels": jnp.zeros(2, jnp.int32)}
     start = jnp.ones((3, 2))
@@ -133,9 +141,3 @@ def test_rounds_do_not_compile_again(problem, training):
     before = cohort._train_vmap._cache_size()
     run(problem, training, np.array([4, 2]), "vmap")  # other sizes, same program
     assert cohort._train_vmap._cache_size() == before
-
-
-@pytest.mark.parametrize("options, message", [({"backend": "pmap"}, "vmap, loop"), ({"chunk": 0}, "at least 1")])
-def test_bad_options_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        cohort.train(None, None, None, None, None, None, None, **options)

@@ -1,89 +1,31 @@
 """Methods: what is trained, what travels, and how the server merges it.
 
 A method is a bundle of functions over an explicit server state, in the spirit of
-`optax.GradientTransformation`. `experiment.py` calls them in the order of their fields below, once a round,
-and knows no method by name. To add one, write a file with a function `(config, task) -> Method` and add a
-line to `METHODS`.
+`optax.GradientTransformation`. `rounds.py` calls them, and no file but this one knows them by name. To add
+one, write a file with a function `(config, task) -> Method` and add a line to `METHODS`.
 """
 
-import dataclasses
-from collections.abc import Callable
-from typing import Any
+from deltamask_jax.methods.deltamask import deltamask, flip_codec
+from deltamask_jax.methods.fedavg import fedavg
+from deltamask_jax.methods.linear_probe import linear_probe
+from deltamask_jax.methods.method import Method, Task
+from deltamask_jax.registry import look_up
 
-import numpy as np
+__all__ = ["METHODS", "Method", "Task", "build", "check"]
 
-from deltamask_jax.flat_index import FlatIndex
-from deltamask_jax.local_training import LocalTraining
-from deltamask_jax.models import Model
+METHODS = {"deltamask": deltamask, "fedavg": fedavg, "linear_probe": linear_probe}
 
 
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """What every method is given.
+def check(config) -> None:
+    """Refuse an unknown method or codec before anything slow happens.
 
-    Attributes:
-        model: the network, cut where training starts.
-        params: pretrained parameters, frozen.
-        head: {'kernel': f32[features, classes], 'bias': f32[classes]}.
-        index: the masked kernels, d of them.
+    Raises:
+        ValueError: unknown name or option; the nearest valid one is named.
     """
-
-    model: Model
-    params: Any
-    head: dict[str, Any]
-    index: FlatIndex
-
-
-@dataclasses.dataclass(frozen=True)
-class Method:
-    """One federated method.
-
-    Attributes:
-        name: as in `config.method`.
-        inputs: 'tokens' if local training starts at the frozen prefix's output, 'features' if it needs only
-            the network's final features.
-        frozen: pytree of device arrays that no round changes, handed to `training`.
-        training: what one client does.
-        init: () -> server state.
-        broadcast: (state, round) -> the payload every client of the cohort receives.
-        receive: (payload, round) -> pytree local training starts from.
-        private: (round, clients i[k]) -> pytree with leading axis k, handed to `training.final`.
-        encode: (state, update of one client as NumPy arrays, round, client) -> payload.
-        decode: (state, payload, round, client) -> update as the server sees it. Raises `PayloadError`.
-        aggregate: (state, updates, clients, example counts, round) -> state.
-        eval_params: (state) -> (params, head) of the network that is evaluated.
-        describe: (state, updates) -> further numbers for the round's line in metrics.jsonl.
-        export: (state) -> named arrays worth keeping, saved as safetensors.
-    """
-
-    name: str
-    inputs: str
-    frozen: Any
-    training: LocalTraining
-    init: Callable[[], Any]
-    broadcast: Callable[[Any, int], bytes]
-    receive: Callable[[bytes, int], Any]
-    private: Callable[[int, np.ndarray], Any]
-    encode: Callable[[Any, Any, int, int], bytes]
-    decode: Callable[[Any, bytes, int, int], Any]
-    aggregate: Callable[[Any, list, np.ndarray, list[int], int], Any]
-    eval_params: Callable[[Any], tuple[Any, dict[str, Any]]]
-    describe: Callable[[Any, list], dict[str, float]]
-    export: Callable[[Any], dict[str, np.ndarray]]
+    look_up("config.method", config.method, METHODS)
+    flip_codec(config.codec)
 
 
 def build(config, task: Task) -> Method:
-    """The method named by `config.method`.
-
-    Raises:
-        ValueError: no such method.
-    """
-    from deltamask_jax.methods import deltamask, fedavg, linear_probe
-    from deltamask_jax.registry import look_up
-
-    methods = {
-        "deltamask": deltamask.deltamask,
-        "fedavg": fedavg.fedavg,
-        "linear_probe": linear_probe.linear_probe,
-    }
-    return look_up("method", config.method, methods)(config, task)
+    """The method named by `config.method`."""
+    return METHODS[config.method](config, task)

@@ -23,7 +23,7 @@ import optax
 from deltamask_jax import aggregation, codecs, masks
 from deltamask_jax.codecs import dense
 from deltamask_jax.local_training import mask_training
-from deltamask_jax.methods import Method, Task
+from deltamask_jax.methods.method import Method, Task
 from deltamask_jax.public_random import EVERY_CLIENT, MASK, stream_key, uniforms, uniforms_at
 from deltamask_jax.registry import look_up
 
@@ -45,12 +45,12 @@ def evaluated_mask(theta: jax.Array, kind: str) -> jax.Array:
         "mean": lambda: theta.astype(jnp.float32) / masks.SCALE,
         "threshold": lambda: (theta > masks.SCALE // 2).astype(jnp.float32),
     }
-    return look_up("mask.evaluate", kind, means)()
+    return look_up("config.mask.evaluate", kind, means)()
 
 
 def flip_codec(settings) -> codecs.Codec:
     """The codec of `config.codec`, with those of its settings that this codec has."""
-    factory = look_up("codec", settings.name, codecs.REGISTRY)
+    factory = look_up("config.codec.name", settings.name, codecs.REGISTRY)
     has = inspect.signature(factory).parameters
     return codecs.get(settings.name, **{name: settings[name] for name in settings if name in has})
 
@@ -59,7 +59,7 @@ def deltamask(config, task: Task) -> Method:
     """DeltaMask with the settings of `config.mask` and `config.codec`."""
     options, index = config.mask, task.index
     codec = flip_codec(config.codec)
-    shared = look_up("mask.uniforms", options.uniforms, {"shared": True, "per_client": False})
+    shared = look_up("config.mask.uniforms", options.uniforms, {"shared": True, "per_client": False})
     merge_votes = look_up(
         "mask.aggregator",
         options.aggregator,

@@ -15,7 +15,7 @@ from jax.flatten_util import ravel_pytree
 from deltamask_jax import aggregation
 from deltamask_jax.codecs import dense
 from deltamask_jax.local_training import Batch, cross_entropy, weight_training
-from deltamask_jax.methods import Method, Task
+from deltamask_jax.methods.method import Method, Task
 
 
 def averaging(

@@ -6,8 +6,8 @@ DeltaMask starts from a head that one round of this method has trained (its "LP"
 import optax
 
 from deltamask_jax.local_training import cross_entropy
-from deltamask_jax.methods import Method, Task
 from deltamask_jax.methods.fedavg import averaging
+from deltamask_jax.methods.method import Method, Task
 
 
 def linear_probe(config, task: Task) -> Method:

@@ -29,7 +29,9 @@ def random_round(method, index, clients, round_number=1):
 @pytest.mark.parametrize("aggregator", ["beta", "control_variate"])
 def test_aggregate_equals_the_definition_on_dense_masks(problem, who, aggregator):
     index, clients = problem.task.index, np.array([0, 2, 5])
-    method = build(problem, mask__uniforms=who, mask__aggregator=aggregator, mask__kappa=1.0, mask__kappa_final=1.0)
+    method = build(
+        problem, mask__uniforms=who, mask__aggregator=aggregator, mask__kappa=1.0, mask__kappa_final=1.0
+    )
     state, thetas = random_round(method, index, clients)
     received = method.receive(method.broadcast(state, 1), 1)
     np.testing.assert_array_equal(received["theta"], state.theta)
@@ -104,12 +106,3 @@ def test_payloads_of_another_round_client_or_network_are_refused(problem):
             method.decode(state, payload, round_number, client)
     with pytest.raises(PayloadError):
         method.decode(state, payload[:-1], 1, 3)
-
-
-@pytest.mark.parametrize(
-    "setting, value", [("uniforms", "share"), ("aggregator", "betas"), ("evaluate", "median")]
-)
-def test_unknown_choices_name_the_nearest(problem, setting, value):
-    with pytest.raises(ValueError, match="did you mean"):
-        method = build(problem, **{f"mask__{setting}": value})
-        method.eval_params(method.init())
