@@ -39,11 +39,13 @@ def load(spec: str, *, cache_dir: str | Path | None = None) -> Dataset:
             from deltamask_jax.data import tfds
 
             return tfds.load(where, cache_dir)
-        from deltamask_jax.data import files
+        if source == "folder":
+            from deltamask_jax.data import folder
 
-        return {"idx": files.load_idx, "folder": files.load_folder, "npz": files.load_npz}[source](
-            Path(where)
-        )
+            return folder.load_folder(Path(where))
+        from deltamask_jax.data import arrays
+
+        return (arrays.load_idx if source == "idx" else arrays.load_npz)(Path(where))
     near = difflib.get_close_matches(source, known, n=1, cutoff=0.5)
     hint = f"did you mean {known[near[0]]!r}?" if near else f"choose from {', '.join(SOURCES)}"
     raise DataError(f"unknown data set {spec!r}: {hint}")

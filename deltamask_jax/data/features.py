@@ -1,0 +1,162 @@
+"""The frozen-prefix cache: what the untrained blocks make of every example, computed once.
+
+Blocks before the first trained one never change (DeltaMask, arXiv 2311.17299, masks the last ones),
+so without train-time augmentation their outputs serve every round, every run on the same weights.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from tqdm import tqdm
+
+from deltamask_jax.data.dataset import LazyImages
+from deltamask_jax.data.preprocessing import Preprocessing, apply
+
+
+def prefix_features(
+    prefix_fn: Callable[[jax.Array], jax.Array],
+    images: Any,
+    preprocessing: Preprocessing,
+    *,
+    key: str = "",
+    directory: Path | None = None,
+    chunk: int = 64,
+    dtype: Any = "float32",
+) -> np.ndarray:
+    """Runs the frozen prefix over all images, in chunks through one compiled function.
+
+    Args:
+        prefix_fn: f32[chunk, size, size, 3] → [chunk, ...]. Given as `jax.tree_util.Partial(prefix,
+            params)`, the weights are an argument of the compiled function, not constants inside it.
+        images: what `Split.images` holds.
+        preprocessing: applied to each chunk.
+        key: `fingerprint` of what the result depends on besides `preprocessing` and `dtype`: the
+            model's configuration, its weights, the images. Only used with a directory.
+        directory: where to keep the result for later runs; None keeps it in memory.
+        chunk: images at a time; the last chunk is padded, so that there is one compilation.
+        dtype: of the result, 'float32' or 'bfloat16'.
+
+    Returns:
+        dtype[n, ...]: an array in memory or, with a directory, a read-only memory map.
+
+    Raises:
+        ValueError: a directory without a key, or chunk < 1.
+    """
+    if chunk < 1:
+        raise ValueError(f"chunk must be at least 1, got {chunk}")
+    if directory is None:
+        return _compute(prefix_fn, images, preprocessing, chunk, dtype, np.empty)
+    if not key:
+        raise ValueError("a cache directory needs a key: fingerprint(model config, params, images)")
+    dtype = jnp.dtype(dtype)
+    name = fingerprint(key, preprocessing, str(dtype), len(images))
+    path = Path(directory, f"prefix-{name}.npy")
+    stored = _stored(path, len(images), dtype)
+    if stored is not None:
+        return stored
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+
+    def create(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        return np.lib.format.open_memmap(partial, "w+", _on_disk(dtype), shape).view(dtype)
+
+    try:
+        _compute(prefix_fn, images, preprocessing, chunk, dtype, create).flush()
+        os.replace(partial, path)  # the name appears only once everything is in the file
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            partial.unlink()
+    return _stored(path, len(images), dtype)
+
+
+def _compute(prefix_fn, images, preprocessing, chunk, dtype, create) -> np.ndarray:
+    """Fills `create(shape, dtype)` with the features of all images."""
+    n, dtype = len(images), jnp.dtype(dtype)
+    chunk = max(1, min(chunk, n))
+    prefix_fn = prefix_fn if isinstance(prefix_fn, Partial) else Partial(prefix_fn)
+    shape = (chunk, preprocessing.size, preprocessing.size, 3)
+    outputs = jax.eval_shape(prefix_fn, jax.ShapeDtypeStruct(shape, jnp.float32))
+    features = create((n, *outputs.shape[1:]), dtype)
+    waiting = None  # the chunk on the device, while the host prepares the next one
+    with tqdm(total=n, desc="frozen prefix", unit=" images", leave=False) as bar:
+        for start in [*range(0, n, chunk), None]:
+            computed = None
+            if start is not None:
+                batch = apply(images[np.arange(start, min(start + chunk, n))], preprocessing)
+                padding = [(0, chunk - len(batch))] + [(0, 0)] * 3
+                computed = start, len(batch), _run(prefix_fn, np.pad(batch, padding), dtype)
+            if waiting is not None:
+                first, size, outputs = waiting
+                features[first : first + size] = np.asarray(outputs)[:size]
+                bar.update(size)
+            waiting = computed
+    return features
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _run(prefix_fn: Partial, pixels: jax.Array, dtype: np.dtype) -> jax.Array:
+    return prefix_fn(pixels).astype(dtype)
+
+
+def _stored(path: Path, n: int, dtype: np.dtype) -> np.ndarray | None:
+    """The cached features, or None where there are none or the file is damaged."""
+    try:
+        features = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):  # absent, not an array, or shorter than its header says
+        return None
+    return (
+        features.view(dtype) if len(features) == n and features.dtype == _on_disk(dtype) else None
+    )
+
+
+def _on_disk(dtype: np.dtype) -> np.dtype:
+    """npy files know no bfloat16: its bits are stored as unsigned integers."""
+    return np.dtype(f"u{dtype.itemsize}") if dtype == jnp.bfloat16 else dtype
+
+
+def fingerprint(*parts: Any) -> str:
+    """A 128-bit hash, as hexadecimal, of arrays, images, configurations and trees of them.
+
+    Args:
+        parts: arrays (their type, shape and bytes), `LazyImages`, mappings, sequences, dataclasses,
+            and plain values.
+
+    Raises:
+        TypeError: a part is none of these.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    _feed(digest, parts)
+    return digest.hexdigest()
+
+
+def _feed(digest, part: Any) -> None:
+    """Hashes one part; lengths and types go in too, so that different parts never read the same."""
+    if isinstance(part, np.ndarray | np.generic | jax.Array):
+        array = np.ascontiguousarray(part)
+        digest.update(f"array {array.dtype} {np.shape(part)} ".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    elif isinstance(part, LazyImages):
+        _feed(digest, ["images", part.identity, part.positions])
+    elif isinstance(part, Mapping):
+        _feed(digest, ["mapping", *sorted(part.items(), key=lambda item: str(item[0]))])
+    elif isinstance(part, list | tuple):
+        digest.update(f"sequence {len(part)} ".encode())
+        for item in part:
+            _feed(digest, item)
+    elif dataclasses.is_dataclass(part):
+        _feed(digest, {f.name: getattr(part, f.name) for f in dataclasses.fields(part)})
+    elif part is None or isinstance(part, str | bytes | bool | int | float):
+        text = repr(part).encode()
+        digest.update(f"{type(part).__name__} {len(text)} ".encode() + text)
+    else:
+        raise TypeError(f"no fingerprint of a {type(part).__name__}; give arrays and plain values")

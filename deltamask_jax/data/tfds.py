@@ -1,0 +1,131 @@
+"""TensorFlow Datasets, read from prepared array_record files: no TensorFlow, no network.
+
+Only preparing a data set needs those, once (`PREPARE`). The prepared directory is looked for
+here and opened by its path, because asking TFDS by name for a data set it does not have makes it
+wait minutes for the network and then fail misleadingly.
+"""
+
+import difflib
+import functools
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+
+from deltamask_jax.data import stratify
+from deltamask_jax.data.dataset import DataError, Dataset, LazyImages, Split, to_labels
+from deltamask_jax.data.folder import TEST_FRACTION
+
+# The data sets of DeltaMask (arXiv 2311.17299) and FedPEFT (arXiv 2210.01708), with TFDS's default
+# configuration where there are several. Any other TFDS data set of images and labels works as well.
+KNOWN = {
+    "cars196": "",
+    "cifar10": "",
+    "cifar100": "",  # `label` is the fine one, 100 classes
+    "emnist": "byclass",
+    "eurosat": "rgb",
+    "fashion_mnist": "",
+    "food101": "",
+    "patch_camelyon": "",
+    "resisc45": "",
+    "svhn_cropped": "",
+}
+# Not `tfds build`: that command does not start without apache_beam and mlcroissant.
+PREPARE = (
+    "pip install 'deltamask_jax[tfds]' tensorflow-cpu && "
+    "python -c \"import tensorflow_datasets as t; t.builder('{name}', data_dir='{root}', "
+    "file_format='array_record').download_and_prepare()\""
+)
+_CHUNK = 1024  # records read at a time for their labels
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
+
+
+def load(spec: str, data_dir: str | Path | None = None) -> Dataset:
+    """Opens a prepared data set; images stay on disk and are decoded on use.
+
+    The training split is 'train'; the test split is 'test', else 'validation', else (eurosat,
+    resisc45) a stratified fifth of 'train', always the same one. EMNIST is stored transposed, and
+    is turned upright here.
+
+    Args:
+        spec: 'name', 'name/config', or either with ':version'; by default the newest prepared.
+        data_dir: where they are prepared; by default `$TFDS_DATA_DIR` or ~/tensorflow_datasets.
+
+    Raises:
+        DataError: it is not prepared there, not as array_record, or holds no images with labels.
+    """
+    root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    directory = _prepared(spec, root)
+    builder = _open(directory, root)
+    features, splits = builder.info.features, builder.info.splits
+    if features is None or not {"image", "label"} <= set(features) or "train" not in splits:
+        raise DataError(f"tfds:{spec} has no 'train' split of 'image' and 'label'")
+    upright = builder.info.name == "emnist"
+    names = tuple(features["label"].names or map(str, range(features["label"].num_classes)))
+    train = _split(builder, "train", len(names), upright)
+    held_out = next((name for name in ("test", "validation") if name in splits), None)
+    if held_out:
+        test = _split(builder, held_out, len(names), upright)
+    else:
+        kept, held = stratify.train_test(train.labels, TEST_FRACTION, seed=0)
+        train, test = train.take(kept), train.take(held)
+    return Dataset(builder.info.name, train, test, names)
+
+
+def _prepared(spec: str, root: Path) -> Path:
+    """The directory of the prepared data set, e.g. ~/tensorflow_datasets/emnist/byclass/3.1.0."""
+    path, _, version = spec.partition(":")
+    name, _, config = path.partition("/")
+    base = root / name / (config or KNOWN.get(name, ""))
+    versions = [entry for entry in base.glob("*") if _VERSION.fullmatch(entry.name)]
+    if version:
+        versions = [entry for entry in versions if entry.name == version]
+    versions = [entry for entry in versions if (entry / "dataset_info.json").is_file()]
+    if versions:
+        return max(versions, key=lambda entry: [int(part) for part in entry.name.split(".")])
+    near = difflib.get_close_matches(name, KNOWN, n=1)
+    hint = f" (did you mean tfds:{near[0]}?)" if near and name not in KNOWN else ""
+    command = PREPARE.format(name=base.relative_to(root), root=root)
+    raise DataError(f"tfds:{spec} is not prepared under {root}{hint}; with network, run\n{command}")
+
+
+def _open(directory: Path, root: Path):
+    """A TFDS builder over the directory, checked to be in a format that is read at random."""
+    info = json.loads((directory / "dataset_info.json").read_text())
+    formats = [info.get("fileFormat", "tfrecord"), *info.get("alternativeFileFormats", [])]
+    if "array_record" not in formats:
+        name = directory.parent.relative_to(root)
+        raise DataError(
+            f"{directory} is prepared as {formats[0]}; move it away and prepare it again by\n"
+            + PREPARE.format(name=name, root=root)
+        )
+    try:
+        import array_record  # noqa: F401  TFDS would only miss it at the first image
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise DataError(
+            f"{error}; run `pip install 'deltamask_jax[tfds]'` to read TensorFlow Datasets"
+        ) from None
+    return tfds.builder_from_directory(directory)
+
+
+def _split(builder, split: str, num_classes: int, upright: bool) -> Split:
+    from tensorflow_datasets import decode
+
+    source = builder.as_data_source(split=split)
+    undecoded = builder.as_data_source(split=split, decoders={"image": decode.SkipDecoding()})
+    labels = [
+        int(example["label"])
+        for start in range(0, len(undecoded), _CHUNK)
+        for example in undecoded.__getitems__(range(start, min(start + _CHUNK, len(undecoded))))
+    ]
+    identity = f"{builder.info.full_name} {split} {builder.info.splits[split].num_bytes}"
+    images = LazyImages(functools.partial(_read, source, upright), np.arange(len(labels)), identity)
+    return Split(images, to_labels(np.array(labels, np.int64), num_classes, builder.info.full_name))
+
+
+def _read(source, upright: bool, positions: list[int]) -> list[np.ndarray]:
+    images = [example["image"] for example in source.__getitems__(positions)]
+    return [image.swapaxes(0, 1) for image in images] if upright else images
