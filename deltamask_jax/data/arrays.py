@@ -69,7 +69,7 @@ def load_npz(path: Path) -> Dataset:
             f"no file {path}; write one with "
             "`numpy.savez(path, x_train=..., y_train=..., x_test=..., y_test=...)`"
         ) from None
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error):
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error):
         raise DataError(f"{path} is damaged, no npz, or holds pickled objects") from None
     missing = [n for n in ("x_train", "y_train", "x_test", "y_test") if n not in arrays]
     if missing:

@@ -1,0 +1,171 @@
+"""Partitioners: every example exactly once, whatever the seed, labels and sizes."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from deltamask_jax.data import partition
+
+LABELS = np.random.default_rng(0).integers(0, 10, 1437).astype(np.int32)
+
+labels_of = st.lists(st.integers(0, 6), min_size=12, max_size=200).map(np.array)
+seeds = st.integers(0, 2**32 - 1)
+
+
+def _each_once(parts: list[np.ndarray], n: int) -> bool:
+    return np.array_equal(np.sort(np.concatenate(parts)), np.arange(n)) and all(
+        np.array_equal(part, np.sort(part)) for part in parts
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(labels=labels_of, clients=st.integers(1, 4), alpha=st.floats(0.3, 100), seed=seeds)
+def test_dirichlet_uses_every_example_once_and_keeps_the_minimum(labels, clients, alpha, seed):
+    parts = partition.split("dirichlet", labels, clients, alpha=alpha, min_examples=1, seed=seed)
+    assert len(parts) == clients and _each_once(parts, len(labels))
+    assert min(map(len, parts)) >= 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(labels=labels_of, clients=st.integers(1, 12), seed=seeds)
+def test_iid_sizes_differ_by_at_most_one(labels, clients, seed):
+    parts = partition.split("iid", labels, clients, seed=seed)
+    assert _each_once(parts, len(labels))
+    sizes = [len(part) for part in parts]
+    assert max(sizes) - min(sizes) <= 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    per_class=st.integers(12, 30),
+    classes=st.integers(1, 6),
+    clients=st.integers(6, 12),
+    held=st.integers(1, 6),
+    seed=seeds,
+)
+def test_pathological_gives_exactly_so_many_classes(per_class, classes, clients, held, seed):
+    held = min(held, classes)
+    labels = np.repeat(np.arange(classes) * 2, per_class)  # every other class number is unused
+    parts = partition.split("pathological", labels, clients, classes_per_client=held, seed=seed)
+    assert _each_once(parts, len(labels))
+    assert all(len(np.unique(labels[part])) == held for part in parts)
+    holders = (partition.histogram(parts, labels)[:, ::2] > 0).sum(axis=0)
+    assert holders.max() - holders.min() <= 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(users=st.lists(st.integers(5, 30), min_size=30, max_size=80), seed=seeds)
+def test_users_stay_whole(users, seed):
+    users = np.array(users)
+    clients = min(4, len(np.unique(users)))
+    parts = partition.split("users", np.zeros(len(users), int), clients, users=users, seed=seed)
+    assert _each_once(parts, len(users))
+    seen = [set(users[part]) for part in parts]
+    assert sum(map(len, seen)) == len(set().union(*seen))
+
+
+def test_one_client_a_user():
+    users = np.array([7, 7, 3, 9, 3, 7])
+    parts = partition.split("users", np.zeros(6, int), 3, users=users)
+    assert sorted(part.tolist() for part in parts) == [[0, 1, 5], [2, 4], [3]]
+
+
+@pytest.mark.parametrize("name", ["dirichlet", "iid", "pathological", "users"])
+def test_the_seed_decides(name):
+    def split(seed):
+        users = np.arange(len(LABELS)) // 3
+        parts = partition.split(name, LABELS, 30, users=users, min_examples=10, seed=seed)
+        return [part.tolist() for part in parts]
+
+    assert split(0) == split(0) != split(1)
+
+
+def test_small_alpha_is_more_uneven():
+    def classes_held(alpha):
+        parts = partition.split("dirichlet", LABELS, 30, alpha=alpha, min_examples=10)
+        assert min(map(len, parts)) >= 10
+        return (partition.histogram(parts, LABELS) > 0).sum(axis=1).mean()
+
+    assert classes_held(0.1) < 6 < 9 < classes_held(10)
+
+
+def test_impossible_splits_say_what_to_change():
+    def refuse(match, name, clients=30, **options):
+        with pytest.raises(ValueError, match=match):
+            partition.split(name, LABELS, clients, **options)
+
+    refuse("lower num_clients or min_examples", "iid", 2000)
+    refuse("lower num_clients or min_examples", "iid", min_examples=48)
+    refuse("raise alpha", "dirichlet", alpha=0.01, min_examples=40)
+    refuse("alpha must be positive", "dirichlet", alpha=0)
+    refuse("classes_per_client must be in 1 … 10", "pathological", classes_per_client=11)
+    refuse("raise classes_per_client", "pathological", 3, classes_per_client=2)
+    refuse("names no users", "users")
+    refuse("2 users cannot make 30", "users", users=np.arange(len(LABELS)) % 2)
+    refuse("did you mean 'dirichlet'", "dirchlet")
+    refuse("at least 1", "iid", 0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    train=labels_of,
+    test=st.lists(st.integers(0, 8), max_size=150),
+    clients=st.integers(1, 8),
+    seed=seeds,
+)
+def test_test_split_is_within_one_example_of_exact(train, test, clients, seed):
+    test = np.array(test, int)
+    parts = partition.split("iid", train, clients, seed=seed)
+    shares = partition.test_split(parts, train, test, seed)
+    assert len(shares) == clients and _each_once(shares, len(test))
+    held = partition.histogram(parts, train, 9)
+    got = partition.histogram(shares, test, 9)
+    total = held.sum(axis=0)
+    share = np.where(total > 0, held / np.maximum(total, 1), 1 / clients)
+    assert np.abs(got - share * np.bincount(test, minlength=9)).max(initial=0) < 1 + 1e-9
+
+
+def test_test_split_follows_the_training_distribution():
+    parts = partition.split("dirichlet", LABELS, 10, alpha=0.3, min_examples=10)
+    shares = partition.test_split(parts, LABELS, LABELS)  # a test set just like the training set
+    np.testing.assert_array_equal(
+        partition.histogram(shares, LABELS), partition.histogram(parts, LABELS)
+    )
+
+
+@settings(max_examples=100, deadline=None)
+@given(clients=st.integers(1, 100), rho=st.floats(0.001, 1), seed=seeds, number=st.integers(0, 999))
+def test_cohort_size_and_order(clients, rho, seed, number):
+    chosen = partition.cohort(clients, rho, seed, number)
+    assert 1 <= len(chosen) <= clients and abs(len(chosen) - rho * clients) <= max(0.5, 1)
+    assert (np.diff(chosen) > 0).all() and chosen[0] >= 0 and chosen[-1] < clients
+    np.testing.assert_array_equal(chosen, partition.cohort(clients, rho, seed, number))
+
+
+def test_cohorts_change_with_round_and_seed_and_reach_everyone():
+    cohorts = [tuple(partition.cohort(30, 0.2, 0, number)) for number in range(60)]
+    assert len(set(cohorts)) > 55
+    assert set().union(*cohorts) == set(range(30))
+    assert cohorts[3] != tuple(partition.cohort(30, 0.2, 1, 3))
+    assert len(partition.cohort(30, 1.0, 0, 0)) == 30
+    with pytest.raises(ValueError, match="participation"):
+        partition.cohort(30, 0.0, 0, 0)
+
+
+@pytest.mark.parametrize("classes", [10, 40])
+def test_save_writes_the_split_and_draws_it(tmp_path, classes):
+    labels = np.arange(400) % classes
+    parts = partition.split("dirichlet", labels, 12, alpha=1.0)
+    partition.save(tmp_path, parts, labels, [f"class {k}" for k in range(classes)])
+    saved = json.loads((tmp_path / "split.json").read_text())
+    assert saved["class_names"][3] == "class 3"
+    assert [client["indices"] for client in saved["clients"]] == [part.tolist() for part in parts]
+    assert [client["examples"] for client in saved["clients"]] == [len(part) for part in parts]
+    counts = partition.histogram(parts, labels, classes)
+    assert [client["labels"] for client in saved["clients"]] == counts.tolist()
+    with Image.open(tmp_path / "split.png") as picture:
+        assert picture.width > 600 and len(np.unique(np.asarray(picture.convert("P")))) > 10
