@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from deltamask_jax.data import preprocessing
+from deltamask_jax.models.convmixer import ConvMixerConfig
 from deltamask_jax.models.vit import ViTConfig
 
 Params = dict[str, Any]
@@ -52,7 +53,7 @@ class Model:
 
 
 def _vit(width: int, depth: int, heads: int, patch: int, **changes: Any) -> ViTConfig:
-    return ViTConfig("vit", width, depth, heads, 4 * width, patch, **changes)
+    return ViTConfig("vit", width, depth, heads, 4 * width, patch, **({"eps": 1e-12} | changes))
 
 
 def _clip(width: int, depth: int, heads: int, patch: int, projection: int) -> ViTConfig:
@@ -69,8 +70,10 @@ def _dinov2(width: int, depth: int, heads: int, registers: int, **changes: Any) 
 
 
 PRESETS: dict[str, Any] = {
-    "glyph_vit": _vit(128, 8, 4, 4, image_size=32),  # embedded, pretrained on rendered glyphs
-    "tiny_vit": _vit(32, 6, 2, 8, image_size=32),  # no weights: for tests
+    "glyph_vit": _vit(
+        128, 8, 4, 4, image_size=32, eps=1e-6
+    ),  # embedded, pretrained on rendered glyphs
+    "tiny_vit": _vit(32, 6, 2, 8, image_size=32, eps=1e-6),  # no weights: for tests
     "vit_s16": _vit(384, 12, 6, 16),
     "vit_b16": _vit(768, 12, 12, 16),
     "vit_b32": _vit(768, 12, 12, 32),
@@ -78,6 +81,8 @@ PRESETS: dict[str, Any] = {
     "clip_vit_b32": _clip(768, 12, 12, 32, 512),
     "clip_vit_b16": _clip(768, 12, 12, 16, 512),
     "clip_vit_l14": _clip(1024, 24, 16, 14, 768),
+    "convmixer_768_32": ConvMixerConfig(768, 32, kernel=7, patch=7, activation="relu"),
+    "convmixer_1536_20": ConvMixerConfig(1536, 20, kernel=9, patch=7, activation="gelu"),
 }
 for _suffix, _registers in (("", 0), ("_reg", 4)):
     PRESETS |= {

@@ -34,6 +34,7 @@ class ViTConfig:
         layer_scale: learned per-channel scale on both residual branches (DINOv2).
         registers: number of register tokens between cls and the patches (arXiv 2309.16588).
         pooling: 'cls' token or 'mean' of the patch tokens.
+        class_token: False for networks trained without one (Scenic's 'gap'); needs 'mean'.
         projection: width of CLIP's bias-free projection of the pooled feature; 0 for none.
     """
 
@@ -51,6 +52,7 @@ class ViTConfig:
     layer_scale: bool = False
     registers: int = 0
     pooling: str = "cls"
+    class_token: bool = True
     projection: int = 0
 
     @property
@@ -212,7 +214,9 @@ class VisionTransformer(nn.Module):
             value = self.param(name, nn.initializers.normal(0.02), (1, count, c.width))
             return jnp.broadcast_to(value.astype(self.dtype), (n, count, c.width))
 
-        x = jnp.concatenate([token("cls", 1), embedding(images).reshape(n, -1, c.width)], axis=1)
+        x = embedding(images).reshape(n, -1, c.width)
+        if c.class_token:
+            x = jnp.concatenate([token("cls", 1), x], axis=1)
         x = self.Transformer.add_positions(x)
         if c.registers:
             x = jnp.concatenate([x[:, :1], token("registers", c.registers), x[:, 1:]], axis=1)
@@ -222,7 +226,7 @@ class VisionTransformer(nn.Module):
         """tokens [n,t,c] -> features f32[n,feature_dim]."""
         c, x = self.config, tokens.astype(self.dtype)
         x = self.Transformer.run_blocks(x, c.depth - self.trained_blocks, c.depth)
-        x = x[:, 0] if c.pooling == "cls" else x[:, 1 + c.registers :].mean(axis=1)
+        x = x[:, 0] if c.pooling == "cls" else x[:, c.class_token + c.registers :].mean(axis=1)
         if c.projection:
             x = self.projection(x)
         return x.astype(jnp.float32)

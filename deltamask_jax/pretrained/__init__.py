@@ -1,0 +1,44 @@
+"""Checkpoints in, checkpoints out. Every tensor is accounted for: nothing is skipped in silence.
+
+`load` reads Hugging Face safetensors (ViT, CLIP, DINOv2), timm's ConvMixer, AugReg npz, and trees
+of Scenic, vision_transformer or our own. `export_huggingface` writes a fine-tuned network the way
+it came; `export_compact` writes the mask and the head alone, tied to the hash of their base.
+"""
+
+import importlib.resources
+from typing import Any
+
+import jax
+
+from deltamask_jax.models import Model, Params
+from deltamask_jax.pretrained.checkpoints import read
+from deltamask_jax.pretrained.compact import export_compact, load_compact, params_hash
+from deltamask_jax.pretrained.convert import convert
+from deltamask_jax.pretrained.export import export_huggingface
+
+__all__ = ["load", "export_huggingface", "export_compact", "load_compact", "params_hash"]
+
+EMBEDDED = {"glyph_vit": "glyph_vit.f16.safetensors"}  # checkpoint 'embedded'
+
+
+def load(config: Any, model: Model) -> Params:
+    """Parameters of `model` as `config` (fields checkpoint and revision) says, float32.
+
+    `checkpoint` is '' (random, fixed key), 'embedded', a file, a directory or 'hf:org/name';
+    `revision` pins a hub checkpoint. Position embeddings are resized to the model's image size.
+
+    Raises:
+        FileNotFoundError: nothing there, or not to be downloaded.
+        ValueError: another family of networks, or tensors missing, unexpected or misshaped.
+    """
+    if not config.checkpoint:
+        return model.init(jax.random.key(0))
+    if config.checkpoint != "embedded":
+        return convert(read(config.checkpoint, config.revision), model)
+    if model.name not in EMBEDDED:
+        raise ValueError(
+            f"no weights of {model.name} are embedded; set model.checkpoint, '' = random"
+        )
+    asset = importlib.resources.files("deltamask_jax") / "assets" / EMBEDDED[model.name]
+    with importlib.resources.as_file(asset) as path:
+        return convert(read(str(path)), model)

@@ -1,0 +1,109 @@
+"""The compact form of a fine-tuned network: mask bits and head, tied to the base they belong to.
+
+One safetensors file: `mask` (u8, zstandard of the bits, first position in the lowest bit of the
+first byte, in the order of `flat_index`), `head/kernel`, `head/bias`; its metadata names the
+format, the model, the masking rule, d and the SHA-256 of the base parameters.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zstandard
+from flax import traverse_util
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from deltamask_jax.flat_index import FlatIndex
+from deltamask_jax.models import Model, Params
+
+FORMAT = "deltamask-compact-1"
+
+
+def params_hash(params: Params) -> str:
+    """SHA-256 over every parameter's path, shape and float32 bytes, sorted by path; hexadecimal."""
+    digest = hashlib.sha256()
+    for path, leaf in sorted(traverse_util.flatten_dict(params, sep="/").items()):
+        array = np.ascontiguousarray(leaf, dtype="<f4")
+        digest.update(f"{path} {list(array.shape)}\n".encode())
+        digest.update(array)
+    return digest.hexdigest()
+
+
+def export_compact(
+    path: str | Path, model: Model, params: Params, mask: np.ndarray, head: dict[str, Any]
+) -> int:
+    """Writes the compact form and returns its size in bytes.
+
+    Args:
+        path: file to write.
+        model: what the parameters belong to.
+        params: the *base* parameters, no mask applied.
+        mask: bool[d] (or 0/1), in the order of the flat index.
+        head: {'kernel': f32[feature_dim, classes], 'bias': f32[classes]}.
+
+    Raises:
+        ValueError: the mask has another length than the masked weights.
+    """
+    index = FlatIndex.create(params, model.masked)
+    bits = np.asarray(mask).astype(bool)
+    if bits.shape != (index.d,):
+        raise ValueError(f"mask has shape {bits.shape}, but {model.name} masks {index.d} weights")
+    packed = zstandard.ZstdCompressor(level=9, write_checksum=True).compress(
+        np.packbits(bits, bitorder="little").tobytes()
+    )
+    tensors = {"mask": np.frombuffer(packed, np.uint8)}
+    tensors |= {f"head/{name}": np.asarray(head[name], np.float32) for name in ("kernel", "bias")}
+    metadata = {
+        "format": FORMAT,
+        "model": model.name,
+        "image_size": str(model.image_size),
+        "masked": model.masked,
+        "d": str(index.d),
+        "base_sha256": params_hash(params),
+    }
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path, metadata=metadata)
+    return Path(path).stat().st_size
+
+
+def load_compact(path: str | Path, params: Params) -> tuple[Params, dict[str, np.ndarray]]:
+    """Applies a compact file to the base it was trained on.
+
+    Args:
+        path: file written by `export_compact`.
+        params: base parameters, as `pretrained.load` gives them for the same model and image size.
+
+    Returns:
+        (params with the mask applied, head {'kernel', 'bias'}).
+
+    Raises:
+        ValueError: no compact file, a damaged one, or one that belongs to another base.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            about = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is no readable safetensors file: {error}") from None
+    if about.get("format") != FORMAT:
+        raise ValueError(f"{path} is no compact mask file ({FORMAT})")
+    found = params_hash(params)
+    if about["base_sha256"] != found:
+        raise ValueError(
+            f"{path} belongs to {about['model']} at {about['image_size']} px with SHA-256 "
+            f"{about['base_sha256'][:16]}…, but this base has {found[:16]}…; load that checkpoint"
+        )
+    index = FlatIndex.create(params, about["masked"])
+    packed, size = tensors["mask"].tobytes(), -(-index.d // 8)
+    try:
+        if zstandard.frame_content_size(packed) != size:  # before anything is allocated
+            raise ValueError(f"{path} is damaged: its mask has not {index.d} bits")
+        packed = zstandard.ZstdDecompressor().decompress(packed)
+    except zstandard.ZstdError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    bits = np.unpackbits(np.frombuffer(packed, np.uint8), count=index.d, bitorder="little")
+    mask, kernels = index.unravel(bits), index.kernels(params)
+    masked = index.merge(params, {k: kernels[k] * mask[k] for k in index.paths})
+    return masked, {name: tensors[f"head/{name}"] for name in ("kernel", "bias")}

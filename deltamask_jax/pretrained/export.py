@@ -1,0 +1,126 @@
+"""Fine-tuned networks back in the format they came in."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import traverse_util
+from safetensors.numpy import save_file
+
+from deltamask_jax.data.preprocessing import Preprocessing
+from deltamask_jax.models import Model, Params
+from deltamask_jax.pretrained import layouts
+
+Head = dict[str, Any]  # {'kernel': f32[feature_dim, classes], 'bias': f32[classes]}
+
+
+def export_huggingface(
+    directory: str | Path,
+    model: Model,
+    params: Params,
+    head: Head | None = None,
+    class_names: Sequence[str] = (),
+) -> None:
+    """Writes model.safetensors and config.json that the family's own library loads.
+
+    ViT, CLIP and DINOv2 load with `transformers.AutoModel.from_pretrained(directory)` and, but for
+    CLIP, whose transformers classifier pools otherwise, with
+    `AutoModelForImageClassification`; ConvMixer with `timm.create_model('local-dir:DIRECTORY')`.
+    The head lies in head.safetensors besides.
+
+    Args:
+        directory: created if need be.
+        model: what the parameters belong to; its image size becomes the checkpoint's.
+        params: with the mask applied.
+        head: the classifier on top.
+        class_names: one a class, for the config's id2label.
+
+    Raises:
+        ValueError: an architecture that its published format cannot express.
+    """
+    a = model.architecture
+    if a.family == "vit" and not (a.class_token and a.pooling == "cls"):
+        raise ValueError(f"{model.name} has no cls token to pool, which Hugging Face's ViT needs")
+    flat = traverse_util.flatten_dict(params, sep="/")
+    wanted = layouts.stored(a, layouts.parameter_shapes(model))
+    tensors = {t.key: t.write(np.asarray(flat[path], np.float32)) for path, t in wanted.items()}
+    config, prefix = _config(model, head)
+    tensors = {_prefixed(key, prefix): value for key, value in tensors.items()}
+    if head is not None:
+        kernel, bias = (np.asarray(head[name], np.float32) for name in ("kernel", "bias"))
+        tensors |= _classifier(a.family, kernel, bias)
+        names = class_names or [f"LABEL_{i}" for i in range(len(bias))]
+        config["id2label"] = {str(i): name for i, name in enumerate(names)}
+        config["label2id"] = {name: i for i, name in enumerate(names)}
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    if head is not None:
+        save_file({"kernel": kernel, "bias": bias}, directory / "head.safetensors")
+    if a.family != "convmixer":
+        processor = _processor(a.family, model.preprocessing)
+        (directory / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
+
+
+def _prefixed(key: str, prefix: str) -> str:
+    return key if key.startswith("visual_projection") else prefix + key
+
+
+def _config(model: Model, head: Head | None) -> tuple[dict[str, Any], str]:
+    """config.json, and the prefix its architecture gives to the names of the backbone."""
+    a = model.architecture
+    if a.family == "convmixer":
+        p = model.preprocessing
+        cfg = {"input_size": [3, p.size, p.size], "mean": p.mean, "std": p.std, "crop_pct": p.crop}
+        cfg |= {"first_conv": "stem.0", "classifier": "head", "interpolation": p.filter}
+        classes = 0 if head is None else len(head["bias"])
+        return {"architecture": model.name, "num_classes": classes, "pretrained_cfg": cfg}, ""
+    config = layouts.huggingface_config(dataclasses.replace(a, image_size=model.image_size))
+    config["torch_dtype"] = "float32"
+    if a.family == "clip":
+        name = "CLIPVisionModelWithProjection" if a.projection else "CLIPVisionModel"
+        return config | {"architectures": [name]}, "vision_model."
+    base = {"vit": "ViT", "dinov2": "Dinov2", "dinov2_with_registers": "Dinov2WithRegisters"}
+    kind = config["model_type"]
+    name = base[kind] + ("Model" if head is None else "ForImageClassification")
+    return config | {"architectures": [name]}, "" if head is None else f"{kind}."
+
+
+def _classifier(family: str, kernel: np.ndarray, bias: np.ndarray) -> dict[str, np.ndarray]:
+    weight = np.ascontiguousarray(kernel.T)
+    if family == "clip":
+        return {}
+    if family == "convmixer":
+        return {"head.weight": weight, "head.bias": bias}
+    if family == "dinov2":  # transformers concatenates the mean of the patches, which we do not use
+        weight = np.concatenate([weight, np.zeros_like(weight)], axis=1)
+    return {"classifier.weight": weight, "classifier.bias": bias}
+
+
+def _processor(family: str, p: Preprocessing) -> dict[str, Any]:
+    """preprocessor_config.json of the family's image processor."""
+    names = {
+        "vit": "ViTImageProcessor",
+        "clip": "CLIPImageProcessor",
+        "dinov2": "BitImageProcessor",
+    }
+    square = {"height": p.size, "width": p.size}
+    exact = p.resize == "exact"
+    config = {
+        "image_processor_type": names[family],
+        "do_resize": True,
+        "size": square if exact else {"shortest_edge": int(p.size / p.crop + 1e-6)},
+        "resample": {"bilinear": 2, "bicubic": 3}[p.filter],
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": p.mean,
+        "image_std": p.std,
+    }
+    if not exact:
+        config |= {"do_center_crop": True, "crop_size": square, "do_convert_rgb": True}
+    return config

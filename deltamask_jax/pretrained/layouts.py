@@ -1,0 +1,228 @@
+"""Where each of our parameters lies in a published checkpoint: names, axes, what may be ignored.
+
+The tables below are all there is to know about a format; `stored` reads them in both directions, so
+import and export cannot disagree.
+"""
+
+import dataclasses
+import math
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+Shape = tuple[int, ...]
+POSITIONS = "Transformer/posembed_input/pos_embedding"
+
+_ATTENTION = "attention.attention"
+_VIT = {
+    "block": "encoder.layer.{}.",
+    "cls": "embeddings.cls_token",
+    "registers": "embeddings.register_tokens",
+    "embedding": "embeddings.patch_embeddings.projection",
+    POSITIONS: "embeddings.position_embeddings",
+    "Transformer/encoder_norm": "layernorm",
+    "LayerNorm_0": "layernorm_before",
+    "LayerNorm_1": "layernorm_after",
+    "MultiHeadDotProductAttention_0/query": f"{_ATTENTION}.query",
+    "MultiHeadDotProductAttention_0/key": f"{_ATTENTION}.key",
+    "MultiHeadDotProductAttention_0/value": f"{_ATTENTION}.value",
+    "MultiHeadDotProductAttention_0/out": "attention.output.dense",
+    "MlpBlock_0/Dense_0": "intermediate.dense",
+    "MlpBlock_0/Dense_1": "output.dense",
+}
+_DINOV2 = _VIT | {
+    "LayerNorm_0": "norm1",
+    "LayerNorm_1": "norm2",
+    "LayerScale_0/scale": "layer_scale1.lambda1",
+    "LayerScale_1/scale": "layer_scale2.lambda1",
+    "MlpBlock_0/Dense_0": "mlp.fc1",
+    "MlpBlock_0/Dense_1": "mlp.fc2",
+}
+_SWIGLU = {"MlpBlock_0/Dense_0": "mlp.weights_in", "MlpBlock_0/Dense_1": "mlp.weights_out"}
+_CLIP = {
+    "block": "encoder.layers.{}.",
+    "cls": "embeddings.class_embedding",
+    "embedding": "embeddings.patch_embedding",
+    POSITIONS: "embeddings.position_embedding.weight",
+    "Transformer/pre_norm": "pre_layrnorm",  # sic
+    "Transformer/encoder_norm": "post_layernorm",
+    "projection": "visual_projection",
+    "LayerNorm_0": "layer_norm1",
+    "LayerNorm_1": "layer_norm2",
+    "MultiHeadDotProductAttention_0/query": "self_attn.q_proj",
+    "MultiHeadDotProductAttention_0/key": "self_attn.k_proj",
+    "MultiHeadDotProductAttention_0/value": "self_attn.v_proj",
+    "MultiHeadDotProductAttention_0/out": "self_attn.out_proj",
+    "MlpBlock_0/Dense_0": "mlp.fc1",
+    "MlpBlock_0/Dense_1": "mlp.fc2",
+}
+_CONVMIXER = {
+    "block": "blocks.{}.",
+    "stem/conv": "stem.0",
+    "stem/norm": "stem.2",
+    "depthwise": "0.fn.0",
+    "norm_0": "0.fn.2",
+    "pointwise": "1",
+    "norm_1": "3",
+}
+_LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A published format.
+
+    Attributes:
+        title: how errors call it.
+        names: our module or parameter -> theirs.
+        prefix: regular expression for what some checkpoints put before every name.
+        ignored: regular expression (whole name, prefix removed) for tensors we have no use for:
+            classifier heads, pooler, mask token, CLIP's text tower, counters.
+        marker: a name, prefix removed, that only this format has.
+    """
+
+    title: str
+    names: dict[str, str]
+    prefix: str
+    ignored: str
+    marker: str
+
+
+LAYOUTS = {
+    "vit": Layout(
+        "Hugging Face ViT",
+        _VIT,
+        prefix=r"vit\.",
+        ignored=r"classifier\..*|pooler\..*|embeddings\.mask_token",
+        marker="encoder.layer.0.layernorm_before.weight",
+    ),
+    "clip": Layout(
+        "Hugging Face CLIP",
+        _CLIP,
+        prefix=r"vision_model\.",
+        ignored=r"text_model\..*|text_projection\.weight|logit_scale|visual_projection\.weight"
+        r"|embeddings\.position_ids|classifier\..*",
+        marker="pre_layrnorm.weight",
+    ),
+    "dinov2": Layout(
+        "Hugging Face DINOv2",
+        _DINOV2,
+        prefix=r"(dinov2|dinov2_with_registers)\.",
+        ignored=r"classifier\..*|embeddings\.mask_token",
+        marker="encoder.layer.0.layer_scale1.lambda1",
+    ),
+    "convmixer": Layout(
+        "timm ConvMixer",
+        _CONVMIXER,
+        prefix=r"(?!)",
+        ignored=r"head\..*|.*\.num_batches_tracked",
+        marker="blocks.0.0.fn.0.weight",
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """One tensor of a published checkpoint.
+
+    Attributes:
+        key: its name there, without prefix.
+        shape: its shape there.
+        axes: transposition that brings it into our order of axes; a reshape completes it.
+    """
+
+    key: str
+    shape: Shape
+    axes: Shape
+
+    def read(self, array: np.ndarray, shape: Shape) -> np.ndarray:
+        """Theirs to ours."""
+        return array.transpose(self.axes).reshape(shape)
+
+    def write(self, array: np.ndarray) -> np.ndarray:
+        """Ours to theirs."""
+        turned = array.reshape([self.shape[axis] for axis in self.axes])
+        return np.ascontiguousarray(turned.transpose(np.argsort(self.axes)))
+
+
+def stored(architecture: object, shapes: dict[str, Shape]) -> dict[str, Stored]:
+    """Our flat parameter paths and shapes -> the tensors of the architecture's published format."""
+    names = LAYOUTS[architecture.family].names
+    if getattr(architecture, "activation", "") == "swiglu":
+        names = names | _SWIGLU
+    return {
+        path: _stored(names, architecture.family, path, shape) for path, shape in shapes.items()
+    }
+
+
+def _stored(names: dict[str, str], family: str, path: str, shape: Shape) -> Stored:
+    block = re.fullmatch(r"(?:Transformer/encoder)?block_(\d+)/(.*)", path)
+    prefix = names["block"].format(block[1]) if block else ""
+    local = block[2] if block else path
+    if local in names:  # a bare parameter: token, position embedding, layer scale
+        if family == "clip":  # stored without the leading 1
+            shape = shape[2:] if local == "cls" else shape[1:]
+        return Stored(prefix + names[local], shape, tuple(range(len(shape))))
+    module, leaf = local.rsplit("/", 1)
+    key = f"{prefix}{names[module]}.{_LEAVES.get(leaf, leaf)}"
+    if leaf != "kernel":
+        return Stored(key, (math.prod(shape),), (0,))
+    if len(shape) == 4:  # convolution: ours [h,w,in,out], theirs [out,in,h,w]
+        return Stored(key, (shape[3], shape[2], shape[0], shape[1]), (2, 3, 1, 0))
+    inputs = math.prod(shape[:-1]) if module.endswith("/out") else shape[0]
+    return Stored(key, (math.prod(shape) // inputs, inputs), (1, 0))
+
+
+def parameter_shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    """Every parameter's path and shape, without computing anything."""
+    tree = jax.eval_shape(model.init, jax.random.key(0))
+    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree, sep="/").items()}
+
+
+def huggingface_config(a: Any) -> dict[str, Any]:
+    """What a Hugging Face config.json says about a `ViTConfig`."""
+    activations = {"gelu_tanh": "gelu_pytorch_tanh", "swiglu": "gelu"}  # with SwiGLU it is unused
+    config = {
+        "hidden_size": a.width,
+        "num_hidden_layers": a.depth,
+        "num_attention_heads": a.heads,
+        "hidden_act": activations.get(a.activation, a.activation),
+        "layer_norm_eps": a.eps,
+        "patch_size": a.patch,
+        "image_size": a.image_size,
+        "num_channels": 3,
+    }
+    if a.family == "dinov2":
+        gated = a.activation == "swiglu"
+        config |= {
+            "model_type": "dinov2_with_registers" if a.registers else "dinov2",
+            "mlp_ratio": round((1.5 if gated else 1) * a.mlp / a.width),  # SwiGLU: two thirds
+            "use_swiglu_ffn": gated,
+        }
+        return config | ({"num_register_tokens": a.registers} if a.registers else {})
+    config["intermediate_size"] = a.mlp
+    if a.family == "clip":
+        return config | {"model_type": "clip_vision_model", "projection_dim": a.projection or 512}
+    return config | {"model_type": "vit", "qkv_bias": True}
+
+
+_FOREIGN = {
+    "timm ViT": r"blocks\.0\.attn\.qkv\.weight",
+    "original DINOv2": r"blocks\.0\.ls1\.gamma",
+    "open_clip": r"(visual\.)?transformer\.resblocks\.0\..*",
+    "text model": r".*embeddings\.word_embeddings\.weight",
+}
+
+
+def family_title(keys: list[str]) -> str:
+    """What a checkpoint with these tensor names is, in words; '' if unknown."""
+    for layout in LAYOUTS.values():
+        if any(re.sub(rf"^{layout.prefix}", "", key) == layout.marker for key in keys):
+            return layout.title
+    for title, pattern in reversed(_FOREIGN.items()):
+        if any(re.fullmatch(pattern, key) for key in keys):
+            return title
+    return ""
