@@ -1,8 +1,9 @@
 """From stored images to network input, as each family of models was trained.
 
 The resize is Pillow's, which the published CLIP, DINOv2, ViT and ConvMixer weights were evaluated
-with: a separable filter widened when shrinking (antialiased), rounded to 8 bits after each of its
-two passes. Here a pass is one matrix product over all images of a size; a test holds it to Pillow.
+with: a separable filter widened when shrinking (antialiased), rounded to 8 bits after each pass,
+width before height (Pillow 13 turns the order for some tall images, which moves a fifth of their
+pixels by one grey level). Here a pass is one matrix product over all images of a size.
 """
 
 import dataclasses
