@@ -97,12 +97,13 @@ def play_round(
                 f"round {number}: the loss of client {client} is {loss}; lower the learning rate"
             )
     updates = jax.device_get(updates)
+    sent = [jax.tree.map(lambda x, k=k: x[k], updates) for k in range(len(clients))]
 
-    def send(k: int) -> bytes:
-        return method.encode(state, jax.tree.map(lambda x: x[k], updates), number, int(clients[k]))
+    def encode(update, client) -> bytes:
+        return method.encode(state, update, number, int(client))
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        payloads = list(pool.map(send, range(len(clients))))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # the codecs' heavy parts release the GIL
+        payloads = list(pool.map(encode, sent, clients))
     received = [
         method.decode(state, payload, number, int(client))
         for payload, client in zip(payloads, clients, strict=True)
@@ -114,7 +115,7 @@ def play_round(
         uplink_bytes=sum(len(payload) for payload in payloads),
         downlink_bytes=len(broadcast) * len(clients),
         clients=len(clients),
-        details=method.describe(state, received),
+        details=method.describe(sent, received),
         payload=payloads[-1],
     )
 

@@ -24,6 +24,7 @@ from deltamask_jax import aggregation, codecs, masks
 from deltamask_jax.codecs import dense
 from deltamask_jax.local_training import mask_training
 from deltamask_jax.methods.method import Method, Task
+from deltamask_jax.metrics import binary_entropy
 from deltamask_jax.public_random import EVERY_CLIENT, MASK, stream_key, uniforms, uniforms_at
 from deltamask_jax.registry import look_up
 
@@ -130,8 +131,15 @@ def deltamask(config, task: Task) -> Method:
         kernels = jax.tree.map(jnp.multiply, index.kernels(task.params), multiplier)
         return index.merge(task.params, kernels), task.head
 
-    def describe(state, updates):
-        return {"flip_rate": float(np.mean([len(flips) for flips in updates])) / index.d}
+    def describe(sent, received):
+        """Flips that travelled, a client a weight; H of that rate for comparison; the filter's false flips."""
+        flips = float(np.mean([np.bitwise_count(packed).sum() for packed in sent])) / index.d
+        decoded = float(np.mean([len(positions) for positions in received])) / index.d
+        return {
+            "flip_rate": flips,
+            "flip_entropy_bpp": binary_entropy(flips),
+            "false_flip_rate": decoded - flips,
+        }
 
     def export(state) -> dict[str, Any]:
         mask = state.theta > masks.SCALE // 2

@@ -60,7 +60,7 @@ def averaging(
             updates, counts
         ),
         eval_params=eval_params,
-        describe=lambda state, updates: {},
+        describe=lambda sent, received: {},
         export=lambda state: {
             path: np.asarray(leaf) for path, leaf in traverse_util.flatten_dict(state, sep="/").items()
         },

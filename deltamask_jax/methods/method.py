@@ -46,7 +46,7 @@ class Method:
         decode: (state, payload, round, client) -> update as the server sees it. Raises `PayloadError`.
         aggregate: (state, updates, clients, example counts, round) -> state.
         eval_params: (state) -> (params, head) of the network that is evaluated.
-        describe: (state, updates) -> further numbers for the round's line in metrics.jsonl.
+        describe: (updates as encoded, updates as decoded) -> numbers for the round's line in metrics.jsonl.
         export: (state) -> named arrays worth keeping, saved as safetensors.
     """
 
@@ -62,5 +62,5 @@ class Method:
     decode: Callable[[Any, bytes, int, int], Any]
     aggregate: Callable[[Any, list, np.ndarray, list[int], int], Any]
     eval_params: Callable[[Any], tuple[Any, dict[str, Any]]]
-    describe: Callable[[Any, list], dict[str, float]]
+    describe: Callable[[list, list], dict[str, float]]
     export: Callable[[Any], dict[str, np.ndarray]]

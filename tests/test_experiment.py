@@ -1,0 +1,94 @@
+"""End to end on a tiny random network and real digits: what a run leaves behind."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+from deltamask_jax import experiment
+from tests.conftest import tiny_config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run") / "work"
+    config = tiny_config(rounds=3, eval_every=2)
+    return workdir, config, experiment.run(config, workdir)
+
+
+def test_files_left(finished):
+    workdir, config, summary = finished
+    assert {p.name for p in workdir.iterdir()} == {
+        "config.json",
+        "curves.png",
+        "deltamask.safetensors",
+        "metrics.jsonl",
+        "payload.png",
+        "split.json",
+        "split.png",
+        "summary.json",
+    }
+    assert json.loads((workdir / "config.json").read_text()) == config.to_dict()
+    assert json.loads((workdir / "summary.json").read_text()) == summary
+    assert Image.open(workdir / "payload.png").mode == "L"
+
+
+def test_metrics_lines(finished):
+    workdir, config, summary = finished
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [r["round"] for r in records] == [0, 1, 2, 3]
+    assert [r["accuracy"] is not None for r in records] == [
+        True,
+        False,
+        True,
+        True,
+    ]  # every 2nd, and the last
+    d = summary["masked_parameters"]
+    for r in records:
+        for way in ("uplink", "downlink"):
+            assert r[f"{way}_bpp"] == pytest.approx(8 * r[f"{way}_bytes"] / (r["clients"] * d))
+    for r in records[1:]:
+        assert 0 < r["flip_rate"] < 0.2 and r["train_loss"] > 0 and r["seconds"] > 0
+        # A filter of 8 bits an entry spends 8 to 13 bits a flip, beside its header.
+        payload_bits = 8 * (r["uplink_bytes"] / r["clients"] - 150)
+        assert 6 < payload_bits / (r["flip_rate"] * d) < 15
+        assert r["false_flip_rate"] == pytest.approx(1 / 256, rel=0.3)
+    assert summary["uplink_bytes"] == sum(r["uplink_bytes"] for r in records)
+    assert summary["final_accuracy"] == records[-1]["accuracy"]
+
+
+def test_learned_arrays(finished):
+    workdir, _, summary = finished
+    arrays = load_file(workdir / "deltamask.safetensors")
+    assert arrays["theta"].dtype == np.uint16 and arrays["theta"].size == summary["masked_parameters"]
+    mask = np.unpackbits(arrays["mask"], count=arrays["theta"].size).astype(bool)
+    np.testing.assert_array_equal(mask, arrays["theta"] > 32768)
+    assert arrays["head/kernel"].shape == (32, 10)
+
+
+def test_the_same_seed_gives_the_same_run_and_an_earlier_run_is_kept(finished):
+    workdir, config, summary = finished
+    again = experiment.run(config, workdir)
+    assert {k: v for k, v in again.items() if k != "seconds"} == {
+        k: v for k, v in summary.items() if k != "seconds"
+    }
+    assert (workdir.with_name("work.1") / "summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"method": "deltamsk"}, "did you mean 'deltamask'"),
+        ({"codec__name": "bfus"}, "did you mean 'bfuse'"),
+        ({"codec__bits": 9}, "bits"),
+        ({"model__name": "glyphvit"}, "did you mean 'glyph_vit'"),
+        ({"data": "digit"}, "did you mean 'digits'"),
+        ({"clients": 90}, "lower num_clients"),
+        ({"mask__theta_init": 2.0}, "config.mask.theta_init=2.0"),
+    ],
+)
+def test_bad_settings_are_refused_before_training(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        experiment.run(tiny_config(**changes), tmp_path / "run")

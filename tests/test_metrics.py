@@ -1,0 +1,47 @@
+"""The ledger: bits per parameter, files, pictures."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deltamask_jax import codecs, metrics
+
+
+def test_bits_per_parameter_and_entropy():
+    assert metrics.bits_per_parameter(398_000 * 30, 30, 35_389_440) == pytest.approx(0.08997, abs=1e-5)
+    assert metrics.binary_entropy(0.5) == 1 and metrics.binary_entropy(0.0) == 0
+    assert metrics.binary_entropy(0.01) == pytest.approx(0.0808, abs=1e-4)
+
+
+def test_json_lines_and_files(tmp_path):
+    metrics.append(tmp_path / "m.jsonl", {"round": 1})
+    metrics.append(tmp_path / "m.jsonl", {"round": 2})
+    lines = (tmp_path / "m.jsonl").read_text().splitlines()
+    assert [json.loads(line)["round"] for line in lines] == [1, 2]
+    metrics.write_json(tmp_path / "s.json", {"a": 1})
+    assert json.loads((tmp_path / "s.json").read_text()) == {"a": 1}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.jsonl", "s.json"]
+
+
+def test_payload_image_is_the_image_that_travelled():
+    codec = codecs.get("bfuse", bits=8, container="png")
+    payload = codec.encode(np.arange(0, 9000, 9, dtype=np.uint32), codecs.Context(9000))
+    image = metrics.payload_image(payload)
+    assert image.mode == "L" and abs(image.width - image.height) <= image.width // 2
+    travelled = payload[payload.index(metrics.PNG_SIGNATURE) :]
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(Image.open(io.BytesIO(travelled))))
+
+
+def test_other_payloads_are_drawn_byte_by_byte():
+    image = metrics.payload_image(bytes(range(10)))
+    assert np.asarray(image).reshape(-1)[:10].tolist() == list(range(10))
+
+
+def test_curves_are_drawn(tmp_path):
+    record = {"uplink_bytes": 1000, "downlink_bytes": 9000}
+    records = [{**record, "round": r, "accuracy": a} for r, a in enumerate([0.5, None, 0.8])]
+    metrics.draw_curves(tmp_path / "c.png", records, 0.6, "title")
+    assert np.asarray(Image.open(tmp_path / "c.png")).std() > 10  # not blank

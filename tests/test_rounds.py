@@ -1,0 +1,75 @@
+"""A federated round of every method, on bytes: what the server ends with and what the ledger says."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from deltamask_jax import methods
+from deltamask_jax.rounds import MAIN_PHASE, evaluator, in_chunks, play_round
+from tests.conftest import tiny_config
+
+EVERYONE = np.arange(6)
+
+
+def play(problem, rounds=2, **changes):
+    config = tiny_config(**changes)
+    problem = dataclasses.replace(problem, config=config)
+    method = methods.build(config, problem.task)
+    state, results = method.init(), []
+    for number in range(1, rounds + 1):
+        state, result = play_round(problem, method, state, number, EVERYONE, MAIN_PHASE, config.local_epochs)
+        results.append(result)
+    return problem, method, state, results
+
+
+@pytest.mark.parametrize("name", sorted(methods.METHODS))
+def test_training_loss_falls_and_bytes_are_counted(problem, name):
+    problem, method, state, results = play(problem, 3, method=name, fedavg__learning_rate=1e-3, batch_size=4)
+    assert results[-1].train_loss < results[0].train_loss
+    for result in results:
+        assert result.clients == 6
+        assert result.uplink_bytes >= 6 * len(result.payload) * 0.5
+        assert result.downlink_bytes % 6 == 0 and result.downlink_bytes > 0
+    assert 0 <= evaluator(problem, method)(state) <= 1
+    exported = method.export(state)
+    assert all(isinstance(array, np.ndarray) for array in exported.values())
+
+
+def test_fedavg_is_the_weighted_mean_of_client_training(problem):
+    """One client alone, then two: the mean weighted by example counts, through float32 bytes."""
+    config = tiny_config(method="fedavg", fedavg__learning_rate=1e-2)
+    problem = dataclasses.replace(problem, config=config)
+    method = methods.build(config, problem.task)
+    start = method.init()
+
+    def after(clients):
+        state, _ = play_round(problem, method, start, 1, np.array(clients), MAIN_PHASE, 1)
+        return state
+
+    one, two, both = after([1]), after([4]), after([1, 4])
+    expected = jax.tree.map(lambda a, b: (20 * a + 16 * b) / 36, one, two)
+    jax.tree.map(lambda e, b: np.testing.assert_allclose(e, b, rtol=1e-4, atol=1e-6), expected, both)
+
+
+def test_backends_give_the_same_round(problem):
+    states = [
+        play(problem, 1, cohort__backend=backend, cohort__chunk=chunk)[2].theta.astype(int)
+        for backend, chunk in (("loop", 1), ("vmap", 1), ("vmap", 4))
+    ]
+    for other in states[1:]:  # a vote may differ where a logit rounds across its uniform
+        assert np.mean(states[0] != other) < 2e-3
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_client(problem):
+    tokens = problem.inputs["tokens"][0].at[problem.parts[2][0]].set(np.nan)
+    broken = dataclasses.replace(problem, inputs={"tokens": (tokens, tokens)})
+    with pytest.raises(FloatingPointError, match="round 1: the loss of client 2"):
+        play(broken, 1)
+
+
+def test_in_chunks_equals_one_call(monkeypatch):
+    monkeypatch.setattr("deltamask_jax.rounds.EVALUATION_CHUNK", 4)
+    x = np.arange(10.0)
+    np.testing.assert_array_equal(in_chunks(lambda a: a * 2, jax.numpy.asarray(x)), x * 2)
