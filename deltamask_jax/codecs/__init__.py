@@ -1,40 +1,83 @@
 """Codecs: flipped mask positions <-> payload bytes, behind one seam.
 
-codec = codecs.get('bfuse', bits=8, container='png')
-payload = codec.encode(positions, context)      # positions: u32[n], sorted
-positions = codec.decode(payload, context)      # raises PayloadError on anything invalid
+codec = codecs.get("bfuse", bits=8, container="png")
+payload = codec.encode(positions, context)  # positions: u32[n], sorted
+positions = codec.decode(payload, context)  # raises PayloadError on anything invalid
 """
 
 import difflib
 import inspect
+from collections.abc import Mapping
 
-from deltamask_jax.codecs.bfuse import bfuse
+from deltamask_jax.codecs import bfuse, bloom, rice, side_info, xor
 from deltamask_jax.codecs.codec import Codec, Context, PayloadError
+from deltamask_jax.codecs.cohort import decode_counts, encode_cohort
 
-REGISTRY = {"bfuse": bfuse}
+REGISTRY = {
+    "bfuse": bfuse.bfuse,
+    "xor": xor.xor,
+    "bloom": bloom.bloom,
+    "rice": rice.rice,
+    "side_info": side_info.side_info,
+}
 
-__all__ = ["REGISTRY", "Codec", "Context", "PayloadError", "get"]
+__all__ = [
+    "REGISTRY",
+    "Codec",
+    "Context",
+    "PayloadError",
+    "decode_counts",
+    "encode_cohort",
+    "for_clients",
+    "get",
+]
 
 
 def get(name: str, **options) -> Codec:
-    """Returns the named codec with the given options; see the function of that name for what it accepts.
+    """Returns the named codec with the given options; see the function of that name for them.
 
     Raises:
-        ValueError: unknown name or option (the nearest valid one is named), or an option's value is refused.
+        ValueError: unknown name or option (the nearest valid one is named), or a refused value.
     """
     if name not in REGISTRY:
-        near = difflib.get_close_matches(name, REGISTRY, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(REGISTRY)}"
-        raise ValueError(f"unknown codec {name!r}: {hint}")
+        raise ValueError(f"unknown codec {name!r}: {_nearest(name, list(REGISTRY))}")
     factory = REGISTRY[name]
     valid = list(inspect.signature(factory).parameters)
     for option in options:
         if option not in valid:
-            near = difflib.get_close_matches(option, valid, n=1)
-            hint = (
-                f"did you mean {near[0]!r}?"
-                if near
-                else f"it takes {', '.join(valid) or 'no options'}"
-            )
-            raise ValueError(f"codec {name!r} has no option {option!r}: {hint}")
+            raise ValueError(f"codec {name!r} has no option {option!r}: {_nearest(option, valid)}")
     return factory(**options)
+
+
+def for_clients(settings: Mapping, num_clients: int) -> list[Codec]:
+    """One codec per client, so that clients of one round may differ (bits per entry, for example).
+
+    Args:
+        settings: `{"name": ..., option: value, ...}` for all clients, and optionally
+            `"clients": {"0-9": {"bits": 16}, "12": {"name": "rice"}}` with what differs for a client or
+            for a range of clients, both ends included. A client given a name starts without options.
+        num_clients: clients are 0 .. num_clients-1.
+
+    Raises:
+        ValueError: as in `get`, or a range is malformed or beyond the last client.
+    """
+    common = {key: value for key, value in settings.items() if key != "clients"}
+    chosen = [common] * num_clients
+    for clients, changes in dict(settings.get("clients") or {}).items():
+        first, _, last = str(clients).partition("-")
+        if not (first.isdigit() and (last or first).isdigit()) or int(last or first) >= num_clients:
+            raise ValueError(f"codec clients {clients!r}: write a number or a range such as '0-9'")
+        for client in range(int(first), int(last or first) + 1):
+            changes = dict(changes)
+            chosen[client] = changes if "name" in changes else {**chosen[client], **changes}
+    made: dict[tuple, Codec] = {}
+    for options in chosen:
+        key = tuple(sorted(options.items()))
+        if key not in made:
+            made[key] = get(**options)
+    return [made[tuple(sorted(options.items()))] for options in chosen]
+
+
+def _nearest(word: str, valid: list[str]) -> str:
+    near = difflib.get_close_matches(word, valid, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(valid) or '(none)'}"

@@ -1,109 +1,218 @@
-"""Membership of every position 0 .. d-1 in a fuse filter, jitted on 32-bit integers (CPU, GPU or TPU).
+"""Membership of all positions 0 .. d-1 in fingerprint filters: one filter, or a whole cohort at once.
 
-The 64-bit hash is carried as two u32 words, so results do not depend on jax_enable_x64. Tables are padded to few sizes
-and positions taken in fixed chunks, so one compilation serves every key count and every d.
+Hashing is jitted on 32-bit integers (CPU, GPU, TPU; the 64-bit hash is carried as two words) and bit-equal
+with the C library. Tables are padded to few sizes and positions taken in fixed chunks, so that one
+compilation serves every key count and every d.
+
+Clients whose filters share seed and shape share hashes and slots. Their fingerprints are laid out
+[slot][bit][client], so that a slot of up to 32 clients is one short row, and one XOR and a few ORs decide
+for all of them.
 """
 
 import functools
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deltamask_jax.codecs.fuse_filter import Filter, contains
+from deltamask_jax.codecs.fingerprints import Filter, contains
 
-CHUNK = 1 << 20  # positions a call
+CHUNK = 1 << 20  # positions a call, one filter
 SMALL = 1 << 16  # below this many positions NumPy is faster than compiling
+COHORT = 32  # clients decoded together
+_COHORT_CHUNK = 1 << 18  # positions a call, cohort
+_ROWS = 1 << 14  # rows gathered at a time: they should stay in a core's cache
 
 
-def query_all(filter: Filter, d: int, threads: int | None = None) -> np.ndarray:
-    """Positions 0 .. d-1 that the filter contains, true and false positives.
-
-    Args:
-        filter: fingerprints u8, u16 or u32.
-        d: number of positions.
-        threads: Python threads over chunks; default the number of cores.
-
-    Returns:
-        u32[hits], sorted.
-    """
+def query_all(filter: Filter, d: int) -> np.ndarray:
+    """Positions among 0 .. d-1 that the filter contains, true and false: u32[hits], sorted."""
     if d <= SMALL:
         return np.flatnonzero(contains(filter, np.arange(d, dtype=np.uint32))).astype(np.uint32)
-    shape = filter.geometry
     table = jnp.asarray(pad_table(filter.fingerprints))
-    seed = np.array([filter.seed & 0xFFFFFFFF, filter.seed >> 32], np.uint32)
+    hashing = _hashing(filter)
 
     def hits(start: int) -> np.ndarray:
-        found = _contains_chunk(
-            table,
-            seed,
-            np.uint32(start),
-            np.uint32(shape.segment_length),
-            np.uint32(shape.start_length),
-            shape.arity,
-        )
+        found = _contains_chunk(table, np.uint32(start), *hashing, kind=filter.geometry.kind)
         found = np.flatnonzero(np.asarray(found)[: d - start])
         return found.astype(np.uint32) + np.uint32(start)
 
-    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         return np.concatenate(list(pool.map(hits, range(0, d, CHUNK))))
 
 
-def pad_table(fingerprints: np.ndarray) -> np.ndarray:
-    """Pads axis 0 with zeros to one of eight sizes per power of two, so that few shapes are ever compiled."""
-    length = len(fingerprints)
-    step = 1 << max(length.bit_length() - 4, 0)
-    padding = [(0, -length % step)] + [(0, 0)] * (fingerprints.ndim - 1)
-    return np.pad(fingerprints, padding)
+def count_all(filters: Sequence[Filter], d: int) -> np.ndarray:
+    """Number of filters that contain each position: u16[d].
+
+    Filters of equal seed, shape and width are decoded together, others one by one. Memory: 4 bytes per
+    position and 4 * bits bytes per slot of a filter.
+    """
+    counts = np.zeros(d, np.uint16)
+    alike: dict[tuple, list[Filter]] = {}
+    for filter in filters:
+        key = (filter.geometry, filter.seed, filter.fingerprints.itemsize)
+        alike.setdefault(key, []).append(filter)
+    for group in alike.values():
+        for first in range(0, len(group), COHORT):
+            cohort = group[first : first + COHORT]
+            if len(cohort) > 2:
+                _count_cohort(cohort, counts)
+            else:
+                for filter in cohort:
+                    counts[query_all(filter, d)] += 1
+    return counts
 
 
-def hash_chunk(seed: jax.Array, start: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """murmur64(start + 0 .. count-1 + seed) as (low, high) u32[count]."""
-    low = jax.lax.iota(jnp.uint32, count) + start
-    total = low + seed[0]
-    high = seed[1] + (total < low).astype(jnp.uint32)
-    low = total ^ high >> 1
-    low, high = _multiply(low, high, 0xFF51AFD7ED558CCD)
-    low = low ^ high >> 1
-    low, high = _multiply(low, high, 0xC4CEB9FE1A85EC53)
-    return low ^ high >> 1, high
+def _count_cohort(cohort: list[Filter], counts: np.ndarray) -> None:
+    """Adds the hits of up to 32 filters of equal seed, shape and width to counts u16[d]."""
+    planes = bit_planes([filter.fingerprints for filter in cohort])
+    hashing, kind = _hashing(cohort[0]), cohort[0].geometry.kind
+    present = np.uint32((1 << len(cohort)) - 1)
+    d, bits = len(counts), planes.shape[1]
+
+    if jax.default_backend() == "cpu":
+        # XLA's CPU gather moves word by word; NumPy's moves a row at a time.
+        def chunk_counts(start: int) -> np.ndarray:
+            prints, *where = _slots_chunk(np.uint32(start), *hashing, kind=kind)
+            prints = (
+                np.asarray(prints).astype(f"<u{bits // 8}").view(np.uint8).reshape(-1, bits // 8)
+            )
+            where = [np.asarray(slot) for slot in where]
+            size = min(_COHORT_CHUNK, d - start)
+            hits = np.empty(size, np.uint8)
+            for first in range(0, size, _ROWS):
+                part = slice(first, min(first + _ROWS, size))
+                rows = [slot[part] for slot in where]
+                hits[part] = _count_rows(planes, prints[part], rows, present)
+            return hits
+    else:
+        table = jnp.asarray(pad_table(planes))
+
+        def chunk_counts(start: int) -> np.ndarray:
+            hits = _count_chunk(table, present, np.uint32(start), *hashing, kind=kind)
+            return np.asarray(hits)[: d - start]
+
+    def add(start: int) -> None:
+        hits = chunk_counts(start)
+        counts[start : start + len(hits)] += hits
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(add, range(0, d, _COHORT_CHUNK)))
 
 
-def slots(
-    low: jax.Array, high: jax.Array, segment_length: jax.Array, start_length: jax.Array, arity: int
-):
-    """The `arity` slots of each hash, i32 each; see `fuse_filter.slots`."""
-    mask = segment_length - 1
-    # mulhi(h, L): the carry out of (high * L)'s low word plus (low * L)'s high word.
-    product_low = high * start_length
-    carry = (product_low + _mulhi32(low, start_length)) < product_low
-    first = _mulhi32(high, start_length) + carry.astype(jnp.uint32)
-    step = 18 if arity == 3 else 16
-    result = [first]
-    for j in range(1, arity):
-        shift = step * (arity - 1 - j)
-        if shift == 0:
-            window = low
-        elif shift < 32:
-            window = low >> shift | high << (32 - shift)
-        else:
-            window = high >> (shift - 32)
-        result.append((first + jnp.uint32(j) * segment_length) ^ (window & mask))
-    return [slot.astype(jnp.int32) for slot in result]
+def bit_planes(tables: list[np.ndarray]) -> np.ndarray:
+    """Fingerprints of up to 32 clients, each [slots], as u32[slots, bits]: word b holds bit b of all clients."""
+    bits = 8 * tables[0].itemsize
+    planes = np.zeros((len(tables[0]), bits), np.uint32)
+    for client, table in enumerate(tables):
+        octets = table.astype(f"<u{bits // 8}", copy=False).view(np.uint8)
+        unpacked = np.unpackbits(octets, bitorder="little").reshape(-1, bits)
+        planes |= unpacked.astype(np.uint32) << np.uint32(client)
+    return planes
 
 
-@functools.partial(jax.jit, static_argnames="arity")
-def _contains_chunk(table, seed, start, segment_length, start_length, arity):
-    low, high = hash_chunk(seed, start, CHUNK)
+# All-ones words where a byte has its bits set: u32[256, 8], a fingerprint byte as a row of bit planes.
+_BYTE_PLANES = (np.arange(256)[:, None] >> np.arange(8) & 1).astype(np.uint32) * np.uint32(
+    0xFFFFFFFF
+)
+
+
+def _count_rows(planes, prints, where, present) -> np.ndarray:
+    """Hits per position u8[m]. prints: u8[m, bits/8]; where: slots i32[m] each."""
+    m, bits = len(prints), planes.shape[1]
+    words = np.take(_rows(_BYTE_PLANES), prints.ravel(), mode="clip").view(np.uint64)
+    gathered = np.empty(m, f"V{4 * bits}")
+    for slot in where:
+        np.take(_rows(planes), slot, out=gathered, mode="clip")
+        words ^= gathered.view(np.uint64)
+    words = words.reshape(m, bits // 2)  # two planes a word
+    differs = words[:, 0] | words[:, 1]
+    for column in range(2, bits // 2):
+        differs |= words[:, column]
+    halves = differs.view(np.uint32).reshape(m, 2)
+    return np.bitwise_count(~(halves[:, 0] | halves[:, 1]) & present)
+
+
+def _rows(array: np.ndarray) -> np.ndarray:
+    """The rows of a two-dimensional array as opaque items, which NumPy gathers one move each."""
+    return array.view(f"V{array.shape[1] * array.itemsize}").ravel()
+
+
+def _hashing(filter: Filter) -> tuple[np.ndarray, np.uint32, np.uint32]:
+    """Arguments of the jitted functions: seed as two words, segment length, start length."""
+    seed = np.array([filter.seed & 0xFFFFFFFF, filter.seed >> 32], np.uint32)
+    shape = filter.geometry
+    return seed, np.uint32(shape.segment_length), np.uint32(shape.start_length)
+
+
+def pad_table(table: np.ndarray) -> np.ndarray:
+    """Pads axis 0 with zeros to one of eight lengths per power of two, so that few shapes are compiled."""
+    step = 1 << max(len(table).bit_length() - 4, 0)
+    return np.pad(table, [(0, -len(table) % step)] + [(0, 0)] * (table.ndim - 1))
+
+
+@functools.partial(jax.jit, static_argnames="kind")
+def _contains_chunk(table, start, seed, segment_length, start_length, *, kind):
+    low, high = hash_positions(start, seed, CHUNK)
     result = (low ^ high).astype(table.dtype)
-    for slot in slots(low, high, segment_length, start_length, arity):
+    for slot in _slots(low, high, segment_length, start_length, kind):
         result ^= table.at[slot].get(mode="promise_in_bounds")
     return result == 0
 
 
-def _mulhi32(a: jax.Array, b: jax.Array) -> jax.Array:
+@functools.partial(jax.jit, static_argnames="kind")
+def _slots_chunk(start, seed, segment_length, start_length, *, kind):
+    low, high = hash_positions(start, seed, _COHORT_CHUNK)
+    return low ^ high, *_slots(low, high, segment_length, start_length, kind)
+
+
+@functools.partial(jax.jit, static_argnames="kind")
+def _count_chunk(table, present, start, seed, segment_length, start_length, *, kind):
+    low, high = hash_positions(start, seed, _COHORT_CHUNK)
+    bits = jnp.arange(table.shape[1], dtype=jnp.uint32)
+    words = jnp.uint32(0) - ((low ^ high)[:, None] >> bits & 1)
+    for slot in _slots(low, high, segment_length, start_length, kind):
+        words ^= table.at[slot].get(mode="promise_in_bounds")
+    differs = jax.lax.reduce(words, jnp.uint32(0), jax.lax.bitwise_or, (1,))
+    return jax.lax.population_count(~differs & present).astype(jnp.uint8)
+
+
+def hash_positions(start: jax.Array, seed: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """`fingerprints.murmur64` of start + 0 .. count-1 as (low, high) words, u32[count] each."""
+    position = jax.lax.iota(jnp.uint32, count) + start
+    low = position + seed[0]
+    high = seed[1] + (low < position).astype(jnp.uint32)
+    low, high = _multiply(low ^ high >> 1, high, 0xFF51AFD7ED558CCD)
+    low, high = _multiply(low ^ high >> 1, high, 0xC4CEB9FE1A85EC53)
+    return low ^ high >> 1, high
+
+
+def _slots(low, high, segment_length, start_length, kind: str) -> list[jax.Array]:
+    """`fingerprints.slots` on 32-bit words: i32[count] each."""
+    if kind == "xor3":
+        rotated = (low, low << 21 | high >> 11, low >> 22 | high << 10)
+        result = [
+            multiply_high(r, segment_length) + jnp.uint32(j) * segment_length
+            for j, r in enumerate(rotated)
+        ]
+    else:
+        # (hash * start_length) >> 64: the high word's product and the carry out of its low word.
+        product = high * start_length
+        carry = product + multiply_high(low, start_length) < product
+        result = [multiply_high(high, start_length) + carry.astype(jnp.uint32)]
+        if kind == "fuse3":
+            windows = (low >> 18 | high << 14, low)
+        else:
+            windows = (high, low >> 16 | high << 16, low)
+        for j, window in enumerate(windows, start=1):
+            offset = window & (segment_length - 1)
+            result.append((result[0] + jnp.uint32(j) * segment_length) ^ offset)
+    return [slot.astype(jnp.int32) for slot in result]
+
+
+def multiply_high(a: jax.Array, b: jax.Array) -> jax.Array:
     """High word of the 64-bit product of two u32."""
     a0, a1, b0, b1 = a & 0xFFFF, a >> 16, b & 0xFFFF, b >> 16
     middle = a1 * b0 + (a0 * b0 >> 16)
@@ -113,4 +222,4 @@ def _mulhi32(a: jax.Array, b: jax.Array) -> jax.Array:
 def _multiply(low: jax.Array, high: jax.Array, constant: int) -> tuple[jax.Array, jax.Array]:
     """(high, low) * constant mod 2**64."""
     c_low, c_high = jnp.uint32(constant & 0xFFFFFFFF), jnp.uint32(constant >> 32)
-    return low * c_low, _mulhi32(low, c_low) + low * c_high + high * c_low
+    return low * c_low, multiply_high(low, c_low) + low * c_high + high * c_low

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from pyfusefilter._xorfilter import ffi, lib
 
 from deltamask_jax import codecs
-from deltamask_jax.codecs import envelope, fuse_filter, membership
+from deltamask_jax.codecs import envelope, filter_builder, fingerprints, membership
 
 SIZES = [1, 2, 3, 10, 1000, 11_480, 11_500, 11_521]
 
@@ -16,7 +16,7 @@ def random_positions(n: int, d: int, seed: int = 0) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).choice(d, n, replace=False)).astype(np.uint32)
 
 
-def c_contains(built: fuse_filter.Filter, positions: np.ndarray) -> np.ndarray:
+def c_contains(built: fingerprints.Filter, positions: np.ndarray) -> np.ndarray:
     """The C library's own answer, position by position."""
     bits = 8 * built.fingerprints.itemsize
     c_filter = ffi.new(f"binary_fuse{bits}_t *")
@@ -33,7 +33,7 @@ def c_contains(built: fuse_filter.Filter, positions: np.ndarray) -> np.ndarray:
 def test_geometry_is_that_of_the_c_library(n):
     c_filter = ffi.new("binary_fuse8_t *")
     assert lib.binary_fuse8_allocate(n, c_filter)
-    shape = fuse_filter.geometry(n)
+    shape = fingerprints.fuse_geometry(n)
     assert (shape.segment_length, shape.segment_count, shape.start_length, shape.array_length) == (
         c_filter.SegmentLength,
         c_filter.SegmentCount,
@@ -48,11 +48,11 @@ def test_geometry_is_that_of_the_c_library(n):
 def test_numpy_and_jax_membership_equal_c(n, bits):
     d = membership.SMALL + 20_000  # more than the NumPy path takes
     positions = random_positions(n, d, seed=n)
-    built = fuse_filter.build(positions, bits)
+    built = filter_builder.build(positions, bits, fingerprints.fuse_geometry(n))
     expected = c_contains(built, np.arange(d))
     assert expected[positions].all()
     np.testing.assert_array_equal(
-        fuse_filter.contains(built, np.arange(d, dtype=np.uint32)), expected
+        fingerprints.contains(built, np.arange(d, dtype=np.uint32)), expected
     )
     np.testing.assert_array_equal(membership.query_all(built, d), np.flatnonzero(expected))
 
@@ -62,15 +62,15 @@ def test_seeds_that_wrap_around_64_bits_agree(attempt):
     """A retry shifts every key by a 64-bit offset; the carry has to survive the 32-bit arithmetic."""
     d = membership.SMALL + 5
     positions = random_positions(500, d)
-    built = fuse_filter.Filter(*_shifted(positions, attempt * 0x9E3779B97F4A7C15 & (2**64 - 1)))
-    assert fuse_filter.contains(built, positions).all()
-    expected = np.flatnonzero(fuse_filter.contains(built, np.arange(d, dtype=np.uint32)))
+    built = fingerprints.Filter(*_shifted(positions, attempt * 0x9E3779B97F4A7C15 & (2**64 - 1)))
+    assert fingerprints.contains(built, positions).all()
+    expected = np.flatnonzero(fingerprints.contains(built, np.arange(d, dtype=np.uint32)))
     np.testing.assert_array_equal(membership.query_all(built, d), expected)
 
 
 def _shifted(positions, offset):
-    shape = fuse_filter.geometry(len(positions))
-    return shape, *fuse_filter._populate_c(positions.astype(np.uint64), 8, shape, offset)
+    shape = fingerprints.fuse_geometry(len(positions))
+    return shape, *filter_builder._populate_c(positions.astype(np.uint64), 8, shape, offset)
 
 
 @settings(max_examples=50, deadline=None)

@@ -1,0 +1,109 @@
+"""Bloom-filter codec: the index half of DeepReduce (NeurIPS 2021, arXiv 2102.03112; Bloom 1970).
+
+ceil(log2(1 / fpr)) hash functions and hashes * n / ln 2 bits. The hashes of a position are a + j * b for the
+two words of its 64-bit hash (Kirsch & Mitzenmacher 2006). Not exact.
+
+Body: u32 number of bits m, then ceil(m / 8) bytes; flags: number of hash functions. No body where there are
+no flips.
+"""
+
+import functools
+import math
+import os
+import struct
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deltamask_jax.codecs import envelope, membership
+from deltamask_jax.codecs.codec import Codec, Context, PayloadError, check_positions
+from deltamask_jax.codecs.fingerprints import murmur64
+
+_ID = envelope.CODEC_IDS["bloom"]
+_SEED = 0
+_MOST_HASHES = 32
+
+
+def bloom(fpr: float = 2**-8) -> Codec:
+    """Creates the codec.
+
+    Args:
+        fpr: false-positive rate, 2**-32 <= fpr < 1; the nearest power of two not above it is used.
+
+    Raises:
+        ValueError: fpr is out of range.
+    """
+    if not 2.0**-_MOST_HASHES <= fpr < 1:
+        raise ValueError(f"bloom: fpr must be in 2**-{_MOST_HASHES} .. 1, got {fpr}")
+    hashes = max(1, math.ceil(-math.log2(fpr)))
+
+    def encode(positions: np.ndarray, context: Context) -> bytes:
+        positions = check_positions(positions, context.d)
+        body = b""
+        if positions.size:
+            m = math.ceil(len(positions) * hashes / math.log(2))
+            table = np.zeros(m, bool)
+            for bit in _bits(positions, hashes, m):
+                table[bit] = True
+            body = struct.pack("<I", m) + np.packbits(table, bitorder="little").tobytes()
+        n = len(positions)
+        return envelope.pack(_ID, hashes, context.d, n, context.round, context.client, body)
+
+    def decode(payload: bytes, context: Context) -> np.ndarray:
+        received = envelope.unpack(
+            payload, codec_id=_ID, d=context.d, round=context.round, client=context.client
+        )
+        if received.flags != hashes:
+            raise PayloadError(f"payload has {received.flags} hash functions, expected {hashes}")
+        if received.n == 0:
+            if len(received.body):
+                raise PayloadError("payload without flips must have no body")
+            return np.zeros(0, np.uint32)
+        if len(received.body) < 5:
+            raise PayloadError("bloom payload is too short for its bits")
+        (m,) = struct.unpack_from("<I", received.body)
+        table = np.frombuffer(received.body[4:], np.uint8)
+        if not m or len(table) != -(-m // 8) or (m % 8 and table[-1] >> m % 8):
+            raise PayloadError(f"bloom payload announces {m} bits and has {len(table)} bytes")
+        return _query_all(table, m, hashes, context.d)
+
+    return Codec(f"bloom-2^-{hashes}", encode, decode, exact=False)
+
+
+def _bits(positions: np.ndarray, hashes: int, m: int):
+    """Yields each hash function's bit number of every position, u64[n]."""
+    h = murmur64(positions.astype(np.uint64), _SEED)
+    a, b = h & np.uint64(0xFFFFFFFF), h >> np.uint64(32)
+    for j in range(hashes):
+        mixed = (a + np.uint64(j) * b) & np.uint64(0xFFFFFFFF)
+        yield mixed * np.uint64(m) >> np.uint64(32)
+
+
+def _query_all(table: np.ndarray, m: int, hashes: int, d: int) -> np.ndarray:
+    if d <= membership.SMALL:
+        hit = np.ones(d, bool)
+        for bit in _bits(np.arange(d, dtype=np.uint32), hashes, m):
+            hit &= (table[bit >> np.uint64(3)] >> (bit & np.uint64(7)).astype(np.uint8) & 1) == 1
+        return np.flatnonzero(hit).astype(np.uint32)
+    padded = jnp.asarray(membership.pad_table(table))
+
+    def hits(start: int) -> np.ndarray:
+        found = np.asarray(_contains_chunk(padded, np.uint32(start), np.uint32(m), hashes=hashes))
+        return np.flatnonzero(found[: d - start]).astype(np.uint32) + np.uint32(start)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return np.concatenate(list(pool.map(hits, range(0, d, membership.CHUNK))))
+
+
+@functools.partial(jax.jit, static_argnames="hashes")
+def _contains_chunk(table, start, m, *, hashes):
+    seed = jnp.array([_SEED & 0xFFFFFFFF, _SEED >> 32], jnp.uint32)
+    low, high = membership.hash_positions(start, seed, membership.CHUNK)
+    hit = jnp.uint8(1)
+    for j in range(hashes):
+        bit = membership.multiply_high(low + jnp.uint32(j) * high, m)
+        octet = table.at[(bit >> 3).astype(jnp.int32)].get(mode="promise_in_bounds")
+        hit = hit & octet >> (bit & 7).astype(jnp.uint8)
+    return hit == 1

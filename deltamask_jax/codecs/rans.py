@@ -1,0 +1,79 @@
+"""Binary rANS in NumPy: many lanes in lock step (Duda, arXiv 1311.2540; interleaving: Giesen, arXiv 1402.3392).
+
+Symbol number t * lanes + l belongs to lane l, so one vector operation advances all lanes by a symbol.
+All lanes share one stream of 16-bit words. A lane's first state may carry 16 bits of other data, which
+the decoder gets back; without such data the lanes cost 2 bytes each.
+"""
+
+import numpy as np
+
+from deltamask_jax.codecs.codec import PayloadError
+
+PRECISION = 14  # probabilities are multiples of 2**-14
+ONE = 1 << PRECISION
+_LOW = 1 << 16  # states stay in 2**16 .. 2**32 - 1
+
+
+def encode(bits: np.ndarray, p: np.ndarray, carried: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Codes bits of known probability.
+
+    Args:
+        bits: bool[m].
+        p: u16[m], probability that the bit is set, in units of 2**-14, in 1 .. 2**14 - 1.
+        carried: u16[lanes], data carried by the lanes' first states, lanes >= 1.
+
+    Returns:
+        states u32[lanes] and words u16[any], both needed to decode.
+    """
+    lanes = len(carried)
+    x = carried.astype(np.uint32) + np.uint32(_LOW)
+    words = []
+    for start in range((len(bits) - 1) // lanes * lanes, -1, -lanes) if len(bits) else ():
+        bit, probability = bits[start : start + lanes], p[start : start + lanes].astype(np.uint32)
+        state = x[: len(bit)]  # a view: the last row may not fill all lanes
+        frequency = np.where(bit, probability, ONE - probability)
+        full = np.flatnonzero(state >= frequency << (32 - PRECISION))
+        spilled = state[full]
+        words.append(spilled.astype(np.uint16))
+        state[full] = spilled >> 16
+        state += state // frequency * (ONE - frequency)
+        state += np.where(bit, np.uint32(0), probability)
+    return x, np.concatenate(words[::-1]) if words else np.zeros(0, np.uint16)
+
+
+def decode(p: np.ndarray, states: np.ndarray, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Inverse of `encode`.
+
+    Args:
+        p: u16[m] as given to `encode`.
+        states: u32[lanes]; words: u16[any].
+
+    Returns:
+        bits bool[m] and carried u16[lanes].
+
+    Raises:
+        PayloadError: states and words are not what `encode` makes.
+    """
+    lanes = len(states)
+    x = states.astype(np.uint32)
+    if (x < _LOW).any():
+        raise PayloadError("entropy-coded part starts from an impossible state")
+    bits = np.empty(len(p), bool)
+    read = 0
+    for start in range(0, len(p), lanes):
+        probability = p[start : start + lanes].astype(np.uint32)
+        state = x[: len(probability)]
+        slot = state & np.uint32(ONE - 1)
+        bit = np.less(slot, probability, out=bits[start : start + lanes])
+        state >>= PRECISION
+        state *= np.where(bit, probability, ONE - probability)
+        state += slot
+        state -= np.where(bit, np.uint32(0), probability)
+        empty = np.flatnonzero(state < _LOW)
+        if read + len(empty) > len(words):
+            raise PayloadError("entropy-coded part ends too early")
+        state[empty] = state[empty] << 16 | words[read : read + len(empty)]
+        read += len(empty)
+    if read != len(words) or (x >> 16 != 1).any():
+        raise PayloadError("entropy-coded part does not end where it should")
+    return bits, x.astype(np.uint16)
