@@ -1,5 +1,7 @@
 """Our features against `transformers`' own, from the files it saves."""
 
+import os
+import pathlib
 import types
 
 import jax
@@ -180,3 +182,22 @@ def test_every_parameter_is_loaded_not_left_at_its_initial_value(tmp_path):
     initial = traverse_util.flatten_dict(model.init(jax.random.key(0)), sep="/")
     assert loaded.keys() == initial.keys()
     assert all(not np.array_equal(loaded[path], initial[path]) for path in loaded)
+
+
+@pytest.mark.skipif(not os.environ.get("DELTAMASK_DINOV2"), reason="set DELTAMASK_DINOV2 to a file")
+@pytest.mark.parametrize("size", [224, 84])
+def test_a_real_dinov2_small_equals_transformers(size, tmp_path):
+    """DELTAMASK_DINOV2: safetensors of a DINOv2-S/14 with Hugging Face names, any precision."""
+    file = pathlib.Path(os.environ["DELTAMASK_DINOV2"])
+    (tmp_path / "model.safetensors").symlink_to(file)
+    config = transformers.Dinov2Config(
+        hidden_size=384, num_attention_heads=6, image_size=518, patch_size=14
+    )
+    config.architectures = ["Dinov2Model"]
+    config.save_pretrained(tmp_path)
+    reference = transformers.AutoModel.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    model = models.from_architecture(
+        models.PRESETS["dinov2_small"], name="dinov2_small", image_size=size
+    )
+    features = our_features(model, load(tmp_path, model), images(size))
+    np.testing.assert_allclose(features, their_features(reference, images(size)), atol=1e-4)
