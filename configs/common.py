@@ -24,6 +24,10 @@ def get_config() -> ConfigDict:
     config.train_examples = 0  # use only this many, stratified by class; 0 = all
     config.test_examples = 0  # likewise
 
+    # Outputs of the frozen prefix: 'memory', 'off' = run the prefix in every step, or a folder that keeps
+    # them for later runs.
+    config.prefix_cache = "memory"
+
     config.partition = ConfigDict()
     config.partition.name = "dirichlet"  # 'dirichlet', 'iid', 'pathological', 'users'
     config.partition.alpha = 10.0  # Dirichlet concentration: 10 ≈ IID, 0.1 = strongly non-IID

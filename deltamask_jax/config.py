@@ -85,6 +85,10 @@ def validate(config: ConfigDict) -> None:
             raise ValueError(f"config.{name}={value}: must be {bounds}")
     for name, choices in CHOICES.items():
         look_up(f"config.{name}", flat[name], dict.fromkeys(choices))
+    if config.prefix_cache not in ("memory", "off") and "/" not in config.prefix_cache:
+        raise ValueError(
+            f"config.prefix_cache={config.prefix_cache!r}: must be 'memory', 'off' or a folder like ./cache"
+        )
 
 
 def parse_options(text: str, defaults: dict) -> dict:

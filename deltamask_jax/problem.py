@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from deltamask_jax import data, methods, models, pretrained
 from deltamask_jax.data import features, partition
@@ -42,22 +43,10 @@ def set_up(config, workdir: Path) -> tuple[Problem, Round]:
 
     model = models.build(config.model)
     params = jax.device_put(pretrained.load(config.model, model))
-    prefix = jax.jit(partial(model.prefix, params))
-    suffix = jax.jit(partial(model.suffix, params))
-    tokens = tuple(
-        jnp.asarray(
-            features.prefix_features(
-                prefix,
-                split.images,
-                model.preprocessing,
-                key="",
-                directory=None,
-                chunk=EVALUATION_CHUNK,
-                dtype=config.model.dtype,
-            )
-        )
-        for split in (dataset.train, dataset.test)
-    )
+    if config.prefix_cache == "off":
+        model = _without_prefix(model)
+    tokens = tuple(_tokens(config, model, params, split) for split in (dataset.train, dataset.test))
+    suffix = partial(jax.jit(model.suffix), params)
     outputs = tuple(in_chunks(suffix, array) for array in tokens)
     problem = Problem(
         config=config,
@@ -98,6 +87,32 @@ def linear_probe_accuracy(problem: Problem) -> float:
         clients = partition.cohort(config.clients, config.participation, config.seed, number)
         head, _ = play_round(problem, method, head, number, clients, PROBE_PHASE, config.local_epochs)
     return accuracy_of(head)
+
+
+def _without_prefix(model: models.Model) -> models.Model:
+    """The same network with every block in the suffix: nothing is cached but preprocessed images."""
+
+    def whole(params, images):
+        return model.suffix(params, model.prefix(params, images))
+
+    return dataclasses.replace(model, prefix=lambda params, images: images, suffix=whole)
+
+
+def _tokens(config, model: models.Model, params, split: data.Split) -> jax.Array:
+    """The frozen prefix's output for every example, on the device."""
+    directory = None if config.prefix_cache in ("memory", "off") else Path(config.prefix_cache)
+    key = directory and features.fingerprint(model.architecture, model.trained_blocks, params, split.images)
+    return jnp.asarray(
+        features.prefix_features(
+            Partial(model.prefix, params),
+            split.images,
+            model.preprocessing,
+            key=key or "",
+            directory=directory,
+            chunk=EVALUATION_CHUNK,
+            dtype=config.model.dtype,
+        )
+    )
 
 
 def _linear_probe(problem: Problem) -> Method:

@@ -50,6 +50,13 @@ def test_unknown_choice_names_the_nearest():
         config_lib.validate(config)
 
 
+def test_a_misspelt_cache_is_not_taken_for_a_folder():
+    config = common.get_config()
+    config.prefix_cache = "memroy"
+    with pytest.raises(ValueError, match="must be 'memory', 'off' or a folder"):
+        config_lib.validate(config)
+
+
 def test_options():
     options = config_lib.parse_options("dataset=idx:/a/b,alpha=0.1,smoke", DEFAULTS)
     assert options == {"dataset": "idx:/a/b", "alpha": 0.1, "smoke": True}

@@ -132,7 +132,7 @@ def deltamask(config, task: Task) -> Method:
         return index.merge(task.params, kernels), task.head
 
     def describe(sent, received):
-        """Flips that travelled, a client a weight; H of that rate for comparison; the filter's false flips."""
+        """Flips that travelled, per client and weight; H of that rate beside it; the filter's false flips."""
         flips = float(np.mean([np.bitwise_count(packed).sum() for packed in sent])) / index.d
         decoded = float(np.mean([len(positions) for positions in received])) / index.d
         return {
