@@ -39,13 +39,14 @@ def load(spec: str, *, cache_dir: str | Path | None = None) -> Dataset:
             from deltamask_jax.data import tfds
 
             return tfds.load(where, cache_dir)
+        path = Path(where).expanduser()
         if source == "folder":
             from deltamask_jax.data import folder
 
-            return folder.load_folder(Path(where))
+            return folder.load_folder(path)
         from deltamask_jax.data import arrays
 
-        return (arrays.load_idx if source == "idx" else arrays.load_npz)(Path(where))
+        return (arrays.load_idx if source == "idx" else arrays.load_npz)(path)
     near = difflib.get_close_matches(source, known, n=1, cutoff=0.5)
     hint = f"did you mean {known[near[0]]!r}?" if near else f"choose from {', '.join(SOURCES)}"
     raise DataError(f"unknown data set {spec!r}: {hint}")

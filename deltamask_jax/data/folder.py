@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from deltamask_jax.data import stratify
 from deltamask_jax.data.dataset import DataError, Dataset, LazyImages, Split
@@ -82,8 +82,10 @@ def decode(path: Path) -> np.ndarray:
     """
     try:
         with Image.open(path) as image:
-            if image.mode[0] in "IF":
-                raise DataError(f"{path} has more than 8 bits a channel; convert it to 8 bits")
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+            mode, upright = image.mode, ImageOps.exif_transpose(image)
+            pixels = np.asarray(upright.convert("RGB"))
+    except Exception as error:  # Pillow's decoders raise what their parsers happen to raise
         raise DataError(f"{path} cannot be decoded ({error}); replace or remove it") from None
+    if mode[0] in "IF":
+        raise DataError(f"{path} has more than 8 bits a channel; convert it to 8 bits")
+    return pixels

@@ -143,7 +143,7 @@ def _round(values: np.ndarray) -> np.ndarray:
     return values.astype(np.uint8)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=64)  # a photograph's matrix may take megabytes
 def _weights(source: int, target: int, filter: str) -> np.ndarray:
     """One pass of the resize as a matrix, f32[target, source]; rows sum to 1."""
     scale = source / target
