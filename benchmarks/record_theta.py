@@ -1,0 +1,77 @@
+"""Record what one DeltaMask round's codec sees: θ_g and every client's θ_k, for `benchmarks/codecs.py`.
+
+    python benchmarks/record_theta.py --config=configs/quickstart.py --round=10 --out=/tmp/quickstart.npz
+
+Writes theta_g u16[d], theta_k u16[clients, d], seed, round, and whether the cohort shares its uniforms.
+"""
+
+import dataclasses
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import app, flags
+from ml_collections import config_flags
+from tqdm import tqdm
+
+from deltamask_jax import masks, methods
+from deltamask_jax.data import partition
+from deltamask_jax.problem import set_up
+from deltamask_jax.rounds import MAIN_PHASE, play_round
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # config files import `configs.common`
+_CONFIG = config_flags.DEFINE_config_file("config", "configs/quickstart.py", lock_config=True)
+_ROUND = flags.DEFINE_integer("round", 10, "Round to record.", lower_bound=1)
+_CLIENTS = flags.DEFINE_integer("keep", 0, "Clients to keep; 0 = all of the cohort.", lower_bound=0)
+_OUT = flags.DEFINE_string("out", None, "The .npz file to write.", required=True)
+
+
+def recording(method, index, kept: list):
+    """`method`, whose clients also hand over θ_k; it is appended to `kept` and does not travel."""
+
+    def final(frozen, received, carry, private):
+        theta = masks.theta16(jax.nn.sigmoid(index.ravel(carry[0])))
+        return method.training.final(frozen, received, carry, private), theta
+
+    def encode(state, update, number, client):
+        kept.append((client, update[1]))
+        return method.encode(state, update[0], number, client)
+
+    return dataclasses.replace(
+        method,
+        training=dataclasses.replace(method.training, final=final),
+        encode=encode,
+        describe=lambda sent, received: method.describe([packed for packed, _ in sent], received),
+    )
+
+
+def main(_):
+    config = _CONFIG.value
+    config.method = "deltamask"
+    with tempfile.TemporaryDirectory() as workdir:
+        problem, _ = set_up(config, Path(workdir))
+    method, kept = methods.build(config, problem.task), []
+    state = method.init()
+    for number in tqdm(range(1, _ROUND.value + 1), unit="round"):
+        clients = partition.cohort(config.clients, config.participation, config.seed, number)
+        if number == _ROUND.value:
+            theta_g, method = state.theta, recording(method, problem.task.index, kept)
+        state, result = play_round(problem, method, state, number, clients, MAIN_PHASE, config.local_epochs)
+    theta_k = [theta for _, theta in sorted(kept, key=lambda item: item[0])]
+    np.savez_compressed(
+        _OUT.value,
+        theta_g=theta_g,
+        theta_k=np.stack(theta_k[: _CLIENTS.value or None]),
+        seed=config.seed,
+        round=_ROUND.value,
+        clients=clients[: _CLIENTS.value or None],
+        shared=config.mask.uniforms == "shared",
+    )
+    flips = result.details["flip_rate"]
+    print(f"{_OUT.value}: {len(theta_k)} clients, d = {len(theta_g):,}, {flips:.2%} of the weights flipped")
+
+
+if __name__ == "__main__":
+    app.run(main)
