@@ -93,7 +93,7 @@ def run(config, workdir: str | Path) -> dict[str, Any]:
 
 def _new_workdir(workdir: Path) -> Path:
     """An empty, writable folder; what an earlier run left there is moved aside, never overwritten."""
-    if (workdir / "config.json").exists():
+    if (workdir / "metrics.jsonl").exists():
         aside = next(
             p for i in range(1, 10**6) if not (p := workdir.with_name(f"{workdir.name}.{i}")).exists()
         )
