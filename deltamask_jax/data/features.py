@@ -61,7 +61,7 @@ def prefix_features(
     dtype = jnp.dtype(dtype)
     name = fingerprint(key, preprocessing, str(dtype), len(images))
     path = Path(directory, f"prefix-{name}.npy")
-    stored = _stored(path, len(images), dtype)
+    stored = _stored(path, dtype)
     if stored is not None:
         return stored
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,7 @@ def prefix_features(
     finally:
         with contextlib.suppress(FileNotFoundError):
             partial.unlink()
-    return _stored(path, len(images), dtype)
+    return _stored(path, dtype)
 
 
 def _compute(prefix_fn, images, preprocessing, chunk, dtype, create) -> np.ndarray:
@@ -108,15 +108,12 @@ def _run(prefix_fn: Partial, pixels: jax.Array, dtype: np.dtype) -> jax.Array:
     return prefix_fn(pixels).astype(dtype)
 
 
-def _stored(path: Path, n: int, dtype: np.dtype) -> np.ndarray | None:
+def _stored(path: Path, dtype: np.dtype) -> np.ndarray | None:
     """The cached features, or None where there are none or the file is damaged."""
     try:
-        features = np.load(path, mmap_mode="r", allow_pickle=False)
+        return np.load(path, mmap_mode="r", allow_pickle=False).view(dtype)
     except (OSError, ValueError, EOFError):  # absent, not an array, or shorter than its header says
         return None
-    return (
-        features.view(dtype) if len(features) == n and features.dtype == _on_disk(dtype) else None
-    )
 
 
 def _on_disk(dtype: np.dtype) -> np.dtype:

@@ -86,7 +86,6 @@ def _dirichlet(
     for _ in range(_TRIES):
         shares = rng.dirichlet(np.full(num_clients, alpha), size=len(by_class))
         ends = np.rint(np.cumsum(shares, axis=1) * class_sizes[:, None]).astype(np.int64)
-        ends[:, -1] = class_sizes
         sizes = np.diff(ends, axis=1, prepend=0).sum(axis=0)
         if sizes.min() >= min_examples:
             return _deal(by_class, ends)

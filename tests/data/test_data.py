@@ -77,6 +77,14 @@ def test_subset():
         data.subset(digits, 2000)
 
 
+def test_lazy_images_are_taken_from_what_was_taken():
+    lazy = data.LazyImages(lambda positions: [np.full((2, 2), p) for p in positions], range(9), "")
+    part = lazy.take(np.array([8, 3, 5])).take(np.array([2, 0]))
+    assert len(part) == 2
+    assert part[:][:, 0, 0].tolist() == part[np.array([0, 1])][:, 0, 0].tolist() == [5, 8]
+    assert part[1].shape == (2, 2) and part[1][0, 0] == 8
+
+
 def test_importing_data_loads_nothing_heavy():
     heavy = ("sklearn", "matplotlib", "tensorflow_datasets", "tensorflow", "torch")
     code = (

@@ -164,6 +164,8 @@ def test_fingerprint_sees_every_part():
         ["ab", "c"],
         ["a", "bc"],
         [["a"], "bc"],
+        [1, 23],
+        [12, 3],
     ]
     assert len({fingerprint(part) for part in parts}) == len(parts)
     assert fingerprint({"x": 1, "y": 2}) == fingerprint({"y": 2, "x": 1})

@@ -131,6 +131,16 @@ def test_test_split_is_within_one_example_of_exact(train, test, clients, seed):
     assert np.abs(got - share * np.bincount(test, minlength=9)).max(initial=0) < 1 + 1e-9
 
 
+def test_test_split_favours_nobody():
+    parts = np.split(np.arange(100), 10)
+    zeros = np.zeros(100, int)
+    sizes = [
+        [len(share) for share in partition.test_split(parts, zeros, zeros[:5], seed)]
+        for seed in range(200)
+    ]
+    assert np.max(sizes) == 1 and np.abs(np.mean(sizes, axis=0) - 0.5).max() < 0.12
+
+
 def test_test_split_follows_the_training_distribution():
     parts = partition.split("dirichlet", LABELS, 10, alpha=0.3, min_examples=10)
     shares = partition.test_split(parts, LABELS, LABELS)  # a test set just like the training set
