@@ -9,7 +9,7 @@ import difflib
 import inspect
 from collections.abc import Mapping
 
-from deltamask_jax.codecs import bfuse, bloom, rice, side_info, xor
+from deltamask_jax.codecs import arithmetic, bfuse, bloom, rice, side_info, xor
 from deltamask_jax.codecs.codec import Codec, Context, PayloadError
 from deltamask_jax.codecs.cohort import decode_counts, encode_cohort
 
@@ -19,6 +19,7 @@ REGISTRY = {
     "bloom": bloom.bloom,
     "rice": rice.rice,
     "side_info": side_info.side_info,
+    "arithmetic": arithmetic.arithmetic,
 }
 
 __all__ = [
@@ -54,8 +55,9 @@ def for_clients(settings: Mapping, num_clients: int) -> list[Codec]:
 
     Args:
         settings: `{"name": ..., option: value, ...}` for all clients, and optionally
-            `"clients": {"0-9": {"bits": 16}, "12": {"name": "rice"}}` with what differs for a client or
-            for a range of clients, both ends included. A client given a name starts without options.
+            `"clients": {"0-9": {"bits": 16}, "12": {"name": "rice"}}` with what differs for a
+            client or for a range of clients, both ends included. A client given a name starts
+            without options.
         num_clients: clients are 0 .. num_clients-1.
 
     Raises:
@@ -64,10 +66,13 @@ def for_clients(settings: Mapping, num_clients: int) -> list[Codec]:
     common = {key: value for key, value in settings.items() if key != "clients"}
     chosen = [common] * num_clients
     for clients, changes in dict(settings.get("clients") or {}).items():
-        first, _, last = str(clients).partition("-")
-        if not (first.isdigit() and (last or first).isdigit()) or int(last or first) >= num_clients:
-            raise ValueError(f"codec clients {clients!r}: write a number or a range such as '0-9'")
-        for client in range(int(first), int(last or first) + 1):
+        ends = str(clients).split("-")
+        if len(ends) > 2 or not all(end.isdigit() and int(end) < num_clients for end in ends):
+            raise ValueError(
+                f"codec clients {clients!r}: write a number or a range such as '0-9' "
+                f"of clients 0 .. {num_clients - 1}"
+            )
+        for client in range(int(ends[0]), int(ends[-1]) + 1):
             changes = dict(changes)
             chosen[client] = changes if "name" in changes else {**chosen[client], **changes}
     made: dict[tuple, Codec] = {}

@@ -1,7 +1,7 @@
 """Binary-fuse-filter codec: DeltaMask's own (arXiv 2311.17299, section 3.2).
 
-Flips are inserted in a binary fuse filter (Graf & Lemire, arXiv 2201.01174); the fingerprint array travels
-as a grayscale image, and the receiver queries all d positions.
+Flips are inserted in a binary fuse filter (Graf & Lemire, arXiv 2201.01174); the fingerprint array
+travels as a grayscale image, and the receiver queries all d positions.
 """
 
 from deltamask_jax.codecs.codec import Codec
@@ -10,17 +10,16 @@ from deltamask_jax.codecs.filter_codec import check_options, filter_codec
 from deltamask_jax.codecs.fingerprints import fuse_geometry
 
 
-def bfuse(
-    bits: int = 8, arity: int = 3, container: str = "png", capacity: int | None = None
-) -> Codec:
+def bfuse(bits: int = 8, arity: int = 3, container: str = "png", capacity: int | None = None) -> Codec:
     """Creates the codec.
 
     Args:
         bits: bits per entry, 8, 16 or 32; the false-positive rate is 2**-bits.
         arity: slots per key, 3 or 4 (4 is 4 % smaller and slower to build).
         container: 'png', 'zstd' or 'raw'.
-        capacity: key count that sets the geometry, so that a cohort shares it and is decoded at once.
-            None: each payload's own n, the smallest. Payloads with more keys fall back to their own n.
+        capacity: key count that sets the geometry, so that a cohort shares it and is decoded at
+            once. None: each payload's own n, the smallest. Payloads with more keys fall back to
+            their own n.
 
     Raises:
         ValueError: an option has another value.

@@ -1,10 +1,10 @@
 """Bloom-filter codec: the index half of DeepReduce (NeurIPS 2021, arXiv 2102.03112; Bloom 1970).
 
-ceil(log2(1 / fpr)) hash functions and hashes * n / ln 2 bits. The hashes of a position are a + j * b for the
-two words of its 64-bit hash (Kirsch & Mitzenmacher 2006). Not exact.
+ceil(log2(1 / fpr)) hash functions and hashes * n / ln 2 bits. The hashes of a position are a + j *
+b for the two words of its 64-bit hash (Kirsch & Mitzenmacher 2006). Not exact.
 
-Body: u32 number of bits m, then ceil(m / 8) bytes; flags: number of hash functions. No body where there are
-no flips.
+Body: u32 number of bits m, then ceil(m / 8) bytes; flags: number of hash functions. No body where
+there are no flips.
 """
 
 import functools

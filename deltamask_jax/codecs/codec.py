@@ -1,4 +1,5 @@
-"""The codec seam: what both ends already know, what travels, and the one error a payload may cause."""
+"""The codec seam: what both ends already know, what travels, and the one error a payload may
+cause."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,7 +8,8 @@ import numpy as np
 
 
 class PayloadError(ValueError):
-    """Received bytes are not a valid payload. The only exception that decoding any byte string raises."""
+    """Received bytes are not a valid payload. The only exception that decoding any byte string
+    raises."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,12 @@ class Codec:
     Attributes:
         name: name with its settings, for tables and logs, for example `bfuse8-png`.
         encode: (positions u32[n] sorted and unique in 0 .. d-1, Context) -> payload bytes.
-        decode: (payload bytes, Context) -> positions u32[n'] sorted and unique. Exact codecs return what was encoded;
-            filters return it plus false positives. Raises `PayloadError` on anything else than a valid payload.
+        decode: (payload bytes, Context) -> positions u32[n'] sorted and unique. Exact codecs return
+            what was encoded; filters return it plus false positives. Raises `PayloadError` on
+            anything else than a valid payload.
         exact: whether decode(encode(x)) == x always.
-        count: (payloads, contexts) -> u16[d] flips per position over a cohort; None where decoding one payload after
-            the other is as good.
+        count: (payloads, contexts) -> u16[d] flips per position over a cohort; None where decoding
+            one payload after the other is as good.
     """
 
     name: str

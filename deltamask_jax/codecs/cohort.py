@@ -1,4 +1,5 @@
-"""Encoding and decoding a cohort's payloads together, and giving each client its own codec settings."""
+"""Encoding and decoding a cohort's payloads together, and giving each client its own codec
+settings."""
 
 import os
 from collections.abc import Sequence

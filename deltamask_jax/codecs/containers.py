@@ -1,7 +1,9 @@
-"""Containers of a fingerprint array: a grayscale PNG as in DeltaMask (arXiv 2311.17299), zstd, or the raw bytes.
+"""Containers of a fingerprint array: a grayscale PNG as in DeltaMask (arXiv 2311.17299), zstd, or
+the raw bytes.
 
-Received bytes never reach an image library: the PNG reader below accepts exactly what the writer makes (one 8-bit
-grayscale image of the expected size, rows unfiltered) and inflates at most the expected number of bytes.
+Received bytes never reach an image library: the PNG reader below accepts exactly what the writer
+makes (one 8-bit grayscale image of the expected size, rows unfiltered) and inflates at most the
+expected number of bytes.
 """
 
 import math
@@ -57,24 +59,18 @@ def image(data: bytes) -> np.ndarray:
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
-    return (
-        struct.pack(">I", len(data))
-        + kind
-        + data
-        + struct.pack(">I", zlib.crc32(data, zlib.crc32(kind)))
-    )
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(kind)))
 
 
 def _header(height: int, width: int) -> bytes:
-    return struct.pack(
-        ">IIBBBBB", width, height, 8, 0, 0, 0, 0
-    )  # 8 bits, grayscale, not interlaced
+    return struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)  # 8 bits, grayscale, not interlaced
 
 
 def _png(data: bytes) -> bytes:
     pixels = image(data)
     rows = np.pad(pixels, ((0, 0), (1, 0)))  # each row starts with its filter type, 0
-    # All that deflate gains on fingerprints is the short code of empty (zero) slots: no need to search for matches.
+    # All that deflate gains on fingerprints is the short code of empty (zero) slots: no need to
+    # search for matches.
     deflate = zlib.compressobj(1, zlib.DEFLATED, 15, 9, zlib.Z_HUFFMAN_ONLY)
     stream = deflate.compress(rows) + deflate.flush()
     return b"".join(
@@ -120,9 +116,7 @@ def _read_zstd(blob: bytes, size: int) -> bytes:
         frame = zstandard.get_frame_parameters(blob)
         if frame.content_size != size or frame.window_size > max(size, 1024):
             raise PayloadError(f"zstd frame claims {frame.content_size} bytes, expected {size}")
-        data = zstandard.ZstdDecompressor().decompress(
-            blob, max_output_size=size, allow_extra_data=False
-        )
+        data = zstandard.ZstdDecompressor().decompress(blob, max_output_size=size, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise PayloadError(f"zstd frame does not decompress: {error}") from None
     if len(data) != size:

@@ -88,9 +88,7 @@ def unpack(
         raise PayloadError(
             f"payload of {len(view)} bytes is shorter than its {SIZE}-byte header (truncated?)"
         )
-    magic, version, got_id, flags, got_d, n, got_round, got_client, length = _FIELDS.unpack_from(
-        view
-    )
+    magic, version, got_id, flags, got_d, n, got_round, got_client, length = _FIELDS.unpack_from(view)
     if magic != MAGIC:
         raise PayloadError("payload does not start with DMJX: not written by deltamask_jax")
     if version != VERSION:

@@ -1,8 +1,9 @@
-"""Construction of fuse and XOR filters: pyfusefilter's compiled library, and our own in NumPy for the rest.
+"""Construction of fuse and XOR filters: pyfusefilter's compiled library, and our own in NumPy for
+the rest.
 
-Both peel the hypergraph whose edges are keys and whose nodes are slots (Botelho et al. 2007; Graf & Lemire,
-arXiv 2201.01174): a key that is alone in a slot decides that slot last; remove it, and others become alone.
-The NumPy builder peels all such keys of a round at once.
+Both peel the hypergraph whose edges are keys and whose nodes are slots (Botelho et al. 2007; Graf &
+Lemire, arXiv 2201.01174): a key that is alone in a slot decides that slot last; remove it, and
+others become alone. The NumPy builder peels all such keys of a round at once.
 """
 
 import numpy as np
@@ -11,9 +12,7 @@ from pyfusefilter._xorfilter import ffi, lib
 from deltamask_jax.codecs.fingerprints import Filter, Geometry, fingerprint, murmur64, slots
 
 ATTEMPTS = 20  # seeds tried before giving up; one alone nearly always works
-FIRST_SEED = (
-    0x1E89E7A8E42F3F6D  # any number: clients that start from the same one share their hashes
-)
+FIRST_SEED = 0x1E89E7A8E42F3F6D  # any number: clients that start from the same one share their hashes
 _STEP = 0x9E3779B97F4A7C15
 _U64 = (1 << 64) - 1
 
@@ -38,11 +37,10 @@ def build(positions: np.ndarray, bits: int, shape: Geometry) -> Filter:
     raise RuntimeError(f"filter of {len(keys)} keys failed with {ATTEMPTS} seeds: are keys unique?")
 
 
-def _populate_c(
-    keys: np.ndarray, bits: int, shape: Geometry, offset: int
-) -> tuple[int, np.ndarray] | None:
+def _populate_c(keys: np.ndarray, bits: int, shape: Geometry, offset: int) -> tuple[int, np.ndarray] | None:
     """Seed and fingerprints by the C library, which releases the GIL; None where it gives up."""
-    # hash(key) = murmur(key + seed), and C chooses its seeds itself: shifting the keys gives it others.
+    # hash(key) = murmur(key + seed), and C chooses its seeds itself: shifting the keys gives it
+    # others.
     keys = keys + np.uint64(offset)  # a copy as well: populate may reorder its buffer
     fingerprints = np.zeros(shape.array_length, f"u{bits // 8}")
     if shape.kind == "xor3":
@@ -66,9 +64,7 @@ def _populate_c(
     return (seed + offset) & _U64, fingerprints
 
 
-def _populate(
-    keys: np.ndarray, bits: int, shape: Geometry, offset: int
-) -> tuple[int, np.ndarray] | None:
+def _populate(keys: np.ndarray, bits: int, shape: Geometry, offset: int) -> tuple[int, np.ndarray] | None:
     """Seed and fingerprints in NumPy; None where peeling gets stuck."""
     seed = FIRST_SEED + offset & _U64
     h = np.sort(murmur64(keys, seed))  # in the order of their first slots: kinder to the cache
@@ -79,7 +75,8 @@ def _populate(
     prints = fingerprint(h, bits)
     table = np.zeros(shape.array_length, prints.dtype)
     for key, own in reversed(rounds):
-        # Keys of one round own distinct slots, which no other key of that round uses; theirs are still 0.
+        # Keys of one round own distinct slots, which no other key of that round uses; theirs are
+        # still 0.
         value = prints[key]
         for row in where:
             value ^= table[row[key]]

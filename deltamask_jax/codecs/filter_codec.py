@@ -1,7 +1,7 @@
 """What all fingerprint-filter codecs share: payload layout, parsing, and querying all d positions.
 
-Body: u64 seed, u32 capacity, container of the fingerprints (little-endian). No body where there are no flips.
-Flags: bits 0-1 container, bits 2-3 log2 of the bytes per entry, bit 4 set for 4-wise.
+Body: u64 seed, u32 capacity, container of the fingerprints (little-endian). No body where there are
+no flips. Flags: bits 0-1 container, bits 2-3 log2 of the bytes per entry, bit 4 set for 4-wise.
 
 Not exact: each position that is not a flip is reported with probability 2**-bits.
 """
@@ -51,14 +51,13 @@ def filter_codec(
         return envelope.pack(codec_id, flags, context.d, n, context.round, context.client, body)
 
     def read(payload: bytes, context: Context) -> Filter | None:
-        """Parses a payload; no received byte reaches the C library. None where it holds no flips."""
+        """Parses a payload; no received byte reaches the C library. None where it holds no
+        flips."""
         received = envelope.unpack(
             payload, codec_id=codec_id, d=context.d, round=context.round, client=context.client
         )
         if received.flags != flags:
-            raise PayloadError(
-                f"payload has filter settings {received.flags:#x}, expected {flags:#x}"
-            )
+            raise PayloadError(f"payload has filter settings {received.flags:#x}, expected {flags:#x}")
         if received.n == 0:
             if len(received.body):
                 raise PayloadError("payload without flips must have no body")
@@ -96,6 +95,4 @@ def check_options(family: str, bits: int, widths: tuple[int, ...], container: st
     if bits not in widths:
         raise ValueError(f"{family}: bits must be one of {widths}, got {bits}")
     if container not in containers.CONTAINERS:
-        raise ValueError(
-            f"{family}: container must be one of {containers.CONTAINERS}, got {container!r}"
-        )
+        raise ValueError(f"{family}: container must be one of {containers.CONTAINERS}, got {container!r}")

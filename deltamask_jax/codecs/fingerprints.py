@@ -1,8 +1,9 @@
 """Fingerprint filters as arrays: shapes, hashing and membership, for fuse and XOR filters alike.
 
-A position's fingerprint is the XOR of the few slots that its hash selects. Binary fuse filters (Graf & Lemire,
-arXiv 2201.01174) take them from consecutive segments, XOR filters (Graf & Lemire, arXiv 1912.08258) from
-three blocks. Hashing and 3-wise geometry are those of xor_singleheader (and so of pyfusefilter), bit for bit.
+A position's fingerprint is the XOR of the few slots that its hash selects. Binary fuse filters
+(Graf & Lemire, arXiv 2201.01174) take them from consecutive segments, XOR filters (Graf & Lemire,
+arXiv 1912.08258) from three blocks. Hashing and 3-wise geometry are those of xor_singleheader (and
+so of pyfusefilter), bit for bit.
 """
 
 import math
@@ -57,7 +58,8 @@ class Filter:
 
 
 def fuse_geometry(capacity: int, arity: int = 3) -> Geometry:
-    """Shape of a fuse filter for `capacity` keys; for arity 3 that of xor_singleheader's `allocate`."""
+    """Shape of a fuse filter for `capacity` keys; for arity 3 that of xor_singleheader's
+    `allocate`."""
     if arity == 3:
         log_base, offset, least, base, scale = 3.33, 2.25, 1.125, 0.875, 0.25 * math.log(1e6)
     else:
@@ -98,9 +100,7 @@ def slots(h: np.ndarray, shape: Geometry) -> list[np.ndarray]:
         low = np.uint64(0xFFFFFFFF)
         rotated = [h & low, (h << np.uint64(21) | h >> np.uint64(43)) & low, None]
         rotated[2] = (h << np.uint64(42) | h >> np.uint64(22)) & low
-        return [
-            (r * length >> np.uint64(32)) + np.uint64(j) * length for j, r in enumerate(rotated)
-        ]
+        return [(r * length >> np.uint64(32)) + np.uint64(j) * length for j, r in enumerate(rotated)]
     # (h * start_length) >> 64, exact because start_length < 2**32
     start = np.uint64(shape.start_length)
     carry = (h & np.uint64(0xFFFFFFFF)) * start >> np.uint64(32)
@@ -119,7 +119,8 @@ def fingerprint(h: np.ndarray, bits: int) -> np.ndarray:
 
 
 def contains(filter: Filter, positions: np.ndarray) -> np.ndarray:
-    """Membership of positions u32[m] in NumPy: bool[m], bit-equal with the C library's `contain`."""
+    """Membership of positions u32[m] in NumPy: bool[m], bit-equal with the C library's
+    `contain`."""
     h = murmur64(positions.astype(np.uint64), filter.seed)
     result = fingerprint(h, 8 * filter.fingerprints.itemsize)
     for slot in slots(h, filter.geometry):

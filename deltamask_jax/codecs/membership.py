@@ -1,12 +1,13 @@
-"""Membership of all positions 0 .. d-1 in fingerprint filters: one filter, or a whole cohort at once.
+"""Membership of all positions 0 .. d-1 in fingerprint filters: one filter, or a whole cohort at
+once.
 
-Hashing is jitted on 32-bit integers (CPU, GPU, TPU; the 64-bit hash is carried as two words) and bit-equal
-with the C library. Tables are padded to few sizes and positions taken in fixed chunks, so that one
-compilation serves every key count and every d.
+Hashing is jitted on 32-bit integers (CPU, GPU, TPU; the 64-bit hash is carried as two words) and
+bit-equal with the C library. Tables are padded to few sizes and positions taken in fixed chunks, so
+that one compilation serves every key count and every d.
 
 Clients whose filters share seed and shape share hashes and slots. Their fingerprints are laid out
-[slot][bit][client], so that a slot of up to 32 clients is one short row, and one XOR and a few ORs decide
-for all of them.
+[slot][bit][client], so that a slot of up to 32 clients is one short row, and one XOR and a few ORs
+decide for all of them.
 """
 
 import functools
@@ -46,8 +47,8 @@ def query_all(filter: Filter, d: int) -> np.ndarray:
 def count_all(filters: Sequence[Filter], d: int) -> np.ndarray:
     """Number of filters that contain each position: u16[d].
 
-    Filters of equal seed, shape and width are decoded together, others one by one. Memory: 4 bytes per
-    position and 4 * bits bytes per slot of a filter.
+    Filters of equal seed, shape and width are decoded together, others one by one. Memory: 4 bytes
+    per position and 4 * bits bytes per slot of a filter.
     """
     counts = np.zeros(d, np.uint16)
     alike: dict[tuple, list[Filter]] = {}
@@ -76,9 +77,7 @@ def _count_cohort(cohort: list[Filter], counts: np.ndarray) -> None:
         # XLA's CPU gather moves word by word; NumPy's moves a row at a time.
         def chunk_counts(start: int) -> np.ndarray:
             prints, *where = _slots_chunk(np.uint32(start), *hashing, kind=kind)
-            prints = (
-                np.asarray(prints).astype(f"<u{bits // 8}").view(np.uint8).reshape(-1, bits // 8)
-            )
+            prints = np.asarray(prints).astype(f"<u{bits // 8}").view(np.uint8).reshape(-1, bits // 8)
             where = [np.asarray(slot) for slot in where]
             size = min(_COHORT_CHUNK, d - start)
             hits = np.empty(size, np.uint8)
@@ -103,7 +102,8 @@ def _count_cohort(cohort: list[Filter], counts: np.ndarray) -> None:
 
 
 def bit_planes(tables: list[np.ndarray]) -> np.ndarray:
-    """Fingerprints of up to 32 clients, each [slots], as u32[slots, bits]: word b holds bit b of all clients."""
+    """Fingerprints of up to 32 clients, each [slots], as u32[slots, bits]: word b holds bit b of
+    all clients."""
     bits = 8 * tables[0].itemsize
     planes = np.zeros((len(tables[0]), bits), np.uint32)
     for client, table in enumerate(tables):
@@ -113,10 +113,9 @@ def bit_planes(tables: list[np.ndarray]) -> np.ndarray:
     return planes
 
 
-# All-ones words where a byte has its bits set: u32[256, 8], a fingerprint byte as a row of bit planes.
-_BYTE_PLANES = (np.arange(256)[:, None] >> np.arange(8) & 1).astype(np.uint32) * np.uint32(
-    0xFFFFFFFF
-)
+# All-ones words where a byte has its bits set: u32[256, 8], a fingerprint byte as a row of bit
+# planes.
+_BYTE_PLANES = (np.arange(256)[:, None] >> np.arange(8) & 1).astype(np.uint32) * np.uint32(0xFFFFFFFF)
 
 
 def _count_rows(planes, prints, where, present) -> np.ndarray:
@@ -148,7 +147,8 @@ def _hashing(filter: Filter) -> tuple[np.ndarray, np.uint32, np.uint32]:
 
 
 def pad_table(table: np.ndarray) -> np.ndarray:
-    """Pads axis 0 with zeros to one of eight lengths per power of two, so that few shapes are compiled."""
+    """Pads axis 0 with zeros to one of eight lengths per power of two, so that few shapes are
+    compiled."""
     step = 1 << max(len(table).bit_length() - 4, 0)
     return np.pad(table, [(0, -len(table) % step)] + [(0, 0)] * (table.ndim - 1))
 
@@ -194,8 +194,7 @@ def _slots(low, high, segment_length, start_length, kind: str) -> list[jax.Array
     if kind == "xor3":
         rotated = (low, low << 21 | high >> 11, low >> 22 | high << 10)
         result = [
-            multiply_high(r, segment_length) + jnp.uint32(j) * segment_length
-            for j, r in enumerate(rotated)
+            multiply_high(r, segment_length) + jnp.uint32(j) * segment_length for j, r in enumerate(rotated)
         ]
     else:
         # (hash * start_length) >> 64: the high word's product and the carry out of its low word.

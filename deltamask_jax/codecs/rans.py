@@ -1,8 +1,9 @@
-"""Binary rANS in NumPy: many lanes in lock step (Duda, arXiv 1311.2540; interleaving: Giesen, arXiv 1402.3392).
+"""Binary rANS in NumPy: many lanes in lock step (Duda, arXiv 1311.2540; interleaving: Giesen, arXiv
+1402.3392).
 
-Symbol number t * lanes + l belongs to lane l, so one vector operation advances all lanes by a symbol.
-All lanes share one stream of 16-bit words. A lane's first state may carry 16 bits of other data, which
-the decoder gets back; without such data the lanes cost 2 bytes each.
+Symbol number t * lanes + l belongs to lane l, so one vector operation advances all lanes by a
+symbol. All lanes share one stream of 16-bit words. A lane's first state may carry 16 bits of other
+data, which the decoder gets back; without such data the lanes cost 2 bytes each.
 """
 
 import numpy as np

@@ -1,8 +1,8 @@
 """Rice-coded gaps between flips: exact, no side information (Rice & Plaunt 1971; Golomb 1966).
 
-Gaps of uniformly spread flips are geometric, for which Golomb's code is optimal and Rice's (a power of
-two as divisor) within 3 %. Quotients and remainders travel as two separate bit strings, so that both ends
-are vector operations.
+Gaps of uniformly spread flips are geometric, for which Golomb's code is optimal and Rice's (a power
+of two as divisor) within 3 %. Quotients and remainders travel as two separate bit strings, so that
+both ends are vector operations.
 
 Body: u8 remainder bits k, then the gaps (see `pack_gaps`). No body where there are no flips.
 """
@@ -52,8 +52,8 @@ def remainder_bits(n: int, d: int) -> int:
 def pack_gaps(positions: np.ndarray, k: int) -> bytes:
     """Codes sorted unique positions u32[n] with k remainder bits a gap.
 
-    Layout: quotients in unary (that many 0 bits, then a 1), padded to a byte; then n remainders of k
-    bits, padded to a byte. First bit = highest of the first byte.
+    Layout: quotients in unary (that many 0 bits, then a 1), padded to a byte; then n remainders of
+    k bits, padded to a byte. First bit = highest of the first byte.
     """
     gaps = np.diff(positions.astype(np.int64), prepend=-1) - 1
     ends = np.cumsum((gaps >> k) + 1) - 1

@@ -1,14 +1,16 @@
 """Public-side-information codec: exact, at about 3 bits per flip.
 
-Both ends know theta_g and the uniforms u. A mask bit flips only where u lies between theta_g and theta_k,
-and training moves logits by similar amounts everywhere, so flips crowd where the distance
-|logit u - logit theta_g| is small. Positions are bucketed by that distance, in integers. Those of the near
-buckets are coded bit by bit at their bucket's flip probability (rANS); the few flips elsewhere as Rice-coded
-gaps, whose bits ride in the first states of the rANS lanes and so cost nothing extra.
+Both ends know theta_g and the uniforms u. A mask bit flips only where u lies between theta_g and
+theta_k, and training moves logits by similar amounts everywhere, so flips crowd where the distance
+|logit u - logit theta_g| is small. Positions are bucketed by that distance, in integers. Those of
+the near buckets are coded bit by bit at their bucket's flip probability (rANS); the few flips
+elsewhere as Rice-coded gaps, whose bits ride in the first states of the rANS lanes and so cost
+nothing extra.
 
-Body (little-endian): u8 shift, u8 near buckets B, u8 remainder bits k, u8 log2 lanes, u32 far flips,
-u32 bytes of the gap code, u8[B] probabilities, u32[lanes] states, u16[...] words (even number of bytes),
-then what the lanes could not carry of the gap code. No body where there are no flips.
+Body (little-endian): u8 shift, u8 near buckets B, u8 remainder bits k, u8 log2 lanes, u32 far
+flips, u32 bytes of the gap code, u8[B] probabilities, u32[lanes] states, u16[...] words (even
+number of bytes), then what the lanes could not carry of the gap code. No body where there are no
+flips.
 """
 
 import functools
@@ -52,7 +54,8 @@ def _encode(positions: np.ndarray, context: Context) -> bytes:
         is_near = flip_distances >> shift < buckets
         far_flips = positions[~is_near]
 
-        # Which probability a bucket gets is the encoder's choice: a sample of the positions will do.
+        # Which probability a bucket gets is the encoder's choice: a sample of the positions will
+        # do.
         step = max(1, len(bucket) >> 19)
         size = np.bincount(bucket[::step], minlength=buckets) * step
         flips = np.bincount(flip_distances[is_near] >> shift, minlength=buckets)
@@ -82,9 +85,7 @@ def _encode(positions: np.ndarray, context: Context) -> bytes:
 
 def _decode(payload: bytes, context: Context) -> np.ndarray:
     _check_context(context)
-    received = envelope.unpack(
-        payload, codec_id=_ID, d=context.d, round=context.round, client=context.client
-    )
+    received = envelope.unpack(payload, codec_id=_ID, d=context.d, round=context.round, client=context.client)
     body = received.body
     if received.flags:
         raise PayloadError(f"side_info payload has unknown flags {received.flags:#x}")
@@ -192,7 +193,8 @@ def _choose_buckets(flip_distances: np.ndarray, context: Context) -> tuple[int, 
 
 @functools.cache
 def logit_tables() -> tuple[np.ndarray, np.ndarray]:
-    """log2-odds of every 16-bit uniform and of every 16-bit theta, in units of 2**-10: two i16[65536].
+    """log2-odds of every 16-bit uniform and of every 16-bit theta, in units of 2**-10: two
+    i16[65536].
 
     Exact integer arithmetic, so that both ends agree on any machine.
     """

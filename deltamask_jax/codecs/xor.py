@@ -1,4 +1,5 @@
-"""XOR-filter codec (Graf & Lemire, arXiv 1912.08258), an ablation of DeltaMask: 1.23 slots per key."""
+"""XOR-filter codec (Graf & Lemire, arXiv 1912.08258), an ablation of DeltaMask: 1.23 slots per
+key."""
 
 from deltamask_jax.codecs.codec import Codec
 from deltamask_jax.codecs.filter_builder import build

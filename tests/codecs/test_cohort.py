@@ -1,0 +1,124 @@
+"""Cohorts: counts equal to decoding one by one, thread pools, settings per client."""
+
+import numpy as np
+import pytest
+
+from deltamask_jax import codecs
+from deltamask_jax.codecs import fingerprints, membership
+from tests.codecs.cases import drift
+
+D = membership.SMALL + 9000
+
+
+def cohort(clients: int, sizes, d: int = D):
+    rng = np.random.default_rng(0)
+    positions = [
+        np.sort(rng.choice(d, sizes[k % len(sizes)], replace=False)).astype(np.uint32) for k in range(clients)
+    ]
+    return positions, [codecs.Context(d, round=2, client=k) for k in range(clients)]
+
+
+def one_by_one(codec, payloads, contexts):
+    counts = np.zeros(contexts[0].d, np.uint16)
+    for payload, context in zip(payloads, contexts, strict=True):
+        counts[codec.decode(payload, context)] += 1
+    return counts
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"name": "bfuse", "capacity": 600},
+        {"name": "bfuse", "capacity": 600, "bits": 16},
+        {"name": "bfuse", "capacity": 600, "bits": 32, "arity": 4},
+        {"name": "xor", "capacity": 600},
+        {"name": "bfuse"},
+        {"name": "rice"},
+    ],
+    ids=str,
+)
+def test_counts_equal_decoding_one_by_one(settings):
+    codec = codecs.get(**settings)
+    positions, contexts = cohort(7, [500, 0, 600, 599, 700])
+    payloads = codecs.encode_cohort(codec, positions, contexts, threads=2)
+    counts = codecs.decode_counts(codec, payloads, contexts)
+    assert counts.dtype == np.uint16
+    np.testing.assert_array_equal(counts, one_by_one(codec, payloads, contexts))
+
+
+@pytest.mark.parametrize("clients", [3, 32, 33, 70])
+def test_any_number_of_clients_shares_rows(clients):
+    codec = codecs.get("bfuse", capacity=40)
+    positions, contexts = cohort(clients, [40], d=3000)
+    payloads = codecs.encode_cohort(codec, positions, contexts)
+    counts = codecs.decode_counts(codec, payloads, contexts)
+    np.testing.assert_array_equal(counts, one_by_one(codec, payloads, contexts))
+    assert counts.sum() >= 40 * clients
+
+
+@pytest.mark.parametrize("bits", [8, 16, 32])
+def test_the_accelerators_path_counts_the_same(bits, monkeypatch):
+    codec = codecs.get("bfuse", capacity=300, bits=bits)
+    positions, contexts = cohort(5, [300], d=5000)
+    payloads = codecs.encode_cohort(codec, positions, contexts)
+    expected = codecs.decode_counts(codec, payloads, contexts)
+    monkeypatch.setattr(membership.jax, "default_backend", lambda: "tpu")
+    np.testing.assert_array_equal(codecs.decode_counts(codec, payloads, contexts), expected)
+
+
+def test_capacity_gives_clients_one_seed_and_shape():
+    codec = codecs.get("bfuse", capacity=500, container="raw")
+    positions, contexts = cohort(4, [300, 400, 450, 500])
+    payloads = codecs.encode_cohort(codec, positions, contexts)
+    assert len({payload[32:44] for payload in payloads}) == 1  # seed and capacity
+    assert len({len(payload) for payload in payloads}) == 1
+
+
+def test_bit_planes_hold_every_fingerprint():
+    tables = [np.random.default_rng(k).integers(0, 1 << 16, 50, dtype=np.uint16) for k in range(5)]
+    planes = membership.bit_planes(tables)
+    for client, table in enumerate(tables):
+        bits = planes >> np.uint32(client) & 1
+        np.testing.assert_array_equal(bits @ (1 << np.arange(16)), table)
+
+
+def test_a_bad_payload_in_the_cohort_is_refused():
+    codec = codecs.get("bfuse", capacity=500)
+    positions, contexts = cohort(4, [500])
+    payloads = codecs.encode_cohort(codec, positions, contexts)
+    payloads[2] = payloads[1]
+    with pytest.raises(codecs.PayloadError, match="client"):
+        codecs.decode_counts(codec, payloads, contexts)
+
+
+def test_clients_may_have_their_own_settings():
+    settings = {
+        "name": "bfuse",
+        "container": "zstd",
+        "clients": {"1-2": {"bits": 16}, "3": {"name": "side_info"}},
+    }
+    per_client = codecs.for_clients(settings, 5)
+    names = [codec.name for codec in per_client]
+    assert names == ["bfuse8-zstd", "bfuse16-zstd", "bfuse16-zstd", "side_info", "bfuse8-zstd"]
+    assert per_client[0] is per_client[4]
+
+    pairs = [drift(4000, 0.2, seed=k, client=k) for k in range(5)]
+    positions, contexts = zip(*pairs, strict=True)
+    payloads = codecs.encode_cohort(per_client, positions, contexts)
+    counts = codecs.decode_counts(per_client, payloads, contexts)
+    expected = np.zeros(4000, int)
+    for codec, payload, context in zip(per_client, payloads, contexts, strict=True):
+        expected[codec.decode(payload, context)] += 1
+    np.testing.assert_array_equal(counts, expected)
+
+
+@pytest.mark.parametrize("clients", ["5", "0-5", "x", "2-", "-1"])
+def test_ranges_beyond_the_clients_are_refused(clients):
+    with pytest.raises(ValueError, match="codec clients"):
+        codecs.for_clients({"name": "bfuse", "clients": {clients: {"bits": 16}}}, 5)
+
+
+def test_filters_of_different_shapes_are_counted_too():
+    one = fingerprints.Filter(fingerprints.fuse_geometry(10), 1, np.zeros(48, np.uint8))
+    assert one.geometry.array_length == 48
+    np.testing.assert_array_equal(membership.count_all([], 10), np.zeros(10))

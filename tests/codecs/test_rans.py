@@ -1,0 +1,48 @@
+"""The entropy coder: exact, near the entropy, and refusing streams it did not make."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deltamask_jax.codecs import PayloadError, rans
+
+
+@settings(deadline=None)
+@given(m=st.integers(0, 300), lanes=st.integers(1, 40), seed=st.integers(0, 10**6), sure=st.booleans())
+def test_bits_and_carried_data_come_back(m, lanes, seed, sure):
+    rng = np.random.default_rng(seed)
+    p = rng.integers(1, rans.ONE, m).astype(np.uint16)
+    bits = rng.random(m) < (0.5 if sure else p / rans.ONE)  # also bits that p finds unlikely
+    carried = rng.integers(0, 1 << 16, lanes).astype(np.uint16)
+    states, words = rans.encode(bits, p, carried)
+    decoded, back = rans.decode(p, states, words)
+    np.testing.assert_array_equal(decoded, bits)
+    np.testing.assert_array_equal(back, carried)
+
+
+def test_size_is_the_entropy_plus_a_byte_per_lane():
+    rng = np.random.default_rng(0)
+    p = rng.integers(100, 9000, 200_000).astype(np.uint16)
+    bits = rng.random(len(p)) < p / rans.ONE
+    lanes = 64
+    states, words = rans.encode(bits, p, np.zeros(lanes, np.uint16))
+    q = p / rans.ONE
+    ideal = -np.where(bits, np.log2(q), np.log2(1 - q)).sum()
+    carried_bits = 16 * lanes
+    assert 16 * len(words) + 32 * lanes - carried_bits < 1.003 * ideal + 10 * lanes
+
+
+def test_streams_it_did_not_make_are_refused():
+    rng = np.random.default_rng(0)
+    p = np.full(1000, 4000, np.uint16)
+    states, words = rans.encode(rng.random(1000) < 0.25, p, np.zeros(8, np.uint16))
+    for bad_states, bad_words in (
+        (states, words[:-1]),
+        (states, np.append(words, np.uint16(0))),
+        (states ^ 1, words),
+        (states, words[::-1]),
+        (states & 0xFFFF, words),
+    ):
+        with pytest.raises(PayloadError):
+            rans.decode(p, bad_states, bad_words)
