@@ -55,7 +55,7 @@ class Model:
 
 
 def _vit(width: int, depth: int, heads: int, patch: int, **changes: Any) -> ViTConfig:
-    return ViTConfig("vit", width, depth, heads, 4 * width, patch, **({"eps": 1e-12} | changes))
+    return ViTConfig("vit", width, depth, heads, 4 * width, patch, **changes)
 
 
 def _clip(width: int, depth: int, heads: int, patch: int, projection: int) -> ViTConfig:
@@ -72,20 +72,23 @@ def _dinov2(width: int, depth: int, heads: int, registers: int, **changes: Any) 
 
 
 PRESETS: dict[str, Any] = {
-    "glyph_vit": _vit(
-        128, 8, 4, 4, image_size=32, eps=1e-6
-    ),  # embedded, pretrained on rendered glyphs
-    "tiny_vit": _vit(32, 6, 2, 8, image_size=32, eps=1e-6),  # no weights: for tests
-    "vit_s16": _vit(384, 12, 6, 16),
-    "vit_b16": _vit(768, 12, 12, 16),
-    "vit_b32": _vit(768, 12, 12, 32),
-    "vit_l16": _vit(1024, 24, 16, 16),
+    "glyph_vit": _vit(128, 8, 4, 4, image_size=32),  # embedded, pretrained on rendered glyphs
+    "tiny_vit": _vit(32, 6, 2, 8, image_size=32),  # no weights: for tests
     "clip_vit_b32": _clip(768, 12, 12, 32, 512),
     "clip_vit_b16": _clip(768, 12, 12, 16, 512),
     "clip_vit_l14": _clip(1024, 24, 16, 14, 768),
     "convmixer_768_32": ConvMixerConfig(768, 32, kernel=7, patch=7, activation="relu"),
     "convmixer_1536_20": ConvMixerConfig(1536, 20, kernel=9, patch=7, activation="gelu"),
 }
+for _name, _shape in {
+    "s16": (384, 12, 6, 16),
+    "b16": (768, 12, 12, 16),
+    "b32": (768, 12, 12, 32),
+    "l16": (1024, 24, 16, 16),
+}.items():
+    PRESETS[f"vit_{_name}"] = _vit(*_shape, eps=1e-12)  # as transformers computes it
+    PRESETS[f"augreg_vit_{_name}"] = _vit(*_shape, activation="gelu_tanh")  # as Flax trained it
+PRESETS["scenic_vit"] = dataclasses.replace(PRESETS["augreg_vit_b16"], scenic=True)
 for _suffix, _registers in (("", 0), ("_reg", 4)):
     PRESETS |= {
         f"dinov2_small{_suffix}": _dinov2(384, 12, 6, _registers),

@@ -17,6 +17,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from deltamask_jax.models.scenic import ScenicViT
+
 
 @dataclasses.dataclass(frozen=True)
 class ViTConfig:
@@ -36,6 +38,7 @@ class ViTConfig:
         pooling: 'cls' token or 'mean' of the patch tokens.
         class_token: False for networks trained without one (Scenic's 'gap'); needs 'mean'.
         projection: width of CLIP's bias-free projection of the pooled feature; 0 for none.
+        scenic: run Google Scenic's modules on the same parameters (plain ViT, float32 only).
     """
 
     family: str
@@ -54,6 +57,7 @@ class ViTConfig:
     pooling: str = "cls"
     class_token: bool = True
     projection: int = 0
+    scenic: bool = False
 
     @property
     def feature_dim(self) -> int:
@@ -64,8 +68,12 @@ class ViTConfig:
         """Pixels per token along one side; the image size must be a multiple of it."""
         return self.patch
 
-    def module(self, trained_blocks: int, dtype: jnp.dtype) -> nn.Module:
-        return VisionTransformer(self, trained_blocks, dtype)
+    def module(self, trained_blocks: int, dtype: jnp.dtype) -> nn.Module | ScenicViT:
+        if not self.scenic:
+            return VisionTransformer(self, trained_blocks, dtype)
+        if dtype != jnp.float32:
+            raise ValueError("Scenic's ViT computes in float32; set model.dtype='float32'")
+        return ScenicViT(self, trained_blocks)
 
     def trained_pattern(self, trained_blocks: int) -> str:
         """Regular expression for the paths of every parameter that only the suffix uses."""

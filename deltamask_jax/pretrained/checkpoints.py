@@ -23,11 +23,13 @@ class Checkpoint:
         source: how errors call it.
         tensors: stored name ('/'-joined in trees) -> function that reads the tensor, any dtype.
         config: the config.json beside Hugging Face tensors, else {}.
+        flax: written by vision_transformer, Scenic or other Flax code, not by us.
     """
 
     source: str
     tensors: dict[str, Callable[[], np.ndarray]]
     config: dict[str, Any]
+    flax: bool = False
 
 
 def read(checkpoint: str, revision: str = "") -> Checkpoint:
@@ -81,7 +83,9 @@ def _file(path: Path) -> Checkpoint:
             arrays = np.load(path)
         except (ValueError, OSError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path} is no readable npz file: {error}") from None
-        return Checkpoint(str(path), {key: lambda key=key: arrays[key] for key in arrays.files}, {})
+        return Checkpoint(
+            str(path), {key: lambda key=key: arrays[key] for key in arrays.files}, {}, flax=True
+        )
     if path.suffix in (".bin", ".pt", ".pth"):
         raise ValueError(f"{path} is a pickle, which can run code; convert it to safetensors first")
     try:
@@ -107,7 +111,9 @@ def _tree(path: Path, tree: Any) -> Checkpoint:
         if any(key.startswith(root) for key in flat):
             flat = {k.removeprefix(root): v for k, v in flat.items() if k.startswith(root)}
             break
-    return Checkpoint(str(path), {key: lambda v=v: np.asarray(v) for key, v in flat.items()}, {})
+    return Checkpoint(
+        str(path), {key: lambda v=v: np.asarray(v) for key, v in flat.items()}, {}, flax=True
+    )
 
 
 def _orbax(path: Path) -> Any:

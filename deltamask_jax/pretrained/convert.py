@@ -21,6 +21,7 @@ def convert(checkpoint: Checkpoint, model: Model) -> Params:
     """Brings an opened checkpoint into the model's names, axes and image size; see `load`."""
     shapes = layouts.parameter_shapes(model)
     if any(re.search(r"(^|/)(embedding|stem/conv)/kernel$", key) for key in checkpoint.tensors):
+        _check_gelu(checkpoint, model)
         tensors = {_linen(key): reader for key, reader in checkpoint.tensors.items()}
         wanted = {p: layouts.Stored(p, s, tuple(range(len(s)))) for p, s in shapes.items()}
         ignored = _TREE_IGNORED
@@ -43,9 +44,9 @@ def convert(checkpoint: Checkpoint, model: Model) -> Params:
         array = array.astype(np.float32)
         if grid:
             array = _at_image_size(array[None] if array.ndim == 2 else array, shapes[path], model)
-            flat[path] = jnp.asarray(array)
         else:
-            flat[path] = jnp.asarray(tensor.read(array, shapes[path]))
+            array = tensor.read(array, shapes[path])
+        flat[path] = jnp.asarray(array)
     problems = [("missing", missing), ("unexpected", unexpected), ("misshaped", misshaped)]
     report = [f"{len(names)} {kind} ({_listed(names)})" for kind, names in problems if names]
     if report:
@@ -72,16 +73,20 @@ def _check_config(checkpoint: Checkpoint, model: Model) -> None:
         return
     ours = layouts.huggingface_config(model.architecture)
     for field in ("num_attention_heads", "hidden_act", "layer_norm_eps"):
-        if field in config and not _same(config[field], ours[field]):
+        if field in config and config[field] != ours[field]:
             raise ValueError(
                 f"{checkpoint.source}: config.json says {field} {config[field]!r}, "
                 f"but {model.name} has {ours[field]!r}; choose the model it was trained as"
             )
 
 
-def _same(theirs: Any, ours: Any) -> bool:
-    # Below 1e-6 an epsilon moves no feature by more than float32 rounding; ViT uses 1e-6 and 1e-12.
-    return theirs == ours or (isinstance(ours, float) and max(theirs, ours) <= 1e-6)
+def _check_gelu(checkpoint: Checkpoint, model: Model) -> None:
+    """Flax's GELU is the tanh approximation and its epsilon 1e-6; transformers' ViT differs in both."""
+    if checkpoint.flax and model.name.startswith("vit_"):
+        raise ValueError(
+            f"{checkpoint.source} was trained by Flax code, whose GELU and LayerNorm differ from "
+            f"{model.name}'s; set model.name='augreg_{model.name}'"
+        )
 
 
 def _linen(key: str) -> str:

@@ -136,6 +136,13 @@ def test_our_own_float16_tree_loads_upcast(tmp_path):
         np.testing.assert_array_equal(array, half[path].astype(np.float32))
 
 
+def test_flax_weights_are_refused_where_the_activation_differs(tmp_path):
+    np.savez(tmp_path / "augreg.npz", **arrays(AUGREG))
+    model = models.from_architecture(models.PRESETS["vit_s16"], name="vit_s16")
+    with pytest.raises(ValueError, match="set model.name='augreg_vit_s16'"):
+        load(tmp_path / "augreg.npz", model)
+
+
 def test_positions_are_resized_to_the_model(tmp_path):
     np.savez(tmp_path / "augreg.npz", **arrays(AUGREG))
     model = vit(image_size=24)
