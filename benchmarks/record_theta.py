@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from deltamask_jax import masks, methods
 from deltamask_jax.data import partition
+from deltamask_jax.heads import with_head
 from deltamask_jax.problem import set_up
 from deltamask_jax.rounds import MAIN_PHASE, play_round
 
@@ -51,7 +52,7 @@ def main(_):
     config = _CONFIG.value
     config.method = "deltamask"
     with tempfile.TemporaryDirectory() as workdir:
-        problem, _ = set_up(config, Path(workdir))
+        problem, _ = with_head(set_up(config, Path(workdir)))
     method, kept = methods.build(config, problem.task), []
     state = method.init()
     for number in tqdm(range(1, _ROUND.value + 1), unit="round"):

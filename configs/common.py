@@ -44,7 +44,7 @@ def get_config() -> ConfigDict:
     config.model.masked = ""  # regular expression over parameter paths; '' = all kernels of trained blocks
 
     config.head = ConfigDict()
-    config.head.init = "lp"  # 'lp': one linear-probing round, then frozen; 'he': random, frozen
+    config.head.init = "lp"  # frozen after 'lp': one linear-probing round; 'fit': LDA; 'he': random
     config.head.epochs = 20  # local epochs of that round; cheap, features are cached
     config.head.learning_rate = 0.01  # Adam
 

@@ -44,7 +44,7 @@ RANGES = {
 CHOICES = {
     "partition.name": ("dirichlet", "iid", "pathological", "users"),
     "model.dtype": ("float32", "bfloat16"),
-    "head.init": ("lp", "he"),
+    "head.init": ("lp", "fit", "he"),
     "mask.uniforms": ("shared", "per_client"),
     "mask.aggregator": ("beta", "control_variate"),
     "mask.evaluate": ("mean", "threshold"),

@@ -14,7 +14,8 @@ from tqdm import tqdm
 from deltamask_jax import config as config_lib
 from deltamask_jax import methods, metrics
 from deltamask_jax.data import partition
-from deltamask_jax.problem import linear_probe_accuracy, set_up
+from deltamask_jax.heads import linear_probe_accuracy, with_head
+from deltamask_jax.problem import set_up
 from deltamask_jax.rounds import MAIN_PHASE, Round, evaluator, play_round
 
 
@@ -34,7 +35,7 @@ def run(config, workdir: str | Path) -> dict[str, Any]:
     workdir = _new_workdir(Path(workdir))
     metrics.write_json(workdir / "config.json", config.to_dict())
 
-    problem, head_round = set_up(config, workdir)
+    problem, head_round = with_head(set_up(config, workdir))
     probe_accuracy = linear_probe_accuracy(problem)
     method = methods.build(config, problem.task)
     d, rounds = problem.task.index.d, config.rounds

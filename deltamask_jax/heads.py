@@ -1,0 +1,110 @@
+"""The classification head all methods start from, and the linear-probing bracket.
+
+DeltaMask (arXiv 2311.17299) compares three initialisations. All but the random one cost a round with every
+client, whose bytes are counted as round 0:
+  he   random (He et al., arXiv 1502.01852), frozen
+  lp   one round of federated linear probing
+  fit  linear discriminant analysis from the clients' class statistics (FiT, arXiv 2206.08671)
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deltamask_jax import methods
+from deltamask_jax.codecs import dense
+from deltamask_jax.data import partition
+from deltamask_jax.methods import Method
+from deltamask_jax.rounds import HEAD_PHASE, PROBE_PHASE, Problem, Round, evaluator, play_round
+
+SHRINKAGE = 0.1  # of the covariance toward a multiple of the identity; small clients leave it singular
+
+Head = dict[str, jax.Array]  # kernel f32[features, classes], bias f32[classes]
+
+
+def random_head(seed: int, width: int, classes: int) -> Head:
+    """He initialisation."""
+    kernel = jax.nn.initializers.he_normal()(jax.random.key(seed), (width, classes), jnp.float32)
+    return {"kernel": kernel, "bias": jnp.zeros(classes)}
+
+
+def with_head(problem: Problem) -> tuple[Problem, Round]:
+    """The problem with the head `config.head.init` asks for, and what it cost."""
+    config = problem.config
+    if config.head.init == "he":
+        return problem, Round(float("nan"), 0, 0, config.clients, {}, b"")
+    head, result = (_linear_probing_round if config.head.init == "lp" else _discriminant_round)(problem)
+    # The fitted head goes back to every client once.
+    vector = np.concatenate([np.ravel(head["bias"]), np.ravel(head["kernel"])])
+    payload = dense.encode(vector, round_number=0, client=dense.SERVER)
+    down = result.downlink_bytes + config.clients * len(payload)
+    task = dataclasses.replace(problem.task, head=jax.device_put(head))
+    return dataclasses.replace(problem, task=task), dataclasses.replace(result, downlink_bytes=down)
+
+
+def linear_probe_accuracy(problem: Problem) -> float:
+    """The lower bracket: keep training the head, on the frozen network, for as many rounds as the run has."""
+    config, method = problem.config, _linear_probe(problem)
+    accuracy_of, head = evaluator(problem, method), method.init()
+    for number in range(1, config.rounds + 1):
+        clients = partition.cohort(config.clients, config.participation, config.seed, number)
+        head, _ = play_round(problem, method, head, number, clients, PROBE_PHASE, config.local_epochs)
+    return accuracy_of(head)
+
+
+def discriminant(counts: np.ndarray, sums: np.ndarray, moment: np.ndarray) -> Head:
+    """The head of linear discriminant analysis.
+
+    Args:
+        counts: f64[classes], examples of each class.
+        sums: f64[classes, features], sum of each class's features.
+        moment: f64[features, features], Σ x xᵀ over all examples.
+    """
+    n, features = counts.sum(), sums.shape[1]
+    means = sums / np.maximum(counts, 1)[:, None]
+    covariance = (moment - (means * counts[:, None]).T @ means) / n
+    scale = np.trace(covariance) / features
+    covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * scale * np.eye(features)
+    kernel = np.linalg.solve(covariance, means.T)
+    # A class nobody holds gets the prior of half an example.
+    bias = np.log(np.maximum(counts, 0.5) / n) - 0.5 * np.sum(means.T * kernel, axis=0)
+    return {"kernel": jnp.asarray(kernel, jnp.float32), "bias": jnp.asarray(bias, jnp.float32)}
+
+
+def _linear_probing_round(problem: Problem) -> tuple[Head, Round]:
+    method, config = _linear_probe(problem), problem.config
+    everyone = np.arange(config.clients)
+    return play_round(problem, method, method.init(), 0, everyone, HEAD_PHASE, config.head.epochs)
+
+
+def _discriminant_round(problem: Problem) -> tuple[Head, Round]:
+    """Every client sends its class counts, class sums and the upper half of its second moment, float32."""
+    classes = problem.task.head["bias"].size
+    features, labels = (np.asarray(x) for x in (problem.inputs["features"][0], problem.labels[0]))
+    width = features.shape[1]
+    upper = np.triu_indices(width)
+    payloads = []
+    for client, part in enumerate(problem.parts):
+        x, y = features[part], np.eye(classes, dtype=np.float32)[labels[part]]
+        statistics = np.concatenate([y.sum(0), (y.T @ x).ravel(), (x.T @ x)[upper]])
+        payloads.append(dense.encode(statistics.astype(np.float32), round_number=0, client=client))
+    size = classes * (1 + width) + len(upper[0])
+    total = sum(
+        dense.decode(payload, size, np.float32, round_number=0, client=client).astype(np.float64)
+        for client, payload in enumerate(payloads)
+    )
+    counts, sums, half = np.split(total, [classes, classes * (1 + width)])
+    moment = np.zeros((width, width))
+    moment[upper] = half
+    moment = moment + np.triu(moment, 1).T
+    uplink = sum(len(payload) for payload in payloads)
+    result = Round(float("nan"), uplink, 0, len(payloads), {}, payloads[-1])
+    return discriminant(counts, sums.reshape(classes, width), moment), result
+
+
+def _linear_probe(problem: Problem) -> Method:
+    config = problem.config.copy_and_resolve_references()
+    config.method = "linear_probe"
+    return methods.build(config, problem.task)

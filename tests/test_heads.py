@@ -1,0 +1,62 @@
+"""Heads: what each initialisation costs and gives; LDA equals scikit-learn's."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+from deltamask_jax import heads
+from deltamask_jax.methods import build
+from deltamask_jax.rounds import evaluator
+from tests.conftest import tiny_config
+
+
+def with_config(problem, **changes):
+    return dataclasses.replace(problem, config=tiny_config(**changes))
+
+
+def accuracy(problem):
+    method = build(tiny_config(method="linear_probe"), problem.task)
+    return evaluator(problem, method)(method.init())
+
+
+@pytest.mark.parametrize("init", ["lp", "fit"])
+def test_a_fitted_head_beats_the_random_one_and_its_bytes_are_counted(problem, init):
+    fitted, cost = heads.with_head(with_config(problem, head__init=init, head__epochs=20))
+    assert accuracy(fitted) > accuracy(problem) + 0.1
+    # 3 classes, 32 features; LDA also sends half a 32 × 32 matrix. zstd saves a little.
+    floats = 3 * 33 if init == "lp" else 3 * 33 + 32 * 33 // 2
+    assert 0.7 * 6 * 4 * floats < cost.uplink_bytes < 6 * (4 * floats + 64)
+    downs = {"lp": 2, "fit": 1}[init]  # linear probing also broadcasts the head it starts from
+    assert 0.7 * downs * 6 * 4 * 99 < cost.downlink_bytes < downs * 6 * (4 * 99 + 64)
+
+
+def test_a_random_head_costs_nothing(problem):
+    same, cost = heads.with_head(with_config(problem, head__init="he"))
+    assert (cost.uplink_bytes, cost.downlink_bytes) == (0, 0)
+    assert same.task.head is problem.task.head
+
+
+def test_federated_lda_equals_scikit_learns_on_the_pooled_features(problem):
+    fitted, _ = heads.with_head(with_config(problem, head__init="fit"))
+    x, y = (np.asarray(a, np.float64) for a in (problem.inputs["features"][0], problem.labels[0]))
+    reference = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=heads.SHRINKAGE).fit(x, y)
+    ours = x @ fitted.task.head["kernel"] + fitted.task.head["bias"]
+    np.testing.assert_allclose(ours, reference.decision_function(x), rtol=1e-3, atol=1e-2)
+
+
+def test_a_class_nobody_holds_is_unlikely_but_finite():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(50, 4))
+    counts, sums = np.array([25.0, 25.0, 0.0]), np.stack([x[:25].sum(0), x[25:].sum(0), np.zeros(4)])
+    head = heads.discriminant(counts, sums, x.T @ x)
+    assert np.isfinite(head["kernel"]).all() and head["bias"][2] < head["bias"][0]
+
+
+def test_the_linear_probe_keeps_training_for_the_runs_rounds(problem):
+    few, many = (
+        heads.linear_probe_accuracy(with_config(problem, rounds=rounds, head__learning_rate=0.03))
+        for rounds in (1, 20)
+    )
+    assert many > few and many > 0.6  # 3 classes
