@@ -1,8 +1,9 @@
 """Data sets, preprocessing, partitioners and the frozen-prefix cache.
 
-dataset = data.load("digits")                      # or idx:DIR, folder:DIR, npz:FILE, tfds:NAME
-dataset = data.subset(dataset, train_examples=500)
-parts = partition.split("dirichlet", dataset.train.labels, 30, alpha=10.0, seed=0)
+Example:
+    dataset = data.load("digits")  # or idx:DIR, folder:DIR, npz:FILE, tfds:NAME
+    dataset = data.subset(dataset, train_examples=500)
+    parts = partition.split("dirichlet", dataset.train.labels, 30, alpha=10.0, seed=0)
 """
 
 import difflib
@@ -21,7 +22,8 @@ def load(spec: str, *, cache_dir: str | Path | None = None) -> Dataset:
 
     Args:
         spec: 'digits', 'idx:DIR', 'folder:DIR', 'npz:FILE' or 'tfds:NAME'.
-        cache_dir: where prepared `tfds:` data sets lie; by default ~/tensorflow_datasets.
+        cache_dir: where prepared `tfds:` data sets lie; by default `$TFDS_DATA_DIR`, or
+            ~/tensorflow_datasets.
 
     Raises:
         DataError: the name is unknown or the data is missing or malformed; it says what to do.

@@ -31,14 +31,10 @@ class Split:
 
     def take(self, indices: np.ndarray) -> "Split":
         """The examples at `indices: int[k]`, in that order; lazy images stay lazy."""
-        images = (
-            self.images[indices]
-            if isinstance(self.images, np.ndarray)
-            else self.images.take(indices)
-        )
-        return Split(
-            images, self.labels[indices], None if self.users is None else self.users[indices]
-        )
+        lazy = not isinstance(self.images, np.ndarray)
+        images = self.images.take(indices) if lazy else self.images[indices]
+        users = None if self.users is None else self.users[indices]
+        return Split(images, self.labels[indices], users)
 
 
 @dataclass(frozen=True, eq=False)

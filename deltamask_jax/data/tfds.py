@@ -54,7 +54,8 @@ def load(spec: str, data_dir: str | Path | None = None) -> Dataset:
         data_dir: where they are prepared; by default `$TFDS_DATA_DIR` or ~/tensorflow_datasets.
 
     Raises:
-        DataError: it is not prepared there, not as array_record, or holds no images with labels.
+        DataError: it is not prepared there, not as array_record, not whole, or holds no images with
+            labels.
     """
     root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
     directory = _prepared(spec, root)
@@ -116,11 +117,13 @@ def _split(builder, split: str, num_classes: int, upright: bool) -> Split:
 
     source = builder.as_data_source(split=split)
     undecoded = builder.as_data_source(split=split, decoders={"image": decode.SkipDecoding()})
-    labels = [
-        int(example["label"])
-        for start in range(0, len(undecoded), _CHUNK)
-        for example in undecoded.__getitems__(range(start, min(start + _CHUNK, len(undecoded))))
-    ]
+    starts = range(0, len(undecoded), _CHUNK)
+    chunks = (range(start, min(start + _CHUNK, len(undecoded))) for start in starts)
+    try:
+        labels = [int(e["label"]) for chunk in chunks for e in undecoded.__getitems__(chunk)]
+    except RuntimeError as error:  # what array_record raises for a missing or damaged file
+        reason = str(error).partition(";")[0]
+        raise DataError(f"{builder.data_path} is incomplete ({reason}); copy it again") from None
     identity = f"{builder.info.full_name} {split} {builder.info.splits[split].num_bytes}"
     images = LazyImages(functools.partial(_read, source, upright), np.arange(len(labels)), identity)
     return Split(images, to_labels(np.array(labels, np.int64), num_classes, builder.info.full_name))

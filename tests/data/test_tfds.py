@@ -146,6 +146,17 @@ def test_an_interrupted_preparation_does_not_count(tmp_path):
         data.load("tfds:cifar10", cache_dir=tmp_path)
 
 
+def test_a_missing_or_damaged_file_is_named(tmp_path):
+    _prepare(tmp_path, "cifar10", "cifar10/3.0.2", {"train": 20, "test": 20})
+    (file,) = tmp_path.glob("cifar10/3.0.2/*test*")
+    file.write_bytes(file.read_bytes()[:-30])
+    with pytest.raises(data.DataError, match=r"3\.0\.2 is incomplete .*; copy it again"):
+        data.load("tfds:cifar10", cache_dir=tmp_path)
+    file.unlink()
+    with pytest.raises(data.DataError, match="No such file"):
+        data.load("tfds:cifar10", cache_dir=tmp_path)
+
+
 def test_other_formats_are_refused(tmp_path):
     _prepare(tmp_path, "emnist", "emnist/byclass/3.1.0", {"train": 2}, format="tfrecord")
     with pytest.raises(data.DataError, match="as tfrecord; move it away") as caught:
