@@ -178,14 +178,15 @@ class Encoder(nn.Module):
     def add_positions(self, x: jax.Array) -> jax.Array:
         return self.posembed_input(x)
 
+    def normalise_input(self, x: jax.Array) -> jax.Array:
+        return self.pre_norm(x) if self.config.pre_norm else x
+
     def run_blocks(self, x: jax.Array, first: int, last: int) -> jax.Array:
-        """Blocks first..last-1; pre-norm before block 0, final norm after the last one.
+        """Blocks first..last-1, and the final norm after the last one.
 
         The last block of a cls-pooled network computes the cls token alone: nothing else is used.
         """
         depth = self.config.depth
-        if first == 0 and self.config.pre_norm:
-            x = self.pre_norm(x)
         for i in range(first, last):
             only_cls = i == depth - 1 and self.config.pooling == "cls"
             x = self.encoderblock[i](x, 1 if only_cls else None)
@@ -228,6 +229,7 @@ class VisionTransformer(nn.Module):
         x = self.Transformer.add_positions(x)
         if c.registers:
             x = jnp.concatenate([x[:, :1], token("registers", c.registers), x[:, 1:]], axis=1)
+        x = self.Transformer.normalise_input(x)
         return self.Transformer.run_blocks(x, 0, c.depth - self.trained_blocks)
 
     def suffix(self, tokens: jax.Array) -> jax.Array:

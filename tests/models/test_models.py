@@ -1,0 +1,202 @@
+import re
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from deltamask_jax import models
+from deltamask_jax.flat_index import FlatIndex
+from deltamask_jax.models.convmixer import ConvMixerConfig
+from deltamask_jax.models.vit import ViTConfig
+
+TINY = {"width": 16, "depth": 3, "heads": 2, "mlp": 24, "patch": 4, "image_size": 12}
+VIT = ViTConfig("vit", **TINY)
+EVERYTHING = ViTConfig(
+    "dinov2",
+    **TINY,
+    layer_scale=True,
+    registers=2,
+    pre_norm=True,
+    projection=5,
+    activation="swiglu",
+)
+MIXER = ConvMixerConfig(6, 3, kernel=3, patch=4, activation="relu", image_size=12)
+
+
+def config(name, **changes):
+    values = {"name": name, "image_size": 0, "trained_blocks": 5, "dtype": "float32", "masked": ""}
+    return types.SimpleNamespace(**(values | changes))
+
+
+def shapes(model):
+    return jax.eval_shape(model.init, jax.random.key(0))
+
+
+IMAGES = np.random.default_rng(0).normal(size=(2, 12, 12, 3)).astype(np.float32)
+
+
+def features_of(model, params):
+    return jax.jit(lambda params: model.suffix(params, model.prefix(params, IMAGES)))(params)
+
+
+@pytest.mark.parametrize(
+    ("name", "masked", "total"),
+    [
+        ("vit_s16", 8_847_360, 21_665_664),
+        ("vit_b16", 35_389_440, 85_798_656),
+        ("vit_l16", 62_914_560, 303_301_632),
+        ("clip_vit_b32", 35_389_440, 87_849_216),
+        ("dinov2_base", 35_389_440, 85_724_928),
+        ("convmixer_768_32", 3_137_280, 20_441_088),
+    ],
+)
+def test_masked_weights_of_the_last_five_blocks(name, masked, total):
+    """Masked: arXiv 2311.17299 with five blocks. Totals: the published networks without their head."""
+    model = models.build(config(name))
+    assert FlatIndex.create(shapes(model), model.masked).d == masked
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes(model))) == total
+
+
+@pytest.mark.parametrize("architecture", [VIT, EVERYTHING, MIXER])
+def test_the_cut_does_not_change_the_network(architecture):
+    features = []
+    for trained_blocks in (1, 3):
+        model = models.from_architecture(architecture, trained_blocks=trained_blocks)
+        params = model.init(jax.random.key(0))
+        features.append(features_of(model, params))
+    assert features[0].shape == (2, architecture.feature_dim)
+    np.testing.assert_allclose(features[0], features[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", [VIT, EVERYTHING, MIXER])
+def test_the_suffix_needs_its_own_parameters_only_and_all_of_them(architecture):
+    model = models.from_architecture(architecture, trained_blocks=2)
+    params = model.init(jax.random.key(0))
+    tokens = jax.jit(model.prefix)(params, IMAGES)
+
+    def loss(params):
+        return jnp.square(model.suffix(params, tokens)).sum()
+
+    slopes = traverse_util.flatten_dict(jax.jit(jax.grad(loss))(params), sep="/")
+    pattern = architecture.trained_pattern(2)
+    used = {path for path, slope in slopes.items() if np.any(slope)}
+    flat = traverse_util.flatten_dict(params, sep="/")
+    own = {path for path in flat if re.fullmatch(pattern, path)}
+    # Attention does not depend on a constant added to all keys; ReLU may be dead somewhere.
+    assert used <= own and all("key/bias" in path for path in own - used)
+    part = traverse_util.unflatten_dict({path: flat[path] for path in own}, sep="/")
+    np.testing.assert_array_equal(
+        jax.jit(model.suffix)(part, tokens), jax.jit(model.suffix)(params, tokens)
+    )
+
+
+def test_mean_pooling_leaves_cls_and_registers_out():
+    model = models.from_architecture(
+        ViTConfig("vit", **TINY, registers=2, pooling="mean"), trained_blocks=1
+    )
+    params = model.init(jax.random.key(0))
+    encoder = params["Transformer"]
+    kernels = encoder["encoderblock_2"]
+    for layer in (
+        kernels["MultiHeadDotProductAttention_0"]["out"],
+        kernels["MlpBlock_0"]["Dense_1"],
+    ):
+        layer["kernel"] = jnp.zeros_like(layer["kernel"])  # the block now changes nothing
+    tokens = jax.random.normal(jax.random.key(1), (1, 12, 16))
+    x = np.asarray(tokens)[0, 3:]
+    normed = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(model.suffix(params, tokens)[0], normed.mean(0), atol=1e-5)
+
+
+def test_clients_with_different_weights_train_under_vmap():
+    model = models.from_architecture(VIT, trained_blocks=2)
+    params = model.init(jax.random.key(0))
+    index = FlatIndex.create(params, model.masked)
+    tokens = jax.random.normal(jax.random.key(1), (3, 2, 10, 16))
+    masks = jax.random.bernoulli(jax.random.key(2), 0.9, (3, index.d))
+
+    def slope(mask, tokens):
+        def loss(kernels):
+            return jnp.square(model.suffix(index.merge(params, kernels), tokens)).sum()
+
+        kernels = index.unravel(index.ravel(index.kernels(params)) * mask)
+        return index.ravel(jax.grad(loss)(kernels))
+
+    together, alone = jax.jit(jax.vmap(slope))(masks, tokens), jax.jit(slope)
+    for client in range(3):
+        expected = alone(masks[client], tokens[client])
+        np.testing.assert_allclose(together[client], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", [VIT, MIXER])
+def test_bfloat16_computes_in_half_and_returns_float32(architecture):
+    full = models.from_architecture(architecture, trained_blocks=1)
+    half = models.from_architecture(architecture, trained_blocks=1, dtype="bfloat16")
+    params = full.init(jax.random.key(0))
+    tokens = jax.jit(half.prefix)(params, IMAGES)
+    assert tokens.dtype == jnp.bfloat16
+    features = jax.jit(half.suffix)(params, tokens)
+    assert features.dtype == jnp.float32
+    expected = features_of(full, params)
+    np.testing.assert_allclose(features, expected, atol=0.1 * float(jnp.abs(expected).max()))
+    assert not np.array_equal(features, expected)
+
+
+def test_random_parameters_are_scaled_by_their_fan_in():
+    model = models.from_architecture(models.PRESETS["vit_s16"], trained_blocks=1)
+    params = model.init(jax.random.key(0))
+    block = params["Transformer"]["encoderblock_3"]
+    attention, mlp = block["MultiHeadDotProductAttention_0"], block["MlpBlock_0"]
+    for kernel, inputs in [
+        (attention["query"]["kernel"], 384),
+        (attention["out"]["kernel"], 384),
+        (mlp["Dense_1"]["kernel"], 1536),
+        (params["embedding"]["kernel"], 768),
+    ]:
+        np.testing.assert_allclose(kernel.std() * inputs**0.5, 1, atol=0.02)
+    assert not np.any(mlp["Dense_0"]["bias"]) and np.all(block["LayerNorm_0"]["scale"] == 1)
+    assert np.any(model.init(jax.random.key(1))["cls"] != params["cls"])  # the key matters
+
+
+def test_a_masking_rule_of_ones_own():
+    rule = r"Transformer/encoderblock_5/MlpBlock_0/.*/kernel"
+    model = models.build(config("tiny_vit", masked=rule))
+    assert FlatIndex.create(shapes(model), model.masked).paths == (
+        "Transformer/encoderblock_5/MlpBlock_0/Dense_0/kernel",
+        "Transformer/encoderblock_5/MlpBlock_0/Dense_1/kernel",
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"name": "vit_b"}, "unknown model 'vit_b'; did you mean 'vit_b"),
+        ({"image_size": 30}, "multiple of 8"),
+        ({"trained_blocks": 7}, "must be 1..6, got 7"),
+        ({"trained_blocks": 0}, "must be 1..6, got 0"),
+        ({"dtype": "float16"}, "'float32' or 'bfloat16'"),
+        ({"masked": "("}, "not a regular expression"),
+        ({"masked": "kernel"}, "matches no whole parameter path"),
+        ({"masked": "embedding/kernel"}, "in the prefix"),
+        ({"masked": "Transformer/encoderblock_.*/kernel"}, "raise model.trained_blocks"),
+    ],
+)
+def test_what_cannot_be_built_says_why(changes, reason):
+    with pytest.raises(ValueError, match=reason) as error:
+        models.build(config(**({"name": "tiny_vit"} | changes)))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", sorted(models.PRESETS.keys() - {"scenic_vit"}))
+def test_every_preset_has_shapes_that_fit(name):
+    model = models.build(config(name, dtype="bfloat16"))
+    size = model.image_size
+    batch = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
+    tokens = jax.eval_shape(model.prefix, shapes(model), batch)
+    features = jax.eval_shape(model.suffix, shapes(model), tokens)
+    assert tokens.dtype == jnp.bfloat16 and features.dtype == jnp.float32
+    assert features.shape == (2, model.feature_dim)
+    assert model.preprocessing.size == size
