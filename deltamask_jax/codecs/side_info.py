@@ -30,8 +30,7 @@ _HEAD = struct.Struct("<BBBBII")
 _CHUNK = 1 << 18  # positions a jitted call
 _SMALL = 1 << 16  # below this many positions NumPy is faster than compiling
 _MOST_BUCKETS = 48
-_MOST_LANES_LOG2 = 10
-_SYMBOL_COST = 0.02  # bits the encoder would pay to have one position fewer to code one by one
+_MOST_LANES_LOG2 = 12
 
 # Flip probabilities travel as one byte q: 2**(-q / 16), here in the units of rans.py.
 _PROBABILITIES = np.clip(np.rint(rans.ONE * 2.0 ** (-np.arange(256) / 16)), 1, rans.ONE - 1)
@@ -49,7 +48,7 @@ def _encode(positions: np.ndarray, context: Context) -> bytes:
     body = b""
     if positions.size:
         flip_distances = _distances(context.uniforms[positions], context.theta[positions])
-        shift, buckets = _choose_buckets(flip_distances, context)
+        shift, buckets, near_bits = _choose_buckets(flip_distances, context)
         near, bucket = near_positions(context, shift, buckets)
         is_near = flip_distances >> shift < buckets
         far_flips = positions[~is_near]
@@ -64,7 +63,9 @@ def _encode(positions: np.ndarray, context: Context) -> bytes:
 
         k = rice.remainder_bits(len(far_flips), context.d)
         gaps = rice.pack_gaps(far_flips, k)
-        lanes_log2 = min(max((len(near) >> 11).bit_length() - 1, 0), _MOST_LANES_LOG2)
+        # A lane costs a byte, a step of all lanes some microseconds: about 1 % or 4096 steps.
+        lanes = max(near_bits >> 10, len(near) >> 12, 1)
+        lanes_log2 = min(lanes.bit_length() - 1, _MOST_LANES_LOG2)
         carried = gaps[: 2 << lanes_log2].ljust(2 << lanes_log2, b"\0")
         bits = np.zeros(len(near), bool)
         bits[np.searchsorted(near, positions[is_near])] = True
@@ -96,7 +97,7 @@ def _decode(payload: bytes, context: Context) -> np.ndarray:
     if len(body) < _HEAD.size:
         raise PayloadError("side_info payload is too short for its header")
     shift, buckets, k, lanes_log2, far_count, gap_bytes = _HEAD.unpack_from(body)
-    if shift > 16 or not 1 <= buckets <= 128 or lanes_log2 > 16 or far_count > received.n:
+    if shift > 16 or not 1 <= buckets <= 128 or lanes_log2 > _MOST_LANES_LOG2 or far_count > received.n:
         raise PayloadError("side_info payload has impossible header fields")
     lanes_at = _HEAD.size + buckets
     words_at = lanes_at + (4 << lanes_log2)
@@ -168,13 +169,15 @@ def _distances(uniforms: np.ndarray, theta: np.ndarray) -> np.ndarray:
     return np.abs(uniform_odds[uniforms].astype(np.int32) - theta_odds[theta])
 
 
-def _choose_buckets(flip_distances: np.ndarray, context: Context) -> tuple[int, int]:
-    """Bucket width (as a shift) and number of near buckets with the least estimated size."""
+def _choose_buckets(flip_distances: np.ndarray, context: Context) -> tuple[int, int, int]:
+    """Bucket width (as a shift) and near buckets with the least estimated size, and their bits."""
     step = max(1, context.d >> 17) | 1
     sample = _distances(context.uniforms[::step], context.theta[::step])
     thinning = max(1, len(flip_distances) >> 16) | 1
     total, flip_distances = len(flip_distances), flip_distances[::thinning]
-    best = (np.inf, 0, 1)
+    # Bits the encoder would pay to have one position fewer to code one by one: time matters at large d.
+    symbol_cost = 0.004 + 0.016 * min(1, context.d / (1 << 25))
+    best = (np.inf, 0, 1, 0)
     for shift in range(12):
         edges = np.arange(1, _MOST_BUCKETS + 1)
         flips = np.bincount(np.minimum(flip_distances >> shift, _MOST_BUCKETS))[:_MOST_BUCKETS]
@@ -185,10 +188,10 @@ def _choose_buckets(flip_distances: np.ndarray, context: Context) -> tuple[int, 
         near_bits = -flips * np.log2(p) - np.maximum(sizes - flips, 0) * np.log2(1 - p)
         far = np.maximum(total - np.cumsum(flips), 0)
         far_bits = far * (np.log2(context.d / np.maximum(far, 1)) + 1.5)
-        bits = np.cumsum(near_bits + _SYMBOL_COST * sizes) + far_bits + 8 * edges
+        bits = np.cumsum(near_bits + symbol_cost * sizes) + far_bits + 8 * edges
         at = int(np.argmin(bits))
-        best = min(best, (bits[at], shift, at + 1))
-    return best[1], best[2]
+        best = min(best, (bits[at], shift, at + 1, int(np.cumsum(near_bits)[at])))
+    return best[1:]
 
 
 @functools.cache
