@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from deltamask_jax import codecs
-from deltamask_jax.codecs import filter_builder, fingerprints, side_info
+from deltamask_jax.codecs import distance, filter_builder, fingerprints
 from deltamask_jax.public_random import EVERY_CLIENT, MASK, stream_key, uniforms
 
 VIT_B = 35_389_440  # kernels of the last five blocks of a ViT-B
@@ -38,6 +38,7 @@ FILTERS = (
     {"name": "bfuse", "arity": 4, "container": "zstd"},
     {"name": "bfuse", "bits": 16},
     {"name": "bfuse", "bits": 32},
+    {"name": "bfuse", "window": True},
     {"name": "xor"},
     {"name": "bloom"},
 )
@@ -121,10 +122,10 @@ def conditional_entropy(positions, theta, u) -> float:
     bins, counts, flips = 1 << 12, 0, np.zeros(1 << 12, np.int64)
     for start in range(0, len(u), 1 << 22):
         part = slice(start, start + (1 << 22))
-        distance = side_info._distances(u[part], theta[part]) >> 4
-        counts = counts + np.bincount(np.minimum(distance, bins - 1), minlength=bins)
-    distance = side_info._distances(u[positions], theta[positions]) >> 4
-    flips += np.bincount(np.minimum(distance, bins - 1), minlength=bins)
+        apart = distance.between(u[part], theta[part]) >> 4
+        counts = counts + np.bincount(np.minimum(apart, bins - 1), minlength=bins)
+    apart = distance.between(u[positions], theta[positions]) >> 4
+    flips += np.bincount(np.minimum(apart, bins - 1), minlength=bins)
     return float((counts * entropy(flips / np.maximum(counts, 1))).sum() / len(positions))
 
 
@@ -248,7 +249,7 @@ def plot(rows: list[dict], file: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    d = max(row["d"] for row in rows if row["source"] in ("uniform", "gaussian"))
+    d = max((row["d"] for row in rows), key=lambda d: (sum(row["d"] == d for row in rows), d))
     colours = {name: f"C{k}" for k, name in enumerate(dict.fromkeys(row["codec"] for row in rows))}
     drifts = {"gaussian": "-", "laplace": "--", "adam": ":", "sparse": "-."}
 

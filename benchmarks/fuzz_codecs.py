@@ -29,6 +29,7 @@ SETTINGS = (
     {"name": "bfuse", "container": "raw"},
     {"name": "bfuse", "bits": 16},
     {"name": "bfuse", "bits": 32, "arity": 4},
+    {"name": "bfuse", "window": True},
     {"name": "xor"},
     {"name": "bloom"},
     {"name": "rice"},

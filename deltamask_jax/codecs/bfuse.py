@@ -10,7 +10,9 @@ from deltamask_jax.codecs.filter_codec import check_options, filter_codec
 from deltamask_jax.codecs.fingerprints import fuse_geometry
 
 
-def bfuse(bits: int = 8, arity: int = 3, container: str = "png", capacity: int | None = None) -> Codec:
+def bfuse(
+    bits: int = 8, arity: int = 3, container: str = "png", capacity: int | None = None, window: bool = False
+) -> Codec:
     """Creates the codec.
 
     Args:
@@ -20,6 +22,9 @@ def bfuse(bits: int = 8, arity: int = 3, container: str = "png", capacity: int |
         capacity: key count that sets the geometry, so that a cohort shares it and is decoded at
             once. None: each payload's own n, the smallest. Payloads with more keys fall back to
             their own n.
+        window: also send the largest distance of a flip's uniform from theta_g (2 bytes), and drop
+            decoded positions beyond it, which are false: several times fewer false flips. The
+            context must hold theta and uniforms, and cohorts are decoded client by client.
 
     Raises:
         ValueError: an option has another value.
@@ -33,6 +38,7 @@ def bfuse(bits: int = 8, arity: int = 3, container: str = "png", capacity: int |
         arity,
         container,
         capacity,
+        window,
         geometry=lambda room: fuse_geometry(room, arity),
         build=lambda positions, room: build(positions, bits, fuse_geometry(room, arity)),
     )

@@ -1,7 +1,8 @@
 """What all fingerprint-filter codecs share: payload layout, parsing, and querying all d positions.
 
-Body: u64 seed, u32 capacity, container of the fingerprints (little-endian). No body where there are
-no flips. Flags: bits 0-1 container, bits 2-3 log2 of the bytes per entry, bit 4 set for 4-wise.
+Body: u64 seed, u32 capacity, u16 window if flagged, container of the fingerprints (little-endian).
+No body where there are no flips. Flags: bits 0-1 container, bits 2-3 log2 of the bytes per entry,
+bit 4 set for 4-wise, bit 5 set for a window.
 
 Not exact: each position that is not a flip is reported with probability 2**-bits.
 """
@@ -11,11 +12,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from deltamask_jax.codecs import containers, envelope, membership
+from deltamask_jax.codecs import containers, distance, envelope, membership
 from deltamask_jax.codecs.codec import Codec, Context, PayloadError, check_positions
 from deltamask_jax.codecs.fingerprints import Filter, Geometry
 
 _HEAD = struct.Struct("<QI")
+_WINDOW = struct.Struct("<H")
 
 
 def filter_codec(
@@ -24,6 +26,7 @@ def filter_codec(
     arity: int,
     container: str,
     capacity: int | None,
+    window: bool,
     geometry: Callable[[int], Geometry],
     build: Callable[[np.ndarray, int], Filter],
 ) -> Codec:
@@ -31,28 +34,33 @@ def filter_codec(
 
     Args:
         family: 'bfuse' or 'xor', a key of `envelope.CODEC_IDS`.
-        bits, arity, container, capacity: as in `bfuse`.
+        bits, arity, container, capacity, window: as in `bfuse`.
         geometry: capacity -> shape of the filter.
         build: (positions u32[n], capacity) -> filter; n >= 1.
     """
     codec_id = envelope.CODEC_IDS[family]
-    flags = containers.CONTAINERS.index(container) | (bits // 16) << 2 | (arity - 3) << 4
+    flags = containers.CONTAINERS.index(container) | (bits // 16) << 2
+    flags |= (arity - 3) << 4 | window << 5
 
     def encode(positions: np.ndarray, context: Context) -> bytes:
         positions = check_positions(positions, context.d)
         body = b""
+        if window:
+            distance.check(context)
         if positions.size:
             # Receivers accept no capacity beyond d.
             room = min(max(capacity or 0, len(positions)), context.d)
             built = build(positions, room)
             table = built.fingerprints.astype(f"<u{bits // 8}", copy=False).tobytes()
             body = _HEAD.pack(built.seed, room) + containers.pack(table, container)
+            if window:
+                farthest = distance.between(context.uniforms[positions], context.theta[positions]).max()
+                body = body[: _HEAD.size] + _WINDOW.pack(farthest) + body[_HEAD.size :]
         n = len(positions)
         return envelope.pack(codec_id, flags, context.d, n, context.round, context.client, body)
 
-    def read(payload: bytes, context: Context) -> Filter | None:
-        """Parses a payload; no received byte reaches the C library. None where it holds no
-        flips."""
+    def read(payload: bytes, context: Context) -> tuple[Filter, int] | None:
+        """Filter and window of a payload, None where it holds no flips. No received byte reaches C."""
         received = envelope.unpack(
             payload, codec_id=codec_id, d=context.d, round=context.round, client=context.client
         )
@@ -62,28 +70,37 @@ def filter_codec(
             if len(received.body):
                 raise PayloadError("payload without flips must have no body")
             return None
-        if len(received.body) < _HEAD.size:
+        head = _HEAD.size + window * _WINDOW.size
+        if len(received.body) < head:
             raise PayloadError("filter payload is too short for its seed and capacity")
         seed, room = _HEAD.unpack_from(received.body)
         if not received.n <= room <= context.d:
             raise PayloadError(f"filter capacity {room} is outside {received.n} .. {context.d}")
         shape = geometry(room)
         size = bits // 8 * shape.array_length
-        table = containers.unpack(received.body[_HEAD.size :], size, container)
-        return Filter(shape, seed, np.frombuffer(table, f"<u{bits // 8}").astype(f"u{bits // 8}"))
+        table = containers.unpack(received.body[head:], size, container)
+        fingerprints = np.frombuffer(table, f"<u{bits // 8}").astype(f"u{bits // 8}")
+        farthest = _WINDOW.unpack_from(received.body, _HEAD.size)[0] if window else 0
+        return Filter(shape, seed, fingerprints), farthest
 
     def decode(payload: bytes, context: Context) -> np.ndarray:
-        built = read(payload, context)
-        if built is None:
+        if window:
+            distance.check(context)
+        received = read(payload, context)
+        if received is None:
             return np.zeros(0, np.uint32)
-        return membership.query_all(built, context.d)
+        hits = membership.query_all(received[0], context.d)
+        if window:
+            apart = distance.between(context.uniforms[hits], context.theta[hits])
+            hits = hits[apart <= received[1]]
+        return hits
 
     def count(payloads, contexts) -> np.ndarray:
-        filters = [read(*pair) for pair in zip(payloads, contexts, strict=True)]
-        return membership.count_all([built for built in filters if built], contexts[0].d)
+        received = [read(*pair) for pair in zip(payloads, contexts, strict=True)]
+        return membership.count_all([pair[0] for pair in received if pair], contexts[0].d)
 
-    suffix = "" if arity == 3 else "-4wise"
-    return Codec(f"{family}{bits}{suffix}-{container}", encode, decode, exact=False, count=count)
+    name = f"{family}{bits}{'' if arity == 3 else '-4wise'}-{container}{'-window' if window else ''}"
+    return Codec(name, encode, decode, exact=False, count=None if window else count)
 
 
 def check_options(family: str, bits: int, widths: tuple[int, ...], container: str) -> None:

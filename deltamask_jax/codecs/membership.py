@@ -78,14 +78,9 @@ def _count_cohort(cohort: list[Filter], counts: np.ndarray) -> None:
         def chunk_counts(start: int) -> np.ndarray:
             prints, *where = _slots_chunk(np.uint32(start), *hashing, kind=kind)
             prints = np.asarray(prints).astype(f"<u{bits // 8}").view(np.uint8).reshape(-1, bits // 8)
-            where = [np.asarray(slot) for slot in where]
             size = min(_COHORT_CHUNK, d - start)
-            hits = np.empty(size, np.uint8)
-            for first in range(0, size, _ROWS):
-                part = slice(first, min(first + _ROWS, size))
-                rows = [slot[part] for slot in where]
-                hits[part] = _count_rows(planes, prints[part], rows, present)
-            return hits
+            where = [np.asarray(slot)[:size] for slot in where]
+            return _count_rows(planes, prints[:size], where, present)
     else:
         table = jnp.asarray(pad_table(planes))
 
@@ -121,17 +116,26 @@ _BYTE_PLANES = (np.arange(256)[:, None] >> np.arange(8) & 1).astype(np.uint32) *
 def _count_rows(planes, prints, where, present) -> np.ndarray:
     """Hits per position u8[m]. prints: u8[m, bits/8]; where: slots i32[m] each."""
     m, bits = len(prints), planes.shape[1]
-    words = np.take(_rows(_BYTE_PLANES), prints.ravel(), mode="clip").view(np.uint64)
-    gathered = np.empty(m, f"V{4 * bits}")
-    for slot in where:
-        np.take(_rows(planes), slot, out=gathered, mode="clip")
-        words ^= gathered.view(np.uint64)
-    words = words.reshape(m, bits // 2)  # two planes a word
-    differs = words[:, 0] | words[:, 1]
-    for column in range(2, bits // 2):
-        differs |= words[:, column]
-    halves = differs.view(np.uint32).reshape(m, 2)
-    return np.bitwise_count(~(halves[:, 0] | halves[:, 1]) & present)
+    hits, table = np.empty(m, np.uint8), _rows(planes)
+    # Scratch is made once: fresh pages cost more than the arithmetic.
+    expected, gathered = np.empty(_ROWS * bits // 8, "V32"), np.empty(_ROWS, f"V{4 * bits}")
+    either = np.empty(_ROWS, np.uint64)
+    for first in range(0, m, _ROWS):
+        part = slice(first, min(first + _ROWS, m))
+        size = part.stop - first
+        octets, row, differs = expected[: size * bits // 8], gathered[:size], either[:size]
+        np.take(_rows(_BYTE_PLANES), prints[part].ravel(), out=octets, mode="clip")
+        words, others = octets.view(np.uint64), row.view(np.uint64)
+        for slot in where:
+            np.take(table, slot[part], out=row, mode="clip")
+            np.bitwise_xor(words, others, out=words)
+        words = words.reshape(size, bits // 2)  # two planes a word
+        np.bitwise_or(words[:, 0], words[:, 1], out=differs)
+        for column in range(2, bits // 2):
+            np.bitwise_or(differs, words[:, column], out=differs)
+        halves = differs.view(np.uint32).reshape(size, 2)
+        np.bitwise_count(~(halves[:, 0] | halves[:, 1]) & present, out=hits[part])
+    return hits
 
 
 def _rows(array: np.ndarray) -> np.ndarray:

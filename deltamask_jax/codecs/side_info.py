@@ -13,7 +13,6 @@ number of bytes), then what the lanes could not carry of the gap code. No body w
 flips.
 """
 
-import functools
 import os
 import struct
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deltamask_jax.codecs import envelope, rans, rice
+from deltamask_jax.codecs import distance, envelope, rans, rice
 from deltamask_jax.codecs.codec import Codec, Context, PayloadError, check_positions
 
 _ID = envelope.CODEC_IDS["side_info"]
@@ -44,10 +43,10 @@ def side_info() -> Codec:
 
 def _encode(positions: np.ndarray, context: Context) -> bytes:
     positions = check_positions(positions, context.d)
-    _check_context(context)
+    distance.check(context)
     body = b""
     if positions.size:
-        flip_distances = _distances(context.uniforms[positions], context.theta[positions])
+        flip_distances = distance.between(context.uniforms[positions], context.theta[positions])
         shift, buckets, near_bits = _choose_buckets(flip_distances, context)
         near, bucket = near_positions(context, shift, buckets)
         is_near = flip_distances >> shift < buckets
@@ -85,7 +84,7 @@ def _encode(positions: np.ndarray, context: Context) -> bytes:
 
 
 def _decode(payload: bytes, context: Context) -> np.ndarray:
-    _check_context(context)
+    distance.check(context)
     received = envelope.unpack(payload, codec_id=_ID, d=context.d, round=context.round, client=context.client)
     body = received.body
     if received.flags:
@@ -116,23 +115,16 @@ def _decode(payload: bytes, context: Context) -> np.ndarray:
         raise PayloadError("side_info payload holds another number of flips than it says")
     gaps = carried[:gap_bytes] + bytes(body[words_end:])
     far_flips = rice.unpack_gaps(gaps, far_count, k, context.d)
-    far = _distances(context.uniforms[far_flips], context.theta[far_flips]) >> shift >= buckets
+    far = distance.between(context.uniforms[far_flips], context.theta[far_flips]) >> shift >= buckets
     if not far.all():
         raise PayloadError("side_info payload codes a near position as a far one")
     return np.sort(np.concatenate((near_flips, far_flips)))
 
 
-def _check_context(context: Context) -> None:
-    for name in ("theta", "uniforms"):
-        array = getattr(context, name)
-        if array is None or array.shape != (context.d,) or array.dtype != np.uint16:
-            raise ValueError(f"side_info needs context.{name} as u16[{context.d}]")
-
-
 def near_positions(context: Context, shift: int, buckets: int) -> tuple[np.ndarray, np.ndarray]:
     """Positions whose distance >> shift is below `buckets`, and that bucket: u32[m], u8[m]."""
     if context.d <= _SMALL:
-        bucket = _distances(context.uniforms, context.theta) >> shift
+        bucket = distance.between(context.uniforms, context.theta) >> shift
         near = np.flatnonzero(bucket < buckets)
         return near.astype(np.uint32), bucket[near].astype(np.uint8)
 
@@ -143,7 +135,7 @@ def near_positions(context: Context, shift: int, buckets: int) -> tuple[np.ndarr
         uniforms, theta = context.uniforms[chunk], context.theta[chunk]
         if first < 0:
             uniforms, theta = np.pad(uniforms, (0, -first)), np.pad(theta, (0, -first))
-        bucket = np.asarray(_bucket_chunk(uniforms, theta, *logit_tables(), np.int32(shift)))
+        bucket = np.asarray(_bucket_chunk(uniforms, theta, *distance.logit_tables(), np.int32(shift)))
         skip = start - max(first, 0)
         bucket = bucket[skip : min(context.d, _CHUNK)]
         near = np.flatnonzero(bucket < buckets)
@@ -159,20 +151,14 @@ def _bucket_chunk(uniforms, theta, uniform_odds, theta_odds, shift):
     def look_up(table, index):
         return table.at[index.astype(jnp.int32)].get(mode="promise_in_bounds").astype(jnp.int32)
 
-    distance = jnp.abs(look_up(uniform_odds, uniforms) - look_up(theta_odds, theta))
-    return jnp.minimum(distance >> shift, 255).astype(jnp.uint8)
-
-
-def _distances(uniforms: np.ndarray, theta: np.ndarray) -> np.ndarray:
-    """|log2-odds of u - log2-odds of theta| in units of 2**-10: i32[n]."""
-    uniform_odds, theta_odds = logit_tables()
-    return np.abs(uniform_odds[uniforms].astype(np.int32) - theta_odds[theta])
+    apart = jnp.abs(look_up(uniform_odds, uniforms) - look_up(theta_odds, theta))
+    return jnp.minimum(apart >> shift, 255).astype(jnp.uint8)
 
 
 def _choose_buckets(flip_distances: np.ndarray, context: Context) -> tuple[int, int, int]:
     """Bucket width (as a shift) and near buckets with the least estimated size, and their bits."""
     step = max(1, context.d >> 17) | 1
-    sample = _distances(context.uniforms[::step], context.theta[::step])
+    sample = distance.between(context.uniforms[::step], context.theta[::step])
     thinning = max(1, len(flip_distances) >> 16) | 1
     total, flip_distances = len(flip_distances), flip_distances[::thinning]
     # Bits the encoder would pay to have one position fewer to code one by one: time matters at large d.
@@ -192,34 +178,3 @@ def _choose_buckets(flip_distances: np.ndarray, context: Context) -> tuple[int, 
         at = int(np.argmin(bits))
         best = min(best, (bits[at], shift, at + 1, int(np.cumsum(near_bits)[at])))
     return best[1:]
-
-
-@functools.cache
-def logit_tables() -> tuple[np.ndarray, np.ndarray]:
-    """log2-odds of every 16-bit uniform and of every 16-bit theta, in units of 2**-10: two
-    i16[65536].
-
-    Exact integer arithmetic, so that both ends agree on any machine.
-    """
-    x = np.arange(1 << 16, dtype=np.int64) * 4
-
-    def log2_odds(numerator):
-        return (_log2(numerator) - _log2((1 << 18) - numerator)).astype(np.int16)
-
-    # A bit is u < theta: u stands for the middle of its step. theta = 0 stands for a quarter step.
-    return log2_odds(x + 2), log2_odds(np.maximum(x, 1))
-
-
-def _log2(x: np.ndarray) -> np.ndarray:
-    """floor(1024 * log2 x) for integers below 2**31, digit by digit: i64."""
-    whole = np.zeros_like(x)
-    for shift in (16, 8, 4, 2, 1):
-        whole += np.where(x >> (whole + shift) > 0, shift, 0)
-    mantissa = (x << 31) >> whole  # in 2**31 .. 2**32 - 1
-    result = whole
-    for _ in range(10):
-        square = mantissa.astype(np.uint64) ** 2 >> np.uint64(31)
-        digit = (square >= 1 << 32).astype(np.int64)
-        mantissa = square.astype(np.int64) >> digit
-        result = result * 2 + digit
-    return result

@@ -25,6 +25,7 @@ def xor(bits: int = 8, container: str = "png", capacity: int | None = None) -> C
         3,
         container,
         capacity,
+        window=False,
         geometry=xor_geometry,
         build=lambda positions, room: build(positions, bits, xor_geometry(room)),
     )

@@ -13,6 +13,7 @@ SETTINGS = (
     {"name": "bfuse", "bits": 32},
     {"name": "bfuse", "arity": 4},
     {"name": "bfuse", "bits": 32, "arity": 4, "container": "raw"},
+    {"name": "bfuse", "window": True},
     {"name": "xor"},
     {"name": "xor", "bits": 16, "container": "zstd"},
     {"name": "bloom"},

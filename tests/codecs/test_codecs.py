@@ -136,3 +136,15 @@ def test_unknown_names_are_refused_with_the_nearest():
         codecs.get("xor", container="gif")
     with pytest.raises(ValueError, match="arity"):
         codecs.get("bfuse", arity=5)
+
+
+def test_a_window_drops_most_false_flips():
+    positions, context = drift(200_000, 0.1, seed=8)
+    false = {}
+    for window in (False, True):
+        codec = codecs.get("bfuse", window=window)
+        payload = codec.encode(positions, context)
+        decoded = codec.decode(payload, context)
+        assert np.isin(positions, decoded).all()
+        false[window] = len(decoded) - len(positions)
+    assert false[True] < 0.5 * false[False]

@@ -17,7 +17,8 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def file_of(settings: dict) -> Path:
-    return GOLDEN / ("-".join(str(value) for value in settings.values()) + ".bin")
+    options = [f"{option}{value}" for option, value in settings.items() if option != "name"]
+    return GOLDEN / ("-".join([settings["name"], *options]) + ".bin")
 
 
 def update():
