@@ -1,3 +1,4 @@
+import dataclasses
 import re
 import types
 
@@ -12,7 +13,7 @@ from deltamask_jax.flat_index import FlatIndex
 from deltamask_jax.models.convmixer import ConvMixerConfig
 from deltamask_jax.models.vit import ViTConfig
 
-TINY = {"width": 16, "depth": 3, "heads": 2, "mlp": 24, "patch": 4, "image_size": 12}
+TINY = {"width": 16, "depth": 2, "heads": 2, "mlp": 24, "patch": 4, "image_size": 12}
 VIT = ViTConfig("vit", **TINY)
 EVERYTHING = ViTConfig(
     "dinov2",
@@ -23,7 +24,7 @@ EVERYTHING = ViTConfig(
     projection=5,
     activation="swiglu",
 )
-MIXER = ConvMixerConfig(6, 3, kernel=3, patch=4, activation="relu", image_size=12)
+MIXER = ConvMixerConfig(6, 2, kernel=3, patch=4, activation="relu", image_size=12)
 
 
 def config(name, **changes):
@@ -60,10 +61,10 @@ def test_masked_weights_of_the_last_five_blocks(name, masked, total):
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes(model))) == total
 
 
-@pytest.mark.parametrize("architecture", [VIT, EVERYTHING, MIXER])
+@pytest.mark.parametrize("architecture", [EVERYTHING, MIXER])
 def test_the_cut_does_not_change_the_network(architecture):
     features = []
-    for trained_blocks in (1, 3):
+    for trained_blocks in (1, 2):
         model = models.from_architecture(architecture, trained_blocks=trained_blocks)
         params = model.init(jax.random.key(0))
         features.append(features_of(model, params))
@@ -71,9 +72,9 @@ def test_the_cut_does_not_change_the_network(architecture):
     np.testing.assert_allclose(features[0], features[1], atol=1e-5)
 
 
-@pytest.mark.parametrize("architecture", [VIT, EVERYTHING, MIXER])
+@pytest.mark.parametrize("architecture", [EVERYTHING, MIXER])
 def test_the_suffix_needs_its_own_parameters_only_and_all_of_them(architecture):
-    model = models.from_architecture(architecture, trained_blocks=2)
+    model = models.from_architecture(architecture, trained_blocks=1)
     params = model.init(jax.random.key(0))
     tokens = jax.jit(model.prefix)(params, IMAGES)
 
@@ -81,7 +82,7 @@ def test_the_suffix_needs_its_own_parameters_only_and_all_of_them(architecture):
         return jnp.square(model.suffix(params, tokens)).sum()
 
     slopes = traverse_util.flatten_dict(jax.jit(jax.grad(loss))(params), sep="/")
-    pattern = architecture.trained_pattern(2)
+    pattern = architecture.trained_pattern(1)
     used = {path for path, slope in slopes.items() if np.any(slope)}
     flat = traverse_util.flatten_dict(params, sep="/")
     own = {path for path in flat if re.fullmatch(pattern, path)}
@@ -99,7 +100,7 @@ def test_mean_pooling_leaves_cls_and_registers_out():
     )
     params = model.init(jax.random.key(0))
     encoder = params["Transformer"]
-    kernels = encoder["encoderblock_2"]
+    kernels = encoder["encoderblock_1"]
     for layer in (
         kernels["MultiHeadDotProductAttention_0"]["out"],
         kernels["MlpBlock_0"]["Dense_1"],
@@ -111,30 +112,9 @@ def test_mean_pooling_leaves_cls_and_registers_out():
     np.testing.assert_allclose(model.suffix(params, tokens)[0], normed.mean(0), atol=1e-5)
 
 
-def test_clients_with_different_weights_train_under_vmap():
-    model = models.from_architecture(VIT, trained_blocks=2)
-    params = model.init(jax.random.key(0))
-    index = FlatIndex.create(params, model.masked)
-    tokens = jax.random.normal(jax.random.key(1), (3, 2, 10, 16))
-    masks = jax.random.bernoulli(jax.random.key(2), 0.9, (3, index.d))
-
-    def slope(mask, tokens):
-        def loss(kernels):
-            return jnp.square(model.suffix(index.merge(params, kernels), tokens)).sum()
-
-        kernels = index.unravel(index.ravel(index.kernels(params)) * mask)
-        return index.ravel(jax.grad(loss)(kernels))
-
-    together, alone = jax.jit(jax.vmap(slope))(masks, tokens), jax.jit(slope)
-    for client in range(3):
-        expected = alone(masks[client], tokens[client])
-        np.testing.assert_allclose(together[client], expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("architecture", [VIT, MIXER])
-def test_bfloat16_computes_in_half_and_returns_float32(architecture):
-    full = models.from_architecture(architecture, trained_blocks=1)
-    half = models.from_architecture(architecture, trained_blocks=1, dtype="bfloat16")
+def test_bfloat16_computes_in_half_and_returns_float32():
+    full = models.from_architecture(VIT, trained_blocks=1)
+    half = models.from_architecture(VIT, trained_blocks=1, dtype="bfloat16")
     params = full.init(jax.random.key(0))
     tokens = jax.jit(half.prefix)(params, IMAGES)
     assert tokens.dtype == jnp.bfloat16
@@ -146,19 +126,20 @@ def test_bfloat16_computes_in_half_and_returns_float32(architecture):
 
 
 def test_random_parameters_are_scaled_by_their_fan_in():
-    model = models.from_architecture(models.PRESETS["vit_s16"], trained_blocks=1)
+    architecture = ViTConfig("vit", width=128, depth=1, heads=4, mlp=512, patch=16)
+    model = models.from_architecture(architecture, trained_blocks=1)
     params = model.init(jax.random.key(0))
-    block = params["Transformer"]["encoderblock_3"]
+    block = params["Transformer"]["encoderblock_0"]
     attention, mlp = block["MultiHeadDotProductAttention_0"], block["MlpBlock_0"]
     for kernel, inputs in [
-        (attention["query"]["kernel"], 384),
-        (attention["out"]["kernel"], 384),
-        (mlp["Dense_1"]["kernel"], 1536),
+        (attention["query"]["kernel"], 128),
+        (attention["out"]["kernel"], 128),
+        (mlp["Dense_1"]["kernel"], 512),
         (params["embedding"]["kernel"], 768),
     ]:
         np.testing.assert_allclose(kernel.std() * inputs**0.5, 1, atol=0.02)
     assert not np.any(mlp["Dense_0"]["bias"]) and np.all(block["LayerNorm_0"]["scale"] == 1)
-    assert np.any(model.init(jax.random.key(1))["cls"] != params["cls"])  # the key matters
+    assert np.any(model.init(jax.random.key(1))["cls"] != params["cls"])
 
 
 def test_a_masking_rule_of_ones_own():
@@ -192,11 +173,14 @@ def test_what_cannot_be_built_says_why(changes, reason):
 
 @pytest.mark.parametrize("name", sorted(models.PRESETS.keys() - {"scenic_vit"}))
 def test_every_preset_has_shapes_that_fit(name):
-    model = models.build(config(name, dtype="bfloat16"))
-    size = model.image_size
+    shallow = dataclasses.replace(
+        models.PRESETS[name], depth=2
+    )  # tracing forty blocks takes seconds
+    model = models.from_architecture(shallow, name=name, trained_blocks=1, dtype="bfloat16")
+    size, params = model.image_size, shapes(model)
     batch = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
-    tokens = jax.eval_shape(model.prefix, shapes(model), batch)
-    features = jax.eval_shape(model.suffix, shapes(model), tokens)
+    tokens = jax.eval_shape(model.prefix, params, batch)
+    features = jax.eval_shape(model.suffix, params, tokens)
     assert tokens.dtype == jnp.bfloat16 and features.dtype == jnp.float32
     assert features.shape == (2, model.feature_dim)
     assert model.preprocessing.size == size

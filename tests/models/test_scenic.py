@@ -12,7 +12,7 @@ import pytest
 from deltamask_jax import models
 from deltamask_jax.models.vit import ViTConfig
 
-TINY = {"width": 16, "depth": 3, "heads": 2, "mlp": 24, "patch": 4, "image_size": 8}
+TINY = {"width": 16, "depth": 2, "heads": 2, "mlp": 24, "patch": 4, "image_size": 8}
 
 
 class MlpBlock(nn.Module):
@@ -105,8 +105,7 @@ def google_scenic(monkeypatch):
     install(monkeypatch, *names, ViT=ViT, Encoder1DBlock=Encoder1DBlock)
 
 
-@pytest.mark.parametrize("trained_blocks", [1, 3])
-@pytest.mark.parametrize("classifier", ["token", "gap"])
+@pytest.mark.parametrize(("classifier", "trained_blocks"), [("token", 1), ("gap", 2)])
 def test_scenic_runs_on_our_tree_and_equals_our_network(classifier, trained_blocks, google_scenic):
     variant = {"activation": "gelu_tanh"}
     if classifier == "gap":
@@ -117,7 +116,8 @@ def test_scenic_runs_on_our_tree_and_equals_our_network(classifier, trained_bloc
         architecture = ViTConfig("vit", **TINY, **variant, scenic=scenic)
         model = models.from_architecture(architecture, trained_blocks=trained_blocks)
         params = model.init(jax.random.key(0))
-        features.append(model.suffix(params, model.prefix(params, images)))
+        network = jax.jit(lambda p, model=model: model.suffix(p, model.prefix(p, images)))
+        features.append(network(params))
     np.testing.assert_allclose(features[0], features[1], atol=1e-5)
 
 
