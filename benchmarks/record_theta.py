@@ -36,15 +36,15 @@ def recording(method, index, kept: list):
         theta = masks.theta16(jax.nn.sigmoid(index.ravel(carry[0])))
         return method.training.final(frozen, received, carry, private), theta
 
-    def encode(state, update, number, client):
-        kept.append((client, update[1]))
-        return method.encode(state, update[0], number, client)
+    def encode(state, updates, number, clients):
+        kept.extend(theta for _, theta in updates)
+        return method.encode(state, [packed for packed, _ in updates], number, clients)
 
     return dataclasses.replace(
         method,
         training=dataclasses.replace(method.training, final=final),
         encode=encode,
-        describe=lambda sent, received: method.describe([packed for packed, _ in sent], received),
+        describe=lambda updates, decoded: method.describe(updates[0], decoded),
     )
 
 
@@ -60,18 +60,17 @@ def main(_):
         if number == _ROUND.value:
             theta_g, method = state.theta, recording(method, problem.task.index, kept)
         state, result = play_round(problem, method, state, number, clients, MAIN_PHASE, config.local_epochs)
-    theta_k = [theta for _, theta in sorted(kept, key=lambda item: item[0])]
     np.savez_compressed(
         _OUT.value,
         theta_g=theta_g,
-        theta_k=np.stack(theta_k[: _CLIENTS.value or None]),
+        theta_k=np.stack(kept[: _CLIENTS.value or None]),
         seed=config.seed,
         round=_ROUND.value,
         clients=clients[: _CLIENTS.value or None],
         shared=config.mask.uniforms == "shared",
     )
     flips = result.details["flip_rate"]
-    print(f"{_OUT.value}: {len(theta_k)} clients, d = {len(theta_g):,}, {flips:.2%} of the weights flipped")
+    print(f"{_OUT.value}: {len(clients)} clients, d = {len(theta_g):,}, {flips:.2%} of the weights flipped")
 
 
 if __name__ == "__main__":

@@ -62,7 +62,12 @@ def get_config() -> ConfigDict:
     config.codec = ConfigDict()
     config.codec.name = "bfuse"  # see deltamask_jax/codecs
     config.codec.bits = 8  # per filter entry; false positives at rate 2^-bits
+    config.codec.arity = 3  # slots a key of 'bfuse': 3 or 4
     config.codec.container = "png"  # around the fingerprints: 'png' (grayscale image, paper), 'zstd', 'raw'
+    config.codec.fpr = 2.0**-8  # false-positive rate of 'bloom'
+    config.codec.clients = (
+        ConfigDict()
+    )  # what differs for some: {"0-9": {"bits": 16}, "12": {"name": "rice"}}
 
     config.fedavg = ConfigDict()
     config.fedavg.learning_rate = 1e-4  # Adam

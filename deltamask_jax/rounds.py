@@ -1,9 +1,7 @@
 """One federated round of any method: broadcast → local training → encode → bytes → decode → aggregate."""
 
 import dataclasses
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -97,25 +95,18 @@ def play_round(
                 f"round {number}: the loss of client {client} is {loss}; lower the learning rate"
             )
     updates = jax.device_get(updates)
-    sent = [jax.tree.map(lambda x, k=k: x[k], updates) for k in range(len(clients))]
-
-    def encode(update, client) -> bytes:
-        return method.encode(state, update, number, int(client))
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # the codecs' heavy parts release the GIL
-        payloads = list(pool.map(encode, sent, clients))
-    received = [
-        method.decode(state, payload, number, int(client))
-        for payload, client in zip(payloads, clients, strict=True)
-    ]
-    counts = [len(problem.parts[client]) for client in clients]
-    new_state = method.aggregate(state, received, clients, counts, number)
+    payloads = method.encode(
+        state, [jax.tree.map(lambda x, k=k: x[k], updates) for k in range(len(clients))], number, clients
+    )
+    received = method.decode(state, payloads, number, clients)
+    examples = [len(problem.parts[client]) for client in clients]
+    new_state = method.aggregate(state, received, clients, examples, number)
     return new_state, Round(
         train_loss=float(np.mean(losses)),
         uplink_bytes=sum(len(payload) for payload in payloads),
         downlink_bytes=len(broadcast) * len(clients),
         clients=len(clients),
-        details=method.describe(sent, received),
+        details=method.describe(updates, received),
         payload=payloads[-1],
     )
 

@@ -5,7 +5,7 @@ A method is a bundle of functions over an explicit server state, in the spirit o
 one, write a file with a function `(config, task) -> Method` and add a line to `METHODS`.
 """
 
-from deltamask_jax.methods.deltamask import deltamask, flip_codec
+from deltamask_jax.methods.deltamask import deltamask, flip_codecs
 from deltamask_jax.methods.fedavg import fedavg
 from deltamask_jax.methods.linear_probe import linear_probe
 from deltamask_jax.methods.method import Method, Task
@@ -23,7 +23,7 @@ def check(config) -> None:
         ValueError: unknown name or option; the nearest valid one is named.
     """
     look_up("config.method", config.method, METHODS)
-    flip_codec(config.codec)
+    flip_codecs(config)
 
 
 def build(config, task: Task) -> Method:

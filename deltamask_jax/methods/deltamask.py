@@ -12,6 +12,7 @@ One round, in the paper's order:
 
 import dataclasses
 import inspect
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -25,7 +26,7 @@ from deltamask_jax.codecs import dense
 from deltamask_jax.local_training import mask_training
 from deltamask_jax.methods.method import Method, Task
 from deltamask_jax.metrics import binary_entropy
-from deltamask_jax.public_random import EVERY_CLIENT, MASK, stream_key, uniforms, uniforms_at
+from deltamask_jax.public_random import EVERY_CLIENT, MASK, stream_key, uniforms
 from deltamask_jax.registry import look_up
 
 
@@ -35,6 +36,14 @@ class State:
 
     theta: np.ndarray
     posterior: aggregation.BetaPosterior
+
+
+@dataclasses.dataclass(frozen=True)
+class Votes:
+    """A cohort's flips: `change` i32[d], how far Σ m̂_k is from Σ m_g,k; `flips`, how many there were."""
+
+    change: np.ndarray
+    flips: int
 
 
 def evaluated_mask(theta: jax.Array, kind: str) -> jax.Array:
@@ -49,17 +58,22 @@ def evaluated_mask(theta: jax.Array, kind: str) -> jax.Array:
     return look_up("config.mask.evaluate", kind, means)()
 
 
-def flip_codec(settings) -> codecs.Codec:
-    """The codec of `config.codec`, with those of its settings that this codec has."""
-    factory = look_up("config.codec.name", settings.name, codecs.REGISTRY)
-    has = inspect.signature(factory).parameters
-    return codecs.get(settings.name, **{name: settings[name] for name in settings if name in has})
+def flip_codecs(config) -> list[codecs.Codec]:
+    """One codec a client, from `config.codec`; of its settings, those that the named codec has.
+
+    Raises:
+        ValueError: unknown codec or a setting it refuses.
+    """
+    settings = config.codec.to_dict()
+    has = inspect.signature(look_up("config.codec.name", settings["name"], codecs.REGISTRY)).parameters
+    common = {key: settings[key] for key in settings if key in has or key in ("name", "clients")}
+    return codecs.for_clients(common, config.clients)
 
 
 def deltamask(config, task: Task) -> Method:
     """DeltaMask with the settings of `config.mask` and `config.codec`."""
     options, index = config.mask, task.index
-    codec = flip_codec(config.codec)
+    codec_of = flip_codecs(config)
     shared = look_up("config.mask.uniforms", options.uniforms, {"shared": True, "per_client": False})
     merge_votes = look_up(
         "mask.aggregator",
@@ -78,9 +92,13 @@ def deltamask(config, task: Task) -> Method:
         word = EVERY_CLIENT if shared else int(client)
         return stream_key(config.seed, round_number, word, MASK)
 
-    def context(state, round_number, client) -> codecs.Context:
-        u = np.asarray(_uniforms(stream(round_number, client), index.d))
-        return codecs.Context(index.d, state.theta, u, round_number, client)
+    def contexts(state, round_number, clients) -> Iterator[codecs.Context]:
+        """What both ends know of each client's payload. One after another: u is d numbers."""
+        u = None
+        for client in clients:
+            if u is None or not shared:
+                u = np.asarray(_uniforms(stream(round_number, client), index.d))
+            yield codecs.Context(index.d, state.theta, u, round_number, int(client))
 
     def forward(params, head, tokens):
         return task.model.suffix(params, tokens) @ head["kernel"] + head["bias"]
@@ -108,22 +126,34 @@ def deltamask(config, task: Task) -> Method:
         keys = [stream(round_number, client) for client in clients]
         return tuple(jnp.asarray(words) for words in zip(*keys, strict=True))
 
-    def encode(state, packed, round_number, client):
-        flips = np.flatnonzero(np.unpackbits(packed, count=index.d)).astype(np.uint32)
-        return codec.encode(flips, context(state, round_number, client))
+    def encode(state, updates, round_number, clients):
+        flips = (np.flatnonzero(np.unpackbits(packed, count=index.d)).astype(np.uint32) for packed in updates)
+        mine = [codec_of[client] for client in clients]
+        return codecs.encode_cohort(mine, flips, contexts(state, round_number, clients))
 
-    def decode(state, payload, round_number, client):
-        return codec.decode(payload, context(state, round_number, client))
+    def decode(state, payloads, round_number, clients):
+        """The received flips as one signed count a position: +1 for each 0 → 1, −1 for each 1 → 0."""
+        mine = [codec_of[client] for client in clients]
+        if shared:  # every client flips from the same mask
+            known = list(contexts(state, round_number, clients))
+            flips = codecs.decode_counts(mine, payloads, known).astype(np.int32)
+            direction = np.where(masks.draw(state.theta, known[0].uniforms), -1, 1)
+            return Votes(flips * direction, int(flips.sum()))
+        change, total = np.zeros(index.d, np.int32), 0
+        for codec, payload, context in zip(
+            mine, payloads, contexts(state, round_number, clients), strict=True
+        ):
+            flips = codec.decode(payload, context)
+            change[flips] += np.where(masks.draw(state.theta[flips], context.uniforms[flips]), -1, 1)
+            total += len(flips)
+        return Votes(change, total)
 
-    def aggregate(state, updates, clients, counts, round_number):
-        """Σ m̂_k = Σ m_g,k + (flips to 1) − (flips to 0); only the flipped positions are touched."""
-        change = np.zeros(index.d, np.int32)
-        for flips, client in zip(updates, clients, strict=True):
-            u = uniforms_at(stream(round_number, client), flips)
-            change[flips] += np.where(masks.draw(state.theta[flips], u), -1, 1).astype(np.int32)
+    def aggregate(state, votes, clients, examples, round_number):
+        """Σ m̂_k = Σ m_g,k + the signed flips."""
         words = private(round_number, clients[:1] if shared else clients)
         global_ones = _ones(jnp.asarray(state.theta), words) * (len(clients) if shared else 1)
-        theta, posterior = merge_votes(state, jnp.asarray(change), global_ones, len(clients), round_number)
+        change = jnp.asarray(votes.change)
+        theta, posterior = merge_votes(state, change, global_ones, len(clients), round_number)
         return State(clamp(theta), posterior)
 
     def eval_params(state):
@@ -131,14 +161,13 @@ def deltamask(config, task: Task) -> Method:
         kernels = jax.tree.map(jnp.multiply, index.kernels(task.params), multiplier)
         return index.merge(task.params, kernels), task.head
 
-    def describe(sent, received):
+    def describe(packed, votes):
         """Flips that travelled, per client and weight; H of that rate beside it; the filter's false flips."""
-        flips = float(np.mean([np.bitwise_count(packed).sum() for packed in sent])) / index.d
-        decoded = float(np.mean([len(positions) for positions in received])) / index.d
+        flips = float(np.bitwise_count(packed).sum()) / (len(packed) * index.d)
         return {
             "flip_rate": flips,
             "flip_entropy_bpp": binary_entropy(flips),
-            "false_flip_rate": decoded - flips,
+            "false_flip_rate": votes.flips / (len(packed) * index.d) - flips,
         }
 
     def export(state) -> dict[str, Any]:

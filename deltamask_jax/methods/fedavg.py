@@ -54,13 +54,18 @@ def averaging(
         broadcast=lambda state, round_number: encode(state, round_number, dense.SERVER),
         receive=lambda payload, round_number: decode(payload, round_number, dense.SERVER),
         private=lambda round_number, clients: (),
-        encode=lambda state, update, round_number, client: encode(update, round_number, client),
-        decode=lambda state, payload, round_number, client: decode(payload, round_number, client),
-        aggregate=lambda state, updates, clients, counts, round_number: aggregation.weighted_mean(
-            updates, counts
+        encode=lambda state, updates, round_number, clients: [
+            encode(update, round_number, int(client)) for update, client in zip(updates, clients, strict=True)
+        ],
+        decode=lambda state, payloads, round_number, clients: [
+            decode(payload, round_number, int(client))
+            for payload, client in zip(payloads, clients, strict=True)
+        ],
+        aggregate=lambda state, trees, clients, examples, round_number: aggregation.weighted_mean(
+            trees, examples
         ),
         eval_params=eval_params,
-        describe=lambda sent, received: {},
+        describe=lambda updates, trees: {},
         export=lambda state: {
             path: np.asarray(leaf) for path, leaf in traverse_util.flatten_dict(state, sep="/").items()
         },

@@ -42,11 +42,11 @@ class Method:
         broadcast: (state, round) -> the payload every client of the cohort receives.
         receive: (payload, round) -> pytree local training starts from.
         private: (round, clients i[k]) -> pytree with leading axis k, handed to `training.final`.
-        encode: (state, update of one client as NumPy arrays, round, client) -> payload.
-        decode: (state, payload, round, client) -> update as the server sees it. Raises `PayloadError`.
-        aggregate: (state, updates, clients, example counts, round) -> state.
+        encode: (state, updates of k clients as NumPy trees, round, clients) -> k payloads.
+        decode: (state, payloads, round, clients) -> what `aggregate` needs of them. Raises `PayloadError`.
+        aggregate: (state, decoded, clients, example counts, round) -> state.
         eval_params: (state) -> (params, head) of the network that is evaluated.
-        describe: (updates as encoded, updates as decoded) -> numbers for the round's line in metrics.jsonl.
+        describe: (updates with leading axis k, decoded) -> numbers for the round's line in metrics.jsonl.
         export: (state) -> named arrays worth keeping, saved as safetensors.
     """
 
@@ -58,9 +58,9 @@ class Method:
     broadcast: Callable[[Any, int], bytes]
     receive: Callable[[bytes, int], Any]
     private: Callable[[int, np.ndarray], Any]
-    encode: Callable[[Any, Any, int, int], bytes]
-    decode: Callable[[Any, bytes, int, int], Any]
-    aggregate: Callable[[Any, list, np.ndarray, list[int], int], Any]
+    encode: Callable[[Any, list, int, np.ndarray], list[bytes]]
+    decode: Callable[[Any, list[bytes], int, np.ndarray], Any]
+    aggregate: Callable[[Any, Any, np.ndarray, list[int], int], Any]
     eval_params: Callable[[Any], tuple[Any, dict[str, Any]]]
-    describe: Callable[[list, list], dict[str, float]]
+    describe: Callable[[Any, Any], dict[str, float]]
     export: Callable[[Any], dict[str, np.ndarray]]

@@ -18,7 +18,7 @@ from deltamask_jax.pretrained.export import export_huggingface
 
 __all__ = ["load", "export_huggingface", "export_compact", "load_compact", "params_hash"]
 
-EMBEDDED = {"glyph_vit": "glyph_vit.f16.safetensors"}  # checkpoint 'embedded'
+EMBEDDED = {"glyph_vit": "glyph_vit.safetensors"}  # checkpoint 'embedded'
 
 
 def load(config: Any, model: Model) -> Params:
