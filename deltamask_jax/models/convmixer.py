@@ -7,6 +7,7 @@ row order, f[n,h*w,c].
 
 import dataclasses
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -54,6 +55,61 @@ class ConvMixerConfig:
         return self.trained_pattern(trained_blocks) + "/kernel"
 
 
+@jax.custom_vjp
+def depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Depthwise convolution of f[n,h,w,c] with an odd kernel f[k,k,1,c], same size, zero padded.
+
+    A sum of shifted products: XLA's grouped convolution on CPU takes 14 times as long forward and 20
+    times backward, and more under vmap.
+    """
+    (k, height, width), padded = _padded(x, kernel)
+    total = jnp.zeros_like(x)
+    for i in range(k):
+        for j in range(k):
+            total += padded[:, i : i + height, j : j + width] * kernel[i, j, 0]
+    return total
+
+
+def _padded(x: jax.Array, kernel: jax.Array) -> tuple[tuple[int, int, int], jax.Array]:
+    k, margin = kernel.shape[0], kernel.shape[0] // 2
+    border = ((0, 0), (margin, margin), (margin, margin), (0, 0))
+    return (k, x.shape[1], x.shape[2]), jnp.pad(x, border)
+
+
+def _depthwise_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, Any]:
+    return depthwise(x, kernel), (x, kernel)
+
+
+def _depthwise_backward(saved: Any, slope: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    (k, height, width), padded = _padded(x, kernel)
+
+    def row(i: jax.Array) -> jax.Array:  # mapped, because k * k separate sums compile slowly
+        rows = jax.lax.dynamic_slice_in_dim(padded, i, height, axis=1)
+        sums = [(rows[:, :, j : j + width] * slope).sum((0, 1, 2)) for j in range(k)]
+        return jnp.stack(sums)
+
+    return depthwise(slope, kernel[::-1, ::-1]), jax.lax.map(row, jnp.arange(k))[:, :, None]
+
+
+depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+class Convolution(nn.Module):
+    """Depthwise for kernels [k,k,1,c], pointwise for [1,1,c,c]; both stay fast under vmap."""
+
+    kernel_shape: tuple[int, int, int, int]
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), self.kernel_shape)
+        bias = self.param("bias", nn.initializers.zeros, self.kernel_shape[-1:])
+        kernel = kernel.astype(self.dtype)
+        x = depthwise(x, kernel) if kernel.shape[2] == 1 else x @ kernel[0, 0]
+        return x + bias.astype(self.dtype)
+
+
 class FrozenBatchNorm(nn.Module):
     """Inference BatchNorm; running statistics are parameters, so nothing ever updates them."""
 
@@ -87,12 +143,10 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         c = self.config
-        activation, window = _ACTIVATIONS[c.activation], (c.kernel, c.kernel)
-        depthwise = nn.Conv(
-            c.width, window, feature_group_count=c.width, dtype=self.dtype, name="depthwise"
-        )
-        x = x + FrozenBatchNorm(name="norm_0")(activation(depthwise(x)))
-        pointwise = nn.Conv(c.width, (1, 1), dtype=self.dtype, name="pointwise")
+        activation = _ACTIVATIONS[c.activation]
+        spatial = Convolution((c.kernel, c.kernel, 1, c.width), self.dtype, name="depthwise")
+        x = x + FrozenBatchNorm(name="norm_0")(activation(spatial(x)))
+        pointwise = Convolution((1, 1, c.width, c.width), self.dtype, name="pointwise")
         return FrozenBatchNorm(name="norm_1")(activation(pointwise(x)))
 
 
