@@ -250,7 +250,8 @@ def plot(rows: list[dict], file: Path) -> None:
     import matplotlib.pyplot as plt
 
     d = max((row["d"] for row in rows), key=lambda d: (sum(row["d"] == d for row in rows), d))
-    colours = {name: f"C{k}" for k, name in enumerate(dict.fromkeys(row["codec"] for row in rows))}
+    names = dict.fromkeys(row["codec"] for row in rows)
+    colours = dict(zip(names, plt.get_cmap("tab20").colors, strict=False))
     drifts = {"gaussian": "-", "laplace": "--", "adam": ":", "sparse": "-."}
 
     def line(axes, source, codec, value, **style):
@@ -265,7 +266,9 @@ def plot(rows: list[dict], file: Path) -> None:
         line(bits, "uniform", codec, lambda row: row["bits_per_flip"], label=codec)
         line(bpp, "gaussian", codec, lambda row: row["bpp"], label=codec)
         if "bfuse" in codec or "xor" in codec or "bloom" in codec:
-            line(false, "uniform", codec, lambda row: max(row["false_flips"], 0.1) / row["flips"])
+            style = {"ls": "--", "label": "window, Gaussian drift"} if "window" in codec else {}
+            source = "gaussian" if style else "uniform"
+            line(false, source, codec, lambda row: max(row["false_flips"], 0.1) / row["flips"], **style)
         for source in ("uniform", "gaussian"):
             line(encode, source, codec, lambda row: row["encode_seconds"], ls=drifts.get(source, "--"))
             line(decode, source, codec, lambda row: row["decode_seconds"], ls=drifts.get(source, "--"))
@@ -308,6 +311,7 @@ def main() -> None:
     parser.add_argument(
         "--recorded", type=Path, action="append", default=[], help="theta of a real run (.npz)"
     )
+    parser.add_argument("--d", type=int, action="append", help=f"positions; default {1 << 20} and {VIT_B}")
     parser.add_argument("--json", type=Path, help="write the rows here")
     parser.add_argument("--plot", type=Path, help="write the plot here")
     options = parser.parse_args()
@@ -315,9 +319,9 @@ def main() -> None:
     head = ("source", "d", "flips", "codec", "bits", "H(p)/p", "given u", "bpp", "false", "enc s", "dec s")
     print("{:10} {:>10} {:>8} {:18}{:>8}{:>8}{:>8}{:>9}{:>9}{:>8}{:>8}".format(*head))
     rows, repeats = [], 1 if options.quick else 3
-    for d in (1 << 20, VIT_B):
+    for d in options.d or (1 << 20, VIT_B):
         for p in (0.01,) if options.quick else DENSITIES:
-            large = d == VIT_B and options.quick
+            large = d >= VIT_B and options.quick
             if not large:
                 rows += measure("uniform", *uniform_flips(d, p, 1), FILTERS + EXACT, repeats)
             for drift in DRIFTS[:1] if large else DRIFTS:

@@ -1,5 +1,4 @@
-"""The codec seam: what both ends already know, what travels, and the one error a payload may
-cause."""
+"""The codec seam: what both ends know, what travels, and the one error a payload may cause."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,8 +7,7 @@ import numpy as np
 
 
 class PayloadError(ValueError):
-    """Received bytes are not a valid payload. The only exception that decoding any byte string
-    raises."""
+    """Received bytes are not a valid payload: the one exception that decoding any bytes raises."""
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,8 @@ CODEC_IDS = {
     "rice": 4,
     "side_info": 5,
     "arithmetic": 6,
-    "theta": 32,  # downlink: theta as u16[d]
-    "counts": 33,  # downlink: flips per position
-    "head": 34,  # classification head, both ways
-    "dense": 35,  # quantised or float updates (EDEN, DRIVE, QSGD, FedAvg)
-    "masks": 36,  # downlink: a binary mask
+    "theta": 32,  # downlink: theta as u16[d]; see dense.py
+    "dense": 35,  # float32 values, both ways; see dense.py
 }
 
 _FIELDS = struct.Struct("<4sBBHIIIII")  # without the CRC32, which follows
