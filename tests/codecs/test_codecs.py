@@ -1,5 +1,7 @@
 """What every codec promises: round trips, typed and sorted results, refusal of everything else."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -148,3 +150,19 @@ def test_a_window_drops_most_false_flips():
         assert np.isin(positions, decoded).all()
         false[window] = len(decoded) - len(positions)
     assert false[True] < 0.5 * false[False]
+
+
+@ALL
+@pytest.mark.parametrize("share", [0.001, 0.5, 1])
+def test_decoding_stays_within_the_stated_memory(codec, share):
+    d = 300_000
+    _, context = drift(d, 0.1, seed=9)
+    positions = np.flatnonzero(np.random.default_rng(0).random(d) < share).astype(np.uint32)
+    payload = codec.encode(positions, context)
+    tracemalloc.start()
+    try:
+        codec.decode(payload, context)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 48 * d + 4e6
