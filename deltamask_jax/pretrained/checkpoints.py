@@ -144,6 +144,7 @@ def _json(path: Path) -> dict[str, Any]:
 def _download(name: str, revision: str) -> Path:
     """The hub repository's directory in the local cache, filled if need be."""
     import huggingface_hub as hub  # slow to import, rarely needed
+    from huggingface_hub import constants, errors, utils
 
     wanted = {
         "revision": revision or None,
@@ -160,15 +161,15 @@ def _download(name: str, revision: str) -> Path:
     at = f" --revision {revision}" if revision else ""
     command = f"hf download {name} {TENSORS} {CONFIG}{at}"
     try:  # the hub client alone would retry for 20 seconds
-        hub.utils.get_session().head(hub.constants.ENDPOINT, timeout=3)
+        utils.get_session().head(constants.ENDPOINT, timeout=3)
     except Exception as error:
         raise FileNotFoundError(
-            f"'hf:{name}' is not in the local cache and {hub.constants.ENDPOINT} cannot be reached "
+            f"'hf:{name}' is not in the local cache and {constants.ENDPOINT} cannot be reached "
             f"({type(error).__name__}); with a connection, run: {command}"
         ) from None
     try:
         directory = Path(hub.snapshot_download(name, **wanted))
-    except (hub.errors.HfHubHTTPError, OSError) as error:
+    except (errors.HfHubHTTPError, OSError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise FileNotFoundError(
             f"'hf:{name}' cannot be downloaded ({reason}); try: {command}"

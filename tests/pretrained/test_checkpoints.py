@@ -52,8 +52,8 @@ def test_without_a_network_the_hub_fails_soon_and_says_what_to_run(monkeypatch, 
             assert timeout <= 5
             raise OSError("Name or service not known")
 
-    monkeypatch.setattr(huggingface_hub.utils, "get_session", Offline)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.utils.get_session", Offline)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(
         FileNotFoundError, match="run: hf download org/name .* --revision abc"
     ) as error:
