@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from deltamask_jax.codecs import arithmetic, bfuse, bloom, rice, side_info, xor
 from deltamask_jax.codecs.codec import Codec, Context, PayloadError
-from deltamask_jax.codecs.cohort import decode_counts, encode_cohort
+from deltamask_jax.codecs.cohort import decode_cohort, decode_counts, encode_cohort
 
 REGISTRY = {
     "bfuse": bfuse.bfuse,
@@ -27,6 +27,7 @@ __all__ = [
     "Codec",
     "Context",
     "PayloadError",
+    "decode_cohort",
     "decode_counts",
     "encode_cohort",
     "for_clients",

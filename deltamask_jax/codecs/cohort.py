@@ -2,7 +2,7 @@
 settings."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -33,6 +33,27 @@ def encode_cohort(
         return list(pool.map(lambda job: job[0].encode(job[1], job[2]), jobs))
 
 
+def decode_cohort(
+    codec: Codec | Sequence[Codec],
+    payloads: Sequence[bytes],
+    contexts: Sequence[Context],
+    threads: int | None = None,
+) -> Iterator[np.ndarray]:
+    """Yields every client's flips, u32[n_k], in the clients' order; decodes on a thread pool.
+
+    Args:
+        codec, threads: as in `encode_cohort`.
+        payloads, contexts: one per client.
+
+    Raises:
+        PayloadError: a payload is invalid; raised when its turn comes.
+    """
+    per_client = [codec] * len(payloads) if isinstance(codec, Codec) else codec
+    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+        jobs = zip(per_client, payloads, contexts, strict=True)
+        yield from pool.map(lambda job: job[0].decode(job[1], job[2]), jobs)
+
+
 def decode_counts(
     codec: Codec | Sequence[Codec], payloads: Sequence[bytes], contexts: Sequence[Context]
 ) -> np.ndarray:
@@ -51,10 +72,10 @@ def decode_counts(
     for client, its_codec in enumerate(per_client):
         together.setdefault(its_codec, []).append(client)
     for its_codec, clients in together.items():
+        theirs = ([payloads[k] for k in clients], [contexts[k] for k in clients])
         if its_codec.count is not None:
-            theirs = ([payloads[k] for k in clients], [contexts[k] for k in clients])
             counts += its_codec.count(*theirs)
         else:
-            for k in clients:
-                counts[its_codec.decode(payloads[k], contexts[k])] += 1
+            for positions in decode_cohort(its_codec, *theirs):
+                counts[positions] += 1
     return counts

@@ -112,6 +112,18 @@ def test_clients_may_have_their_own_settings():
     np.testing.assert_array_equal(counts, expected)
 
 
+def test_decoding_a_cohort_keeps_the_clients_order():
+    codec = codecs.get("side_info")
+    pairs = [drift(4000, 0.2, seed=k, client=k) for k in range(5)]
+    positions, contexts = zip(*pairs, strict=True)
+    payloads = codecs.encode_cohort(codec, positions, contexts)
+    decoded = list(codecs.decode_cohort(codec, payloads, contexts, threads=3))
+    for got, expected in zip(decoded, positions, strict=True):
+        np.testing.assert_array_equal(got, expected)
+    with pytest.raises(codecs.PayloadError):
+        list(codecs.decode_cohort(codec, payloads[::-1], contexts))
+
+
 @pytest.mark.parametrize("clients", ["5", "0-5", "x", "2-", "-1"])
 def test_ranges_beyond_the_clients_are_refused(clients):
     with pytest.raises(ValueError, match="codec clients"):
