@@ -1,5 +1,6 @@
 """No digits are rendered, training learns, and the shipped weights fit the model."""
 
+import dataclasses
 import sys
 import unicodedata
 from pathlib import Path
@@ -10,7 +11,6 @@ import numpy as np
 import optax
 import pytest
 from flax.traverse_util import flatten_dict
-from ml_collections import ConfigDict
 from safetensors import safe_open
 
 import deltamask_jax
@@ -23,11 +23,6 @@ import glyphs  # noqa: E402
 import pretrain_glyphs  # noqa: E402
 
 ASSET = Path(deltamask_jax.__file__).parent / "assets" / "glyph_vit.safetensors"
-
-
-def build(name, blocks):
-    fields = {"image_size": 0, "trained_blocks": blocks, "dtype": "float32", "masked": ""}
-    return models.build(ConfigDict({"name": name, **fields}))
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +92,8 @@ def test_training_lowers_the_loss():
     images[:, 20:28, 20:28] -= rng.integers(0, 60, (8, 8, 8), dtype=np.uint8)
     labels = np.repeat(np.arange(2, dtype=np.int32), 4)
     letters = glyphs.Glyphs(images, labels, ("I", "-"), ("none",))
-    model, key = build("tiny_vit", 6), jax.random.key(0)
+    tiny = dataclasses.replace(models.PRESETS["tiny_vit"], depth=2)
+    model, key = models.from_architecture(tiny, trained_blocks=2), jax.random.key(0)
     params, optimizer = pretrain_glyphs.init_params(model, 2, key), optax.adam(3e-3)
     step = pretrain_glyphs.make_step(model, letters, optimizer, batch=16)
     state, losses = optimizer.init(params), []
@@ -109,7 +105,8 @@ def test_training_lowers_the_loss():
 
 def test_shipped_weights_fit_the_model(asset):
     tensors, metadata = asset
-    shapes = flatten_dict(jax.eval_shape(build("glyph_vit", 5).init, jax.random.key(0)), sep="/")
+    model = models.from_architecture(models.PRESETS["glyph_vit"])
+    shapes = flatten_dict(jax.eval_shape(model.init, jax.random.key(0)), sep="/")
     assert {k: v.shape for k, v in tensors.items()} == {k: v.shape for k, v in shapes.items()}
     assert {v.dtype for v in tensors.values()} == {np.dtype(np.float16)}
     assert all(np.isfinite(v).all() for v in tensors.values())
