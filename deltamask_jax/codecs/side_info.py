@@ -52,8 +52,7 @@ def _encode(positions: np.ndarray, context: Context) -> bytes:
         is_near = flip_distances >> shift < buckets
         far_flips = positions[~is_near]
 
-        # Which probability a bucket gets is the encoder's choice: a sample of the positions will
-        # do.
+        # Which probability a bucket gets is the encoder's choice: a sample of positions will do.
         step = max(1, len(bucket) >> 19)
         size = np.bincount(bucket[::step], minlength=buckets) * step
         flips = np.bincount(flip_distances[is_near] >> shift, minlength=buckets)
@@ -64,7 +63,7 @@ def _encode(positions: np.ndarray, context: Context) -> bytes:
         gaps = rice.pack_gaps(far_flips, k)
         # A lane costs a byte, a step of all lanes some microseconds: about 1 % or 4096 steps.
         lanes = max(near_bits >> 10, len(near) >> 12, 1)
-        lanes_log2 = min(lanes.bit_length() - 1, _MOST_LANES_LOG2)
+        lanes_log2 = min(round(np.log2(lanes)), _MOST_LANES_LOG2)
         carried = gaps[: 2 << lanes_log2].ljust(2 << lanes_log2, b"\0")
         bits = np.zeros(len(near), bool)
         bits[np.searchsorted(near, positions[is_near])] = True
@@ -162,7 +161,7 @@ def _choose_buckets(flip_distances: np.ndarray, context: Context) -> tuple[int, 
     thinning = max(1, len(flip_distances) >> 16) | 1
     total, flip_distances = len(flip_distances), flip_distances[::thinning]
     # Bits the encoder would pay to have one position fewer to code one by one: time matters at large d.
-    symbol_cost = 0.004 + 0.016 * min(1, context.d / (1 << 25))
+    symbol_cost = 0.008 + 0.012 * min(1, context.d / (1 << 25))
     best = (np.inf, 0, 1, 0)
     for shift in range(12):
         edges = np.arange(1, _MOST_BUCKETS + 1)
@@ -174,7 +173,10 @@ def _choose_buckets(flip_distances: np.ndarray, context: Context) -> tuple[int, 
         near_bits = -flips * np.log2(p) - np.maximum(sizes - flips, 0) * np.log2(1 - p)
         far = np.maximum(total - np.cumsum(flips), 0)
         far_bits = far * (np.log2(context.d / np.maximum(far, 1)) + 1.5)
-        bits = np.cumsum(near_bits + symbol_cost * sizes) + far_bits + 8 * edges
+        near_bits = np.cumsum(near_bits)
+        # The lanes carry 16 bits each of what codes the far flips; about one lane per 1024 bits.
+        far_bits = np.maximum(far_bits - near_bits / 64, 0)
+        bits = near_bits + symbol_cost * np.cumsum(sizes) + far_bits + 8 * edges
         at = int(np.argmin(bits))
-        best = min(best, (bits[at], shift, at + 1, int(np.cumsum(near_bits)[at])))
+        best = min(best, (bits[at], shift, at + 1, int(near_bits[at])))
     return best[1:]
