@@ -13,6 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from deltamask_jax.models.vit import gelu
+
 
 @dataclasses.dataclass(frozen=True)
 class ConvMixerConfig:
@@ -150,7 +152,7 @@ class Block(nn.Module):
         return FrozenBatchNorm(name="norm_1")(activation(pointwise(x)))
 
 
-_ACTIVATIONS = {"relu": nn.relu, "gelu": lambda x: nn.gelu(x, approximate=False)}
+_ACTIVATIONS = {"relu": nn.relu, "gelu": gelu}
 
 
 class ConvMixer(nn.Module):

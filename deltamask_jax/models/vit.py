@@ -87,8 +87,13 @@ class ViTConfig:
         return rf"Transformer/encoderblock_({blocks})/({layers})/\w+/kernel"
 
 
+def gelu(x: jax.Array) -> jax.Array:
+    """Exact GELU as torch writes it; jax.nn.gelu's erfc makes a training step on CPU 1.5 times longer."""
+    return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
+
+
 ACTIVATIONS = {
-    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "gelu": gelu,
     "gelu_tanh": lambda x: nn.gelu(x, approximate=True),
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
 }
