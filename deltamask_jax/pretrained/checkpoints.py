@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from flax import serialization, traverse_util
 from safetensors import SafetensorError, safe_open
@@ -119,8 +120,11 @@ def _tree(path: Path, tree: Any) -> Checkpoint:
 def _orbax(path: Path) -> Any:
     import orbax.checkpoint as ocp  # slow to import, rarely needed
 
+    as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)  # whatever devices it was saved from
     with ocp.PyTreeCheckpointer() as checkpointer:
-        return checkpointer.restore(path.absolute())
+        tree = checkpointer.metadata(path.absolute()).item_metadata.tree
+        args = jax.tree.map(lambda _: as_numpy, tree)
+        return checkpointer.restore(path.absolute(), restore_args=args)
 
 
 def _huggingface(directory: Path, source: str) -> Checkpoint:

@@ -1,6 +1,7 @@
 import types
 
 import huggingface_hub
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -71,6 +72,14 @@ def test_a_cached_hub_snapshot_needs_no_network(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", cached)
     save_file({"a": np.ones(2, np.float32)}, tmp_path / "model.safetensors")
     assert list(checkpoints.read("hf:org/name", "abc").tensors) == ["a"]
+
+
+def test_the_embedded_network_is_in_the_package_and_fits():
+    model = models.from_architecture(models.PRESETS["glyph_vit"], name="glyph_vit")
+    params = pretrained.load(types.SimpleNamespace(checkpoint="embedded", revision=""), model)
+    kernel = np.asarray(params["embedding"]["kernel"])
+    assert kernel.dtype == np.float32 and np.isfinite(kernel).all()
+    assert pretrained.params_hash(params) != pretrained.params_hash(model.init(jax.random.key(0)))
 
 
 def test_no_checkpoint_means_random_and_embedded_is_for_glyphs_only():

@@ -116,7 +116,7 @@ def save_orbax(path):
     import orbax.checkpoint as ocp
 
     with ocp.PyTreeCheckpointer() as checkpointer:
-        checkpointer.save(path.absolute(), scenic_tree())
+        checkpointer.save(path.absolute(), jax.tree.map(jax.numpy.asarray, scenic_tree()))
 
 
 @pytest.mark.parametrize("save", [save_msgpack, save_old_scenic, save_orbax])
