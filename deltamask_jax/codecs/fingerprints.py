@@ -84,7 +84,11 @@ def xor_geometry(capacity: int) -> Geometry:
 
 def murmur64(keys: np.ndarray, seed: int) -> np.ndarray:
     """MurmurHash3's finaliser of key + seed: u64[n] -> u64[n]."""
-    h = keys + np.uint64(seed)
+    return mix64(keys + np.uint64(seed))
+
+
+def mix64(h):
+    """MurmurHash3's finaliser: u64[n] -> u64[n], in NumPy (overwrites h) or JAX."""
     h ^= h >> np.uint64(33)
     h *= np.uint64(0xFF51AFD7ED558CCD)
     h ^= h >> np.uint64(33)
@@ -95,21 +99,22 @@ def murmur64(keys: np.ndarray, seed: int) -> np.ndarray:
 
 def slots(h: np.ndarray, shape: Geometry) -> list[np.ndarray]:
     """The slots of each hash: one u64[n] per slot of a key."""
-    length = np.uint64(shape.segment_length)
-    if shape.kind == "xor3":
+    return slots64(h, shape.kind, np.uint64(shape.segment_length), np.uint64(shape.start_length))
+
+
+def slots64(h, kind: str, length, start_length) -> list:
+    """`slots` for a kind of filter and u64 lengths, in NumPy or JAX."""
+    if kind == "xor3":
         low = np.uint64(0xFFFFFFFF)
-        rotated = [h & low, (h << np.uint64(21) | h >> np.uint64(43)) & low, None]
-        rotated[2] = (h << np.uint64(42) | h >> np.uint64(22)) & low
-        return [(r * length >> np.uint64(32)) + np.uint64(j) * length for j, r in enumerate(rotated)]
+        rotated = (h, h << np.uint64(21) | h >> np.uint64(43), h << np.uint64(42) | h >> np.uint64(22))
+        return [((r & low) * length >> np.uint64(32)) + np.uint64(j) * length for j, r in enumerate(rotated)]
     # (h * start_length) >> 64, exact because start_length < 2**32
-    start = np.uint64(shape.start_length)
-    carry = (h & np.uint64(0xFFFFFFFF)) * start >> np.uint64(32)
-    first = ((h >> np.uint64(32)) * start + carry) >> np.uint64(32)
-    step = 18 if shape.arity == 3 else 16
+    carry = (h & np.uint64(0xFFFFFFFF)) * start_length >> np.uint64(32)
+    first = ((h >> np.uint64(32)) * start_length + carry) >> np.uint64(32)
+    arity, step = (3, 18) if kind == "fuse3" else (4, 16)
     return [first] + [
-        (first + np.uint64(j) * length)
-        ^ (h >> np.uint64(step * (shape.arity - 1 - j)) & (length - np.uint64(1)))
-        for j in range(1, shape.arity)
+        (first + np.uint64(j) * length) ^ (h >> np.uint64(step * (arity - 1 - j)) & (length - np.uint64(1)))
+        for j in range(1, arity)
     ]
 
 

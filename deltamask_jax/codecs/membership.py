@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deltamask_jax.codecs.fingerprints import Filter, contains
+from deltamask_jax.codecs.fingerprints import Filter, contains, mix64, slots64
 
 CHUNK = 1 << 20  # positions a call, one filter
 SMALL = 1 << 16  # below this many positions NumPy is faster than compiling
@@ -69,31 +69,37 @@ def count_all(filters: Sequence[Filter], d: int) -> np.ndarray:
 def _count_cohort(cohort: list[Filter], counts: np.ndarray) -> None:
     """Adds the hits of up to 32 filters of equal seed, shape and width to counts u16[d]."""
     planes = bit_planes([filter.fingerprints for filter in cohort])
-    hashing, kind = _hashing(cohort[0]), cohort[0].geometry.kind
     present = np.uint32((1 << len(cohort)) - 1)
-    d, bits = len(counts), planes.shape[1]
-
-    if jax.default_backend() == "cpu":
-        # XLA's CPU gather moves word by word; NumPy's moves a row at a time.
-        def chunk_counts(start: int) -> np.ndarray:
-            prints, *where = _slots_chunk(np.uint32(start), *hashing, kind=kind)
-            prints = np.asarray(prints).astype(f"<u{bits // 8}").view(np.uint8).reshape(-1, bits // 8)
-            size = min(_COHORT_CHUNK, d - start)
-            where = [np.asarray(slot)[:size] for slot in where]
-            return _count_rows(planes, prints[:size], where, present)
-    else:
-        table = jnp.asarray(pad_table(planes))
-
-        def chunk_counts(start: int) -> np.ndarray:
-            hits = _count_chunk(table, present, np.uint32(start), *hashing, kind=kind)
-            return np.asarray(hits)[: d - start]
+    on_cpu, d = jax.default_backend() == "cpu", len(counts)
+    table = None if on_cpu else jnp.asarray(pad_table(planes))
 
     def add(start: int) -> None:
-        hits = chunk_counts(start)
+        if on_cpu:
+            # XLA's gather on the CPU moves word by word; NumPy's moves a row at a time.
+            prints, where = _slots_on_cpu(cohort[0], start)
+            size = min(_COHORT_CHUNK, d - start)
+            hits = _count_rows(planes, prints[:size], [slot[:size] for slot in where], present)
+        else:
+            hashing, kind = _hashing(cohort[0]), cohort[0].geometry.kind
+            hits = _count_chunk(table, present, np.uint32(start), *hashing, kind=kind)
+            hits = np.asarray(hits)[: d - start]
         counts[start : start + len(hits)] += hits
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(add, range(0, d, _COHORT_CHUNK)))
+
+
+def _slots_on_cpu(filter: Filter, start: int) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Fingerprints u8[chunk, bits/8] and slots i64[chunk] each, hashed in the CPU's 64-bit words."""
+    shape, octets = filter.geometry, filter.fingerprints.itemsize
+    lengths = np.uint64(shape.segment_length), np.uint64(shape.start_length)
+    with jax.enable_x64(True):
+        prints, *where = _slots_chunk(
+            np.uint64(start), np.uint64(filter.seed), *lengths, kind=shape.kind, bits=8 * octets
+        )
+        where = [np.asarray(slot) for slot in where]
+        prints = np.asarray(prints).astype(f"<u{octets}", copy=False)
+    return prints.view(np.uint8).reshape(-1, octets), where
 
 
 def bit_planes(tables: list[np.ndarray]) -> np.ndarray:
@@ -114,7 +120,7 @@ _BYTE_PLANES = (np.arange(256)[:, None] >> np.arange(8) & 1).astype(np.uint32) *
 
 
 def _count_rows(planes, prints, where, present) -> np.ndarray:
-    """Hits per position u8[m]. prints: u8[m, bits/8]; where: slots i32[m] each."""
+    """Hits per position u8[m]. prints: u8[m, bits/8]; where: slots i64[m] each."""
     m, bits = len(prints), planes.shape[1]
     hits, table = np.empty(m, np.uint8), _rows(planes)
     # Scratch is made once: fresh pages cost more than the arithmetic.
@@ -166,10 +172,12 @@ def _contains_chunk(table, start, seed, segment_length, start_length, *, kind):
     return result == 0
 
 
-@functools.partial(jax.jit, static_argnames="kind")
-def _slots_chunk(start, seed, segment_length, start_length, *, kind):
-    low, high = hash_positions(start, seed, _COHORT_CHUNK)
-    return low ^ high, *_slots(low, high, segment_length, start_length, kind)
+@functools.partial(jax.jit, static_argnames=("kind", "bits"))
+def _slots_chunk(start, seed, segment_length, start_length, *, kind, bits):
+    h = mix64(jax.lax.iota(jnp.uint64, _COHORT_CHUNK) + start + seed)
+    where = slots64(h, kind, segment_length, start_length)
+    prints = (h ^ h >> np.uint64(32)).astype(f"uint{bits}")
+    return prints, *(slot.astype(jnp.int64) for slot in where)
 
 
 @functools.partial(jax.jit, static_argnames="kind")
