@@ -1,8 +1,7 @@
-"""Membership of all positions 0 .. d-1 in fingerprint filters: one filter, or a whole cohort at
-once.
+"""Membership of all positions 0 .. d-1 in fingerprint filters: one filter, or a cohort at once.
 
 Hashing is jitted on 32-bit integers (CPU, GPU, TPU; the 64-bit hash is carried as two words) and
-bit-equal with the C library. Tables are padded to few sizes and positions taken in fixed chunks, so
+bit-equal with the C library; a cohort on the CPU is hashed in 64-bit words, same bits. Tables are padded to few sizes and positions taken in fixed chunks, so
 that one compilation serves every key count and every d.
 
 Clients whose filters share seed and shape share hashes and slots. Their fingerprints are laid out
