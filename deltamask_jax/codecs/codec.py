@@ -40,15 +40,15 @@ class Codec:
             what was encoded; filters return it plus false positives. Raises `PayloadError` on
             anything else than a valid payload.
         exact: whether decode(encode(x)) == x always.
-        count: (payloads, contexts) -> u16[d] flips per position over a cohort; None where decoding
-            one payload after the other is as good.
+        count: (payloads, contexts, counts u16[d]) -> None, adds a cohort's flips per position to
+            counts; None where decoding one payload after the other is as good.
     """
 
     name: str
     encode: Callable[[np.ndarray, Context], bytes]
     decode: Callable[[bytes, Context], np.ndarray]
     exact: bool = True
-    count: Callable[[Sequence[bytes], Sequence[Context]], np.ndarray] | None = None
+    count: Callable[[Sequence[bytes], Sequence[Context], np.ndarray], None] | None = None
 
 
 def check_positions(positions: np.ndarray, d: int) -> np.ndarray:

@@ -74,7 +74,7 @@ def decode_counts(
     for its_codec, clients in together.items():
         theirs = ([payloads[k] for k in clients], [contexts[k] for k in clients])
         if its_codec.count is not None:
-            counts += its_codec.count(*theirs)
+            its_codec.count(*theirs, counts)
         else:
             for positions in decode_cohort(its_codec, *theirs):
                 counts[positions] += 1

@@ -95,9 +95,9 @@ def filter_codec(
             hits = hits[apart <= received[1]]
         return hits
 
-    def count(payloads, contexts) -> np.ndarray:
+    def count(payloads, contexts, counts: np.ndarray) -> None:
         received = [read(*pair) for pair in zip(payloads, contexts, strict=True)]
-        return membership.count_all([pair[0] for pair in received if pair], contexts[0].d)
+        membership.count_all([pair[0] for pair in received if pair], counts)
 
     name = f"{family}{bits}{'' if arity == 3 else '-4wise'}-{container}{'-window' if window else ''}"
     return Codec(name, encode, decode, exact=False, count=None if window else count)

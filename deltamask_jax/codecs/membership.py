@@ -1,8 +1,9 @@
 """Membership of all positions 0 .. d-1 in fingerprint filters: one filter, or a cohort at once.
 
 Hashing is jitted on 32-bit integers (CPU, GPU, TPU; the 64-bit hash is carried as two words) and
-bit-equal with the C library; a cohort on the CPU is hashed in 64-bit words, same bits. Tables are padded to few sizes and positions taken in fixed chunks, so
-that one compilation serves every key count and every d.
+bit-equal with the C library; a cohort on the CPU is hashed in 64-bit words, same bits. Tables are
+padded to few sizes and positions taken in fixed chunks, so that one compilation serves every key
+count and every d.
 
 Clients whose filters share seed and shape share hashes and slots. Their fingerprints are laid out
 [slot][bit][client], so that a slot of up to 32 clients is one short row, and one XOR and a few ORs
@@ -43,13 +44,12 @@ def query_all(filter: Filter, d: int) -> np.ndarray:
         return np.concatenate(list(pool.map(hits, range(0, d, CHUNK))))
 
 
-def count_all(filters: Sequence[Filter], d: int) -> np.ndarray:
-    """Number of filters that contain each position: u16[d].
+def count_all(filters: Sequence[Filter], counts: np.ndarray) -> None:
+    """Adds to counts u16[d] the number of filters that contain each position.
 
-    Filters of equal seed, shape and width are decoded together, others one by one. Memory: 4 bytes
-    per position and 4 * bits bytes per slot of a filter.
+    Filters of equal seed, shape and width are decoded together, others one by one. Memory: 4 * bits
+    bytes per slot of a filter.
     """
-    counts = np.zeros(d, np.uint16)
     alike: dict[tuple, list[Filter]] = {}
     for filter in filters:
         key = (filter.geometry, filter.seed, filter.fingerprints.itemsize)
@@ -61,8 +61,7 @@ def count_all(filters: Sequence[Filter], d: int) -> np.ndarray:
                 _count_cohort(cohort, counts)
             else:
                 for filter in cohort:
-                    counts[query_all(filter, d)] += 1
-    return counts
+                    counts[query_all(filter, len(counts))] += 1
 
 
 def _count_cohort(cohort: list[Filter], counts: np.ndarray) -> None:

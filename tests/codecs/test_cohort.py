@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from deltamask_jax import codecs
-from deltamask_jax.codecs import fingerprints, membership
+from deltamask_jax.codecs import membership
 from tests.codecs.cases import drift
 
 D = membership.SMALL + 9000
@@ -128,9 +128,3 @@ def test_decoding_a_cohort_keeps_the_clients_order():
 def test_ranges_beyond_the_clients_are_refused(clients):
     with pytest.raises(ValueError, match="codec clients"):
         codecs.for_clients({"name": "bfuse", "clients": {clients: {"bits": 16}}}, 5)
-
-
-def test_filters_of_different_shapes_are_counted_too():
-    one = fingerprints.Filter(fingerprints.fuse_geometry(10), 1, np.zeros(48, np.uint8))
-    assert one.geometry.array_length == 48
-    np.testing.assert_array_equal(membership.count_all([], 10), np.zeros(10))
