@@ -88,8 +88,9 @@ def mask_training(
         return (optax.apply_updates(logits, updates), state), loss
 
     def final_(frozen, received, carry, private):
-        theta = jax.nn.sigmoid(index.ravel(carry[0]))
-        return final(masks.theta16(theta), received, private)
+        theta = masks.theta16(jax.nn.sigmoid(index.ravel(carry[0])))
+        # Without the barrier XLA computes the whole vector again inside each of its many uses.
+        return final(jax.lax.optimization_barrier(theta), received, private)
 
     return LocalTraining(init, step, final_)
 
