@@ -16,6 +16,7 @@ def get_config(options: str = ""):
     config = common.get_config()
     config.model.name = "vit_b16"
     config.model.checkpoint = "hf:google/vit-base-patch16-224-in21k"
+    config.model.revision = "b4569560a39a0f1af58e3ddaf17facf20ab919b0"
     config.model.dtype = "bfloat16"
     config.data = chosen["dataset"]
     config.partition.alpha = chosen["alpha"]

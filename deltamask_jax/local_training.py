@@ -57,7 +57,8 @@ def mask_training(
     Args:
         forward: network with frozen weights and head.
         index: which weights are masked.
-        optimizer: applied to the logits; the paper uses Adam.
+        optimizer: direction of a step in the logits, which `received['learning_rate']` scales; the paper
+            uses Adam.
         theta_clip: start logits from θ inside [theta_clip, 1 − theta_clip].
         final: (theta_k u16[d], received, private) -> update. `received['theta']` is θ_g, u16[d].
     """
@@ -84,8 +85,9 @@ def mask_training(
 
         loss, grads = jax.value_and_grad(loss_of)(masked)
         grads = jax.tree.map(masks.straight_through, grads, weights, theta)
-        updates, state = optimizer.update(grads, state, logits)
-        return (optax.apply_updates(logits, updates), state), loss
+        steps, state = optimizer.update(grads, state, logits)
+        logits = jax.tree.map(lambda s, step: s - received["learning_rate"] * step, logits, steps)
+        return (logits, state), loss
 
     def final_(frozen, received, carry, private):
         theta = masks.theta16(jax.nn.sigmoid(index.ravel(carry[0])))

@@ -81,9 +81,8 @@ def deltamask(config, task: Task) -> Method:
         {"beta": partial(_beta, config), "control_variate": partial(_control_variate, config)},
     )
     low, high = (round(p * masks.SCALE) for p in (options.theta_clip, 1 - options.theta_clip))
-    kappa = optax.cosine_decay_schedule(
-        options.kappa, max(config.rounds - 1, 1), alpha=options.kappa_final / options.kappa
-    )
+    kappa = _cosine(options.kappa, options.kappa_final, config.rounds)
+    learning_rate = _cosine(options.learning_rate, options.learning_rate_final, config.rounds)
 
     def clamp(theta) -> np.ndarray:
         return np.clip(np.asarray(masks.theta16(theta)), low, min(high, masks.SCALE - 1))
@@ -120,6 +119,7 @@ def deltamask(config, task: Task) -> Method:
             "theta": jnp.asarray(theta),
             "head": task.head,
             "kappa": kappa(round_number - 1),
+            "learning_rate": learning_rate(round_number - 1),
         }
 
     def private(round_number, clients):
@@ -183,7 +183,7 @@ def deltamask(config, task: Task) -> Method:
         name="deltamask",
         inputs="tokens",
         frozen={"params": task.params},
-        training=mask_training(forward, index, optax.adam(options.learning_rate), options.theta_clip, final),
+        training=mask_training(forward, index, optax.scale_by_adam(), options.theta_clip, final),
         init=init,
         broadcast=broadcast,
         receive=receive,
@@ -195,6 +195,11 @@ def deltamask(config, task: Task) -> Method:
         describe=describe,
         export=export,
     )
+
+
+def _cosine(first: float, last: float, rounds: int) -> optax.Schedule:
+    """From `first` in round 0 to `last` in round `rounds` − 1, on half a cosine."""
+    return optax.cosine_decay_schedule(first, max(rounds - 1, 1), alpha=last / first)
 
 
 def _beta(config, state, change, global_ones, voters, round_number):
