@@ -52,13 +52,17 @@ def get_config() -> ConfigDict:
     config.mask.theta_init = 0.97  # θ before the first round; 0.5 destroys a pretrained network
     config.mask.theta_clip = 0.01  # θ stays inside [clip, 1 − clip]
     config.mask.learning_rate = 0.1  # Adam on the logits; in round 1
-    config.mask.learning_rate_final = 0.1  # and in the last round, on a cosine between; the paper's is constant
+    config.mask.learning_rate_final = (
+        0.1  # and in the last round, on a cosine between; the paper's is constant
+    )
     config.mask.uniforms = "shared"  # 'shared': one u for the whole cohort (paper); 'per_client'
     config.mask.kappa = 0.8  # fraction of flips that travels, the best by KL; in round 1
-    config.mask.kappa_final = 0.8  # and in the last round, on a cosine between
+    config.mask.kappa_final = (
+        0.8  # and in the last round, on a cosine between (the paper's end is not known to us)
+    )
     config.mask.aggregator = "beta"  # 'beta': posterior reset every 1/ρ rounds (paper); 'control_variate'
     config.mask.lambda0 = 1.0  # prior α = β = λ₀
-    config.mask.evaluate = "mean"  # network evaluated: 'mean' θ ⊙ w, or 'threshold' [θ > ½] ⊙ w
+    config.mask.evaluate = "threshold"  # network evaluated: 'threshold' [θ > ½] ⊙ w, or 'mean' θ ⊙ w
 
     config.codec = ConfigDict()
     config.codec.name = "bfuse"  # see deltamask_jax/codecs

@@ -20,5 +20,4 @@ def get_config():
     # A client has about 30 examples, four steps a round: they must be large at first to get anywhere.
     config.mask.learning_rate = 0.6
     config.mask.learning_rate_final = 0.05
-    config.mask.kappa = config.mask.kappa_final = 1.0
     return config

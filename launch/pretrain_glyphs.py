@@ -83,9 +83,7 @@ def make_step(
         chosen = images[starts[labels] + within.astype(jnp.int32)]
         inputs = to_input(glyphs.augment(chosen, augment_key, bank), model.preprocessing)
         drawn = chosen.reshape(batch, 8, glyphs.POOL // 8, 8, -1).mean((2, 4)).reshape(batch, 64)
-        gradient, loss = jax.grad(loss_of, has_aux=True)(
-            params, inputs, labels, drawn / 255, thin_key, thin
-        )
+        gradient, loss = jax.grad(loss_of, has_aux=True)(params, inputs, labels, drawn / 255, thin_key, thin)
         updates, state = optimizer.update(gradient, state, params)
         return optax.apply_updates(params, updates), state, loss
 
@@ -118,13 +116,9 @@ def init_params(model: models.Model, classes: int, key: jax.Array) -> dict:
 
 def make_optimizer(steps: int, learning_rate: float) -> optax.GradientTransformation:
     """AdamW with gradient clipping, linear warm-up over 5 % of the steps, cosine decay to 0."""
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, learning_rate, max(1, steps // 20), max(2, steps)
-    )
+    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, max(1, steps // 20), max(2, steps))
     decayed = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)  # noqa: E731
-    return optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.05, mask=decayed)
-    )
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.05, mask=decayed))
 
 
 def accuracy(model: models.Model, params: dict, letters: glyphs.Glyphs, seed: int = 1) -> float:
@@ -177,12 +171,10 @@ def probe_digits(features: Callable[[np.ndarray], np.ndarray]) -> dict[int, tupl
         for seed in range(5 if count < len(labels) else 1):
             chosen = np.arange(len(labels))
             if count < len(labels):
-                chosen, _ = train_test_split(
-                    chosen, train_size=count, stratify=labels, random_state=seed
-                )
-            probe = GridSearchCV(
-                LogisticRegression(max_iter=2000), {"C": [0.01, 0.1, 1]}, cv=4
-            ).fit(train[chosen], labels[chosen])
+                chosen, _ = train_test_split(chosen, train_size=count, stratify=labels, random_state=seed)
+            probe = GridSearchCV(LogisticRegression(max_iter=2000), {"C": [0.01, 0.1, 1]}, cv=4).fit(
+                train[chosen], labels[chosen]
+            )
             scores.append(probe.score(test, digits.test.labels))
         result[count] = float(np.mean(scores)), float(np.std(scores))
     return result

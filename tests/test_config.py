@@ -21,7 +21,11 @@ def test_every_setting_with_a_range_or_choice_exists_and_the_default_is_valid():
 def test_every_number_has_a_range():
     flat = config_lib.flatten(common.get_config())
     numbers = {name for name, value in flat.items() if type(value) in (int, float)}
-    assert numbers - set(config_lib.RANGES) <= {"codec.bits", "codec.arity", "codec.fpr"}  # the codec checks its own
+    assert numbers - set(config_lib.RANGES) <= {
+        "codec.bits",
+        "codec.arity",
+        "codec.fpr",
+    }  # the codec checks its own
 
 
 @pytest.mark.parametrize("path", sorted(Path("configs").glob("*.py")), ids=lambda p: p.stem)

@@ -89,11 +89,7 @@ def to_labels(labels: Any, num_classes: int, where: str) -> np.ndarray:
     """
     labels = np.asarray(labels)
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise DataError(
-            f"{where}: labels must be a vector of integers, got {labels.dtype}{labels.shape}"
-        )
+        raise DataError(f"{where}: labels must be a vector of integers, got {labels.dtype}{labels.shape}")
     if labels.size and (labels.min() < 0 or labels.max() >= num_classes):
-        raise DataError(
-            f"{where}: labels must be 0 … {num_classes - 1}, got {labels.min()} … {labels.max()}"
-        )
+        raise DataError(f"{where}: labels must be 0 … {num_classes - 1}, got {labels.min()} … {labels.max()}")
     return labels.astype(np.int32)

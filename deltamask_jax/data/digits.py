@@ -5,7 +5,9 @@ import numpy as np
 from deltamask_jax.data import stratify
 from deltamask_jax.data.dataset import Dataset, Split
 
-TEST_EXAMPLES = 897  # half, so that a difference of one point shows; the split is fixed so that results compare
+TEST_EXAMPLES = (
+    897  # half, so that a difference of one point shows; the split is fixed so that results compare
+)
 
 
 def load() -> Dataset:
@@ -13,9 +15,7 @@ def load() -> Dataset:
     from sklearn.datasets import load_digits  # slow to import, so only here
 
     bunch = load_digits()
-    everything = Split(
-        np.rint(bunch.images * (255 / 16)).astype(np.uint8), bunch.target.astype(np.int32)
-    )
+    everything = Split(np.rint(bunch.images * (255 / 16)).astype(np.uint8), bunch.target.astype(np.int32))
     train, test = stratify.train_test(everything.labels, TEST_EXAMPLES / len(everything), seed=0)
     names = tuple(str(name) for name in bunch.target_names)
     return Dataset("digits", everything.take(train), everything.take(test), names)

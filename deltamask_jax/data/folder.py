@@ -63,9 +63,7 @@ def _split(root: Path, class_names: tuple[str, ...]) -> Split:
     for path in paths:
         state = path.stat()
         identity.update(f"{path.relative_to(root)} {state.st_size} {state.st_mtime_ns}\n".encode())
-    images = LazyImages(
-        functools.partial(_read, paths), np.arange(len(paths)), identity.hexdigest()
-    )
+    images = LazyImages(functools.partial(_read, paths), np.arange(len(paths)), identity.hexdigest())
     return Split(images, labels)
 
 

@@ -43,9 +43,7 @@ class Preprocessing:
         if self.filter not in _SUPPORT:
             raise ValueError(f"filter must be 'bilinear' or 'bicubic', got {self.filter!r}")
         if self.size < 1 or not 0 < self.crop <= 1:
-            raise ValueError(
-                f"size must be ≥ 1 and crop in (0, 1], got {self.size} and {self.crop}"
-            )
+            raise ValueError(f"size must be ≥ 1 and crop in (0, 1], got {self.size} and {self.crop}")
         if self.resize == "exact" and self.crop != 1:
             raise ValueError("resize='exact' keeps the whole image: crop must be 1")
 
@@ -103,9 +101,7 @@ def _with_channels(images: np.ndarray, ndim: int) -> np.ndarray:
     """Images with a channel axis; `ndim` is what they have without one."""
     images = np.asarray(images)
     if images.dtype != np.uint8:
-        raise ValueError(
-            f"images must be uint8, got {images.dtype}: scale them to 0 … 255 and round first"
-        )
+        raise ValueError(f"images must be uint8, got {images.dtype}: scale them to 0 … 255 and round first")
     if images.ndim == ndim:
         images = images[..., None]
     if images.ndim != ndim + 1 or images.shape[-1] not in (1, 3):
@@ -127,9 +123,7 @@ def _resize_and_crop(images: np.ndarray, p: Preprocessing) -> np.ndarray:
     across = _weights(width, columns, p.filter)[left : left + p.size]  # only what the crop keeps
     down = _weights(height, rows, p.filter)[top : top + p.size]
     if width != columns:
-        images = _round(
-            np.einsum("xw,nhwc->nhxc", across, images.astype(np.float32), optimize=True)
-        )
+        images = _round(np.einsum("xw,nhwc->nhxc", across, images.astype(np.float32), optimize=True))
     else:
         images = images[:, :, left : left + p.size]
     if height != rows:

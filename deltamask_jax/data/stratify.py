@@ -31,17 +31,13 @@ def stratified(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
     return np.sort(by_class[rank < np.repeat(quota, counts)])
 
 
-def train_test(
-    labels: np.ndarray, test_fraction: float, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
+def train_test(labels: np.ndarray, test_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Sorted positions of a stratified training and test part, together every example once."""
     test = stratified(labels, round(test_fraction * len(labels)), seed)
     return np.setdiff1d(np.arange(len(labels)), test), test
 
 
-def subset(
-    dataset: Dataset, train_examples: int = 0, test_examples: int = 0, seed: int = 0
-) -> Dataset:
+def subset(dataset: Dataset, train_examples: int = 0, test_examples: int = 0, seed: int = 0) -> Dataset:
     """A stratified, seeded part of a data set; 0 keeps the whole split.
 
     Raises:
@@ -56,8 +52,6 @@ def subset(
             parts.append(split)
             continue
         if not 0 < size <= len(split):
-            raise DataError(
-                f"{name}_examples={size}, but {dataset.name} has {len(split)}; 0 takes them all"
-            )
+            raise DataError(f"{name}_examples={size}, but {dataset.name} has {len(split)}; 0 takes them all")
         parts.append(split.take(stratified(split.labels, size, seed)))
     return Dataset(dataset.name, *parts, dataset.class_names)

@@ -27,9 +27,7 @@ def scenic_vit() -> ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         if (error.name or "").split(".")[0] != "scenic":  # Scenic is there, what it needs is not
-            raise ImportError(
-                f"Google's Scenic needs {error.name}; run: pip install {error.name}"
-            ) from None
+            raise ImportError(f"Google's Scenic needs {error.name}; run: pip install {error.name}") from None
     if importlib.util.find_spec("scenic") is None:
         raise ImportError(f"model 'scenic_vit' needs Google's Scenic; run: {INSTALL}")
     raise ImportError(

@@ -36,9 +36,7 @@ def load(config: Any, model: Model) -> Params:
     if config.checkpoint != "embedded":
         return convert(read(config.checkpoint, config.revision), model)
     if model.name not in EMBEDDED:
-        raise ValueError(
-            f"no weights of {model.name} are embedded; set model.checkpoint, '' = random"
-        )
+        raise ValueError(f"no weights of {model.name} are embedded; set model.checkpoint, '' = random")
     asset = importlib.resources.files("deltamask_jax") / "assets" / EMBEDDED[model.name]
     with importlib.resources.as_file(asset) as path:
         return convert(read(str(path)), model)

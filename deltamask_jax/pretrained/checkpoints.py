@@ -52,9 +52,7 @@ def read(checkpoint: str, revision: str = "") -> Checkpoint:
         return _file(path)
     if (path / TENSORS).exists() or (path / INDEX).exists():
         return _huggingface(path, str(path))
-    if numbered := sorted(
-        path.glob("checkpoint_*"), key=lambda p: int(re.sub(r"\D", "", p.name) or 0)
-    ):
+    if numbered := sorted(path.glob("checkpoint_*"), key=lambda p: int(re.sub(r"\D", "", p.name) or 0)):
         return read(str(numbered[-1]))
     if (path / "_METADATA").exists() or (path / "_CHECKPOINT_METADATA").exists():
         return _tree(path, _orbax(path))
@@ -112,9 +110,7 @@ def _tree(path: Path, tree: Any) -> Checkpoint:
         if any(key.startswith(root) for key in flat):
             flat = {k.removeprefix(root): v for k, v in flat.items() if k.startswith(root)}
             break
-    return Checkpoint(
-        str(path), {key: lambda v=v: np.asarray(v) for key, v in flat.items()}, {}, flax=True
-    )
+    return Checkpoint(str(path), {key: lambda v=v: np.asarray(v) for key, v in flat.items()}, {}, flax=True)
 
 
 def _orbax(path: Path) -> Any:
@@ -175,11 +171,7 @@ def _download(name: str, revision: str) -> Path:
         directory = Path(hub.snapshot_download(name, **wanted))
     except (errors.HfHubHTTPError, OSError) as error:
         reason = str(error).strip().splitlines()[-1]
-        raise FileNotFoundError(
-            f"'hf:{name}' cannot be downloaded ({reason}); try: {command}"
-        ) from None
+        raise FileNotFoundError(f"'hf:{name}' cannot be downloaded ({reason}); try: {command}") from None
     if not any((directory / file).exists() for file in (TENSORS, INDEX)):
-        raise FileNotFoundError(
-            f"'hf:{name}' has no {TENSORS}; choose a repository or revision that has"
-        )
+        raise FileNotFoundError(f"'hf:{name}' has no {TENSORS}; choose a repository or revision that has")
     return directory

@@ -153,9 +153,7 @@ def stored(architecture: object, shapes: dict[str, Shape]) -> dict[str, Stored]:
     names = LAYOUTS[architecture.family].names
     if getattr(architecture, "activation", "") == "swiglu":
         names = names | _SWIGLU
-    return {
-        path: _stored(names, architecture.family, path, shape) for path, shape in shapes.items()
-    }
+    return {path: _stored(names, architecture.family, path, shape) for path, shape in shapes.items()}
 
 
 def _stored(names: dict[str, str], family: str, path: str, shape: Shape) -> Stored:

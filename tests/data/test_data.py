@@ -87,8 +87,6 @@ def test_lazy_images_are_taken_from_what_was_taken():
 
 def test_importing_data_loads_nothing_heavy():
     heavy = ("sklearn", "matplotlib", "tensorflow_datasets", "tensorflow", "torch")
-    code = (
-        f"import sys, deltamask_jax.data.partition; print([m for m in {heavy} if m in sys.modules])"
-    )
+    code = f"import sys, deltamask_jax.data.partition; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

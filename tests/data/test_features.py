@@ -87,9 +87,7 @@ def test_stored_and_reused(tmp_path, dtype):
 
     first = cached()
     assert runs() == 3 and isinstance(first, np.memmap) and first.dtype == jnp.dtype(dtype)
-    np.testing.assert_allclose(
-        first.astype(np.float32), _direct(), atol=1e-6 + 0.02 * (dtype[0] == "b")
-    )
+    np.testing.assert_allclose(first.astype(np.float32), _direct(), atol=1e-6 + 0.02 * (dtype[0] == "b"))
     np.testing.assert_array_equal(cached(), first)
     assert runs() == 3, "the second call must not compute"
     cached(key="other weights")

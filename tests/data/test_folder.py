@@ -58,9 +58,7 @@ def test_sizes_modes_and_orientation(tmp_path):
     (tmp_path / "a/notes.txt").write_text("no image")
     dataset = data.load(f"folder:{tmp_path}")
     images = [
-        i
-        for split in (dataset.train, dataset.test)
-        for i in map(split.images.__getitem__, range(len(split)))
+        i for split in (dataset.train, dataset.test) for i in map(split.images.__getitem__, range(len(split)))
     ]
     assert sorted(i.shape for i in images) == [(2, 2, 3), (3, 4, 3), (5, 5, 3), (8, 2, 3)]
     batch = dataset.train.images[np.arange(len(dataset.train))]

@@ -135,8 +135,7 @@ def test_test_split_favours_nobody():
     parts = np.split(np.arange(100), 10)
     zeros = np.zeros(100, int)
     sizes = [
-        [len(share) for share in partition.test_split(parts, zeros, zeros[:5], seed)]
-        for seed in range(200)
+        [len(share) for share in partition.test_split(parts, zeros, zeros[:5], seed)] for seed in range(200)
     ]
     assert np.max(sizes) == 1 and np.abs(np.mean(sizes, axis=0) - 0.5).max() < 0.12
 
@@ -144,9 +143,7 @@ def test_test_split_favours_nobody():
 def test_test_split_follows_the_training_distribution():
     parts = partition.split("dirichlet", LABELS, 10, alpha=0.3, min_examples=10)
     shares = partition.test_split(parts, LABELS, LABELS)  # a test set just like the training set
-    np.testing.assert_array_equal(
-        partition.histogram(shares, LABELS), partition.histogram(parts, LABELS)
-    )
+    np.testing.assert_array_equal(partition.histogram(shares, LABELS), partition.histogram(parts, LABELS))
 
 
 @settings(max_examples=100, deadline=None)

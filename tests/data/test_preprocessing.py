@@ -36,9 +36,7 @@ def _with_pillow(image: np.ndarray, p: preprocessing.Preprocessing) -> np.ndarra
 @pytest.mark.parametrize(
     "p", [CLIP, IMAGENET, CONVMIXER, INCEPTION, GLYPH], ids=lambda p: f"{p.resize}-{p.crop}"
 )
-@pytest.mark.parametrize(
-    "shape", [(28, 28), (32, 32, 3), (300, 224, 3), (260, 391), (400, 300)], ids=str
-)
+@pytest.mark.parametrize("shape", [(28, 28), (32, 32, 3), (300, 224, 3), (260, 391), (400, 300)], ids=str)
 def test_equals_pillow(p, shape):
     images = _images(2, *shape)
     got = preprocessing.apply(images, p)

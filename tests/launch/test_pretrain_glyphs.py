@@ -31,9 +31,7 @@ def asset():
         return {key: file.get_tensor(key) for key in file.keys()}, file.metadata()
 
 
-@pytest.mark.parametrize(
-    "character", ["3", "٣", "३", "Ⅷ", "²", "½", "①", "𝟗", "Ↄ", "三", "߃", "Ƽ", "ƻ"]
-)
+@pytest.mark.parametrize("character", ["3", "٣", "३", "Ⅷ", "²", "½", "①", "𝟗", "Ↄ", "三", "߃", "Ƽ", "ƻ"])
 def test_numbers_of_any_script_are_no_letters(character):
     assert not glyphs.is_letter(character)
 

@@ -89,15 +89,11 @@ def test_the_suffix_needs_its_own_parameters_only_and_all_of_them(architecture):
     # Attention does not depend on a constant added to all keys; ReLU may be dead somewhere.
     assert used <= own and all("key/bias" in path for path in own - used)
     part = traverse_util.unflatten_dict({path: flat[path] for path in own}, sep="/")
-    np.testing.assert_array_equal(
-        jax.jit(model.suffix)(part, tokens), jax.jit(model.suffix)(params, tokens)
-    )
+    np.testing.assert_array_equal(jax.jit(model.suffix)(part, tokens), jax.jit(model.suffix)(params, tokens))
 
 
 def test_mean_pooling_leaves_cls_and_registers_out():
-    model = models.from_architecture(
-        ViTConfig("vit", **TINY, registers=2, pooling="mean"), trained_blocks=1
-    )
+    model = models.from_architecture(ViTConfig("vit", **TINY, registers=2, pooling="mean"), trained_blocks=1)
     params = model.init(jax.random.key(0))
     encoder = params["Transformer"]
     kernels = encoder["encoderblock_1"]
@@ -173,9 +169,7 @@ def test_what_cannot_be_built_says_why(changes, reason):
 
 @pytest.mark.parametrize("name", sorted(models.PRESETS.keys() - {"scenic_vit"}))
 def test_every_preset_has_shapes_that_fit(name):
-    shallow = dataclasses.replace(
-        models.PRESETS[name], depth=2
-    )  # tracing forty blocks takes seconds
+    shallow = dataclasses.replace(models.PRESETS[name], depth=2)  # tracing forty blocks takes seconds
     model = models.from_architecture(shallow, name=name, trained_blocks=1, dtype="bfloat16")
     size, params = model.image_size, shapes(model)
     batch = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)

@@ -129,9 +129,7 @@ def test_without_scenic_the_error_says_what_to_install(monkeypatch):
 
 def test_the_scenario_language_is_told_apart(monkeypatch):
     install(monkeypatch, "scenic")
-    with pytest.raises(
-        ImportError, match="another project .* run: pip uninstall scenic && pip install git"
-    ):
+    with pytest.raises(ImportError, match="another project .* run: pip uninstall scenic && pip install git"):
         models.from_architecture(models.PRESETS["scenic_vit"])
 
 

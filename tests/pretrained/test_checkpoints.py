@@ -55,9 +55,7 @@ def test_without_a_network_the_hub_fails_soon_and_says_what_to_run(monkeypatch, 
 
     monkeypatch.setattr("huggingface_hub.utils.get_session", Offline)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(
-        FileNotFoundError, match="run: hf download org/name .* --revision abc"
-    ) as error:
+    with pytest.raises(FileNotFoundError, match="run: hf download org/name .* --revision abc") as error:
         checkpoints.read("hf:org/name", "abc")
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="no hub id"):

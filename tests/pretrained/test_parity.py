@@ -61,9 +61,7 @@ def theirs(family):
 
 
 def ours(family, size):
-    return models.from_architecture(
-        FAMILIES[family][3], name=family, image_size=size, trained_blocks=1
-    )
+    return models.from_architecture(FAMILIES[family][3], name=family, image_size=size, trained_blocks=1)
 
 
 def load(directory, model):
@@ -123,9 +121,7 @@ def test_exported_head_gives_our_logits(family, tmp_path):
     params = load(tmp_path / "in", model)
     random = np.random.default_rng(0)
     head = {"kernel": random.normal(size=(32, 3)), "bias": random.normal(size=3)}
-    pretrained.export_huggingface(
-        tmp_path / "out", model, params, head, class_names=("ant", "bee", "cat")
-    )
+    pretrained.export_huggingface(tmp_path / "out", model, params, head, class_names=("ant", "bee", "cat"))
     auto = transformers.AutoModelForImageClassification
     classifier, info = auto.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not info["unexpected_keys"]
@@ -190,14 +186,10 @@ def test_a_real_dinov2_small_equals_transformers(size, tmp_path):
     """DELTAMASK_DINOV2: safetensors of a DINOv2-S/14 with Hugging Face names, any precision."""
     file = pathlib.Path(os.environ["DELTAMASK_DINOV2"])
     (tmp_path / "model.safetensors").symlink_to(file)
-    config = transformers.Dinov2Config(
-        hidden_size=384, num_attention_heads=6, image_size=518, patch_size=14
-    )
+    config = transformers.Dinov2Config(hidden_size=384, num_attention_heads=6, image_size=518, patch_size=14)
     config.architectures = ["Dinov2Model"]
     config.save_pretrained(tmp_path)
     reference = transformers.AutoModel.from_pretrained(tmp_path, dtype=torch.float32).eval()
-    model = models.from_architecture(
-        models.PRESETS["dinov2_small"], name="dinov2_small", image_size=size
-    )
+    model = models.from_architecture(models.PRESETS["dinov2_small"], name="dinov2_small", image_size=size)
     features = our_features(model, load(tmp_path, model), images(size))
     np.testing.assert_allclose(features, their_features(reference, images(size)), atol=1e-4)
