@@ -81,7 +81,7 @@ def run(config, workdir: str | Path) -> dict[str, Any]:
             f"accuracy {shown:.1%}, loss {result.train_loss:.3f}, {records[-1]['uplink_bpp']:.4f} bpp up"
         )
 
-    summary = _summarise(config, records, probe_accuracy, d, time.time() - started)
+    summary = _summarise(config, records, list(result.details), probe_accuracy, d, time.time() - started)
     metrics.write_json(workdir / "summary.json", summary)
     metrics.payload_image(result.payload).save(workdir / "payload.png")
     save_file(method.export(state), workdir / f"{method.name}.safetensors")
@@ -110,7 +110,8 @@ def _new_workdir(workdir: Path) -> Path:
     return workdir
 
 
-def _summarise(config, records, probe_accuracy, d, seconds) -> dict[str, Any]:
+def _summarise(config, records, details, probe_accuracy, d, seconds) -> dict[str, Any]:
+    """summary.json: totals over all rounds, means over those after the head's."""
     accuracies = [r["accuracy"] for r in records if r["accuracy"] is not None]
     return {
         "method": config.method,
@@ -122,6 +123,7 @@ def _summarise(config, records, probe_accuracy, d, seconds) -> dict[str, Any]:
         "downlink_bytes": sum(r["downlink_bytes"] for r in records),
         "mean_uplink_bpp": float(np.mean([r["uplink_bpp"] for r in records[1:]])),
         "mean_downlink_bpp": float(np.mean([r["downlink_bpp"] for r in records[1:]])),
+        **{f"mean_{key}": float(np.mean([r[key] for r in records[1:]])) for key in details},
         "masked_parameters": d,
         "rounds": config.rounds,
         "seconds": seconds,
@@ -131,6 +133,10 @@ def _summarise(config, records, probe_accuracy, d, seconds) -> dict[str, Any]:
 def _closing_table(summary: dict[str, Any], workdir: Path) -> str:
     """What the run came to, for the screen."""
     megabytes = {way: summary[f"{way}_bytes"] / 1e6 for way in ("uplink", "downlink")}
+    entropy = []
+    if "mean_flip_entropy_bpp" in summary:
+        rate, bpp = summary["mean_flip_rate"], summary["mean_flip_entropy_bpp"]
+        entropy = [("flips", f"{rate:.2%} of the weights a client a round, H = {bpp:.4f} bpp")]
     return metrics.table(
         [
             ("final accuracy", f"{summary['final_accuracy']:.2%}"),
@@ -141,6 +147,7 @@ def _closing_table(summary: dict[str, Any], workdir: Path) -> str:
                 "uplink",
                 f"{megabytes['uplink']:.2f} MB, {summary['mean_uplink_bpp']:.4f} bpp a client a round",
             ),
+            *entropy,
             ("downlink", f"{megabytes['downlink']:.2f} MB, {summary['mean_downlink_bpp']:.3f} bpp"),
             ("masked weights", f"{summary['masked_parameters']:,}"),
             ("seconds", f"{summary['seconds']:.0f}"),

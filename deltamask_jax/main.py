@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
 
     try:
         experiment.run(_CONFIG.value, _WORKDIR.value or "runs/" + _CONFIG.value.method)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         if _DEBUG.value:
             raise
         _stop(error)

@@ -65,6 +65,7 @@ def draw_curves(path: Path, records: list[dict[str, Any]], linear_probe: float, 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
     left.plot([records[i]["round"] for i in evaluated], accuracy, marker=".")
     left.set(xlabel="round", ylabel="test accuracy (%)")
+    left.xaxis.get_major_locator().set_params(integer=True)
     right.plot(up[evaluated], accuracy, marker=".", label="uplink")
     right.plot((up + down)[evaluated], accuracy, marker=".", label="uplink + downlink")
     right.set(xlabel="megabytes sent, all clients together", xscale="log")

@@ -52,12 +52,16 @@ def training(problem):
         return task.model.suffix(params, tokens) @ head["kernel"] + head["bias"]
 
     return mask_training(
-        forward, task.index, optax.adam(0.1), 0.01, lambda theta, received, private: (theta, private)
+        forward, task.index, optax.scale_by_adam(), 0.01, lambda theta, received, private: (theta, private)
     )
 
 
 def run(problem, training, clients, backend, chunk=1):
-    received = {"theta": jnp.full(problem.task.index.d, 60000, jnp.uint16), "head": problem.task.head}
+    received = {
+        "theta": jnp.full(problem.task.index.d, 60000, jnp.uint16),
+        "head": problem.task.head,
+        "learning_rate": 0.1,
+    }
     keys = jax.vmap(lambda c: jax.random.fold_in(jax.random.key(3), c))(jnp.asarray(clients))
     words = jnp.asarray([stream_key(0, 1, int(c), MASK)[0] for c in clients])
     (theta, private), losses = cohort.train(

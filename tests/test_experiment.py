@@ -57,6 +57,7 @@ def test_metrics_lines(finished):
         assert r["false_flip_rate"] == pytest.approx(1 / 256, rel=0.3)
     assert summary["uplink_bytes"] == sum(r["uplink_bytes"] for r in records)
     assert summary["final_accuracy"] == records[-1]["accuracy"]
+    assert summary["mean_flip_rate"] == pytest.approx(np.mean([r["flip_rate"] for r in records[1:]]))
 
 
 def test_learned_arrays(finished):
