@@ -3,8 +3,8 @@ PYTHON ?= python3
 WORKDIR ?= runs/quickstart
 EXTRAS ?= test
 BIN := .venv/bin
-INSTALLED := .venv/installed-$(subst $(comma),-,$(EXTRAS))
 comma := ,
+INSTALLED := .venv/installed-$(subst $(comma),-,$(EXTRAS))
 
 .PHONY: install run test lint clean
 
