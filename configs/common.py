@@ -49,7 +49,9 @@ def get_config() -> ConfigDict:
     config.head.learning_rate = 0.01  # Adam
 
     config.mask = ConfigDict()
-    config.mask.theta_init = 0.97  # θ before the first round; 0.5 destroys a pretrained network
+    config.mask.theta_init = (
+        0.97  # θ before the first round, 0 … 1; near 1 keeps the pretrained network whole
+    )
     config.mask.theta_clip = 0.01  # θ stays inside [clip, 1 − clip]
     config.mask.learning_rate = 0.1  # Adam on the logits; in round 1
     config.mask.learning_rate_final = (
@@ -79,6 +81,8 @@ def get_config() -> ConfigDict:
 
     config.cohort = ConfigDict()
     config.cohort.backend = "vmap"  # 'vmap', or 'loop' for debugging: one client, one step at a time
-    config.cohort.chunk = 1  # clients trained at once by vmap: 1 is fastest on CPU, more on GPU and TPU
+    config.cohort.chunk = (
+        1  # clients trained at once by vmap; small networks gain from several, memory grows with it
+    )
 
     return config

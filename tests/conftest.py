@@ -3,7 +3,6 @@
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Two fake devices would not change these tests; sharding tests start their own process.
 
 import jax
 import numpy as np

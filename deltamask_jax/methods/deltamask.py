@@ -92,7 +92,7 @@ def deltamask(config, task: Task) -> Method:
         return stream_key(config.seed, round_number, word, MASK)
 
     def contexts(state, round_number, clients) -> Iterator[codecs.Context]:
-        """What both ends know of each client's payload. One after another: u is d numbers."""
+        """What both ends know of each client's payload."""
         u = None
         for client in clients:
             if u is None or not shared:
@@ -140,10 +140,8 @@ def deltamask(config, task: Task) -> Method:
             direction = np.where(masks.draw(state.theta, known[0].uniforms), -1, 1)
             return Votes(flips * direction, int(flips.sum()))
         change, total = np.zeros(index.d, np.int32), 0
-        for codec, payload, context in zip(
-            mine, payloads, contexts(state, round_number, clients), strict=True
-        ):
-            flips = codec.decode(payload, context)
+        known = list(contexts(state, round_number, clients))
+        for flips, context in zip(codecs.decode_cohort(mine, payloads, known), known, strict=True):
             change[flips] += np.where(masks.draw(state.theta[flips], context.uniforms[flips]), -1, 1)
             total += len(flips)
         return Votes(change, total)
