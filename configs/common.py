@@ -62,7 +62,9 @@ def get_config() -> ConfigDict:
     config.mask.kappa_final = (
         0.8  # and in the last round, on a cosine between (the paper's end is not known to us)
     )
-    config.mask.aggregator = "beta"  # 'beta': posterior reset every 1/ρ rounds (paper); 'control_variate'
+    config.mask.aggregator = (
+        "beta"  # 'beta': posterior reset every 1/ρ rounds (paper); 'running': never reset; 'control_variate'
+    )
     config.mask.lambda0 = 1.0  # prior α = β = λ₀
     config.mask.evaluate = "threshold"  # network evaluated: 'threshold' [θ > ½] ⊙ w, or 'mean' θ ⊙ w
 
@@ -75,6 +77,24 @@ def get_config() -> ConfigDict:
     config.codec.clients = (
         ConfigDict()
     )  # what differs for some: {"0-9": {"bits": 16}, "12": {"name": "rice"}}
+
+    config.fedpm = ConfigDict()
+    config.fedpm.coding = (
+        "marginal"  # of all mask bits: 'marginal' (paper) or 'given_theta', which is smaller
+    )
+    config.fedpm.straight_through = "sigmoid"  # gradient: 'sigmoid', or 'times_p' (the public code's)
+
+    config.fedmask = ConfigDict()
+    config.fedmask.start = 0.35  # clients start from θ_g inside [start, 1 − start], near the threshold ½
+
+    config.deepreduce = ConfigDict()
+    config.deepreduce.policy = "P0"  # positives of the Bloom filter that are flipped: 'P0', 'P1', 'P2'
+
+    config.klms = ConfigDict()
+    config.klms.bits = 8  # per block; 2^bits candidates
+    config.klms.block_kl = (
+        2.0  # nats of KL(θ_k ‖ θ_g) a block; 2^bits must exceed exp(block_kl) several times
+    )
 
     config.fedavg = ConfigDict()
     config.fedavg.learning_rate = 1e-4  # Adam

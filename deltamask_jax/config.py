@@ -37,6 +37,9 @@ RANGES = {
     "mask.kappa": (1e-6, 1.0),
     "mask.kappa_final": (1e-6, 1.0),
     "mask.lambda0": (1.0, math.inf),
+    "fedmask.start": (1e-4, 0.49),
+    "klms.bits": (1, 16),
+    "klms.block_kl": (1e-3, 100.0),
     "fedavg.learning_rate": (0.0, math.inf),
     "cohort.chunk": (1, 2**20),
 }
@@ -47,7 +50,10 @@ CHOICES = {
     "model.dtype": ("float32", "bfloat16"),
     "head.init": ("lp", "fit", "he"),
     "mask.uniforms": ("shared", "per_client"),
-    "mask.aggregator": ("beta", "control_variate"),
+    "mask.aggregator": ("beta", "running", "control_variate"),
+    "fedpm.coding": ("marginal", "given_theta"),
+    "fedpm.straight_through": ("sigmoid", "times_p"),
+    "deepreduce.policy": ("P0", "P1", "P2"),
     "mask.evaluate": ("mean", "threshold"),
     "cohort.backend": ("vmap", "loop"),
 }

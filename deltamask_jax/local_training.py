@@ -49,6 +49,8 @@ def mask_training(
     optimizer: optax.GradientTransformation,
     theta_clip: float,
     final: Callable[[jax.Array, Any, Any], Any],
+    draw: Callable[[jax.Array, jax.Array], jax.Array] = masks.sample,
+    straight_through: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] = masks.straight_through,
 ) -> LocalTraining:
     """Train mask logits by straight-through Bernoulli sampling (DeltaMask §3, step 2).
 
@@ -61,6 +63,8 @@ def mask_training(
             uses Adam.
         theta_clip: start logits from θ inside [theta_clip, 1 − theta_clip].
         final: (theta_k u16[d], received, private) -> update. `received['theta']` is θ_g, u16[d].
+        draw: (θ f32[...], private uniforms u16[...]) -> the forward pass's mask, bool[...].
+        straight_through: (∂L/∂(m ⊙ w), w, θ) -> ∂L/∂s, f32[...] all.
     """
 
     def init(frozen, received):
@@ -73,7 +77,7 @@ def mask_training(
         words = jax.random.bits(key, (2,), jnp.uint32)
         theta = jax.tree.map(jax.nn.sigmoid, logits)
         masked = jax.tree.map(
-            lambda p, w, at: jnp.where(masks.sample(p, uniforms_at(words, at, jnp)), w, 0),
+            lambda p, w, at: jnp.where(draw(p, uniforms_at(words, at, jnp)), w, 0),
             theta,
             weights,
             index.positions(),
@@ -84,7 +88,7 @@ def mask_training(
             return cross_entropy(forward(params, received["head"], batch["inputs"]), batch)
 
         loss, grads = jax.value_and_grad(loss_of)(masked)
-        grads = jax.tree.map(masks.straight_through, grads, weights, theta)
+        grads = jax.tree.map(straight_through, grads, weights, theta)
         steps, state = optimizer.update(grads, state, logits)
         logits = jax.tree.map(lambda s, step: s - received["learning_rate"] * step, logits, steps)
         return (logits, state), loss

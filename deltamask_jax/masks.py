@@ -37,6 +37,11 @@ def sample(theta: jax.Array, uniforms: jax.Array) -> jax.Array:
     return uniforms.astype(jnp.float32) < theta * SCALE
 
 
+def threshold(theta: jax.Array, uniforms: jax.Array) -> jax.Array:
+    """The most probable mask: bool[...] = [θ > ½] from float θ f32[...]; the uniforms are not looked at."""
+    return theta > 0.5
+
+
 def straight_through(grad: jax.Array, weights: jax.Array, theta: jax.Array) -> jax.Array:
     """Gradient of the loss in the logits, from the gradient in the masked weights m ⊙ w.
 
@@ -49,6 +54,11 @@ def straight_through(grad: jax.Array, weights: jax.Array, theta: jax.Array) -> j
         theta: sigmoid of the logits, f32[...].
     """
     return grad * weights * theta * (1 - theta)
+
+
+def straight_through_times_p(grad: jax.Array, weights: jax.Array, theta: jax.Array) -> jax.Array:
+    """The same with ∂m/∂θ = θ, as FedPM's public code has it: ∂L/∂s = ∂L/∂(m w) · w · θ · θ(1 − θ)."""
+    return straight_through(grad, weights, theta) * theta
 
 
 def bernoulli_kl(theta_k: jax.Array, theta_g: jax.Array) -> jax.Array:

@@ -19,6 +19,8 @@ All arithmetic is on unsigned 32-bit integers, modulo 2³².
 
     uniform(key = (a, b), position) = mix(mix(position + a) ^ b) >> 16      # an integer in 0 … 65535
 
+Candidate c of a stream (a, b), where one stream has to give many, is the stream (a, mix(b + c)).
+
 A mask bit with probability θ/65536, θ an integer in 0 … 65535, is `uniform < θ`. The hash is fast and
 statistically sound (tested), not cryptographic: it hides nothing, and nothing here needs hiding.
 """
@@ -32,6 +34,7 @@ EVERY_CLIENT = 0xFFFFFFFF  # the `client` word of a stream that all clients of a
 
 # Purposes keep the streams of one run apart: one seed serves them all.
 MASK = 1  # the uniforms a round's masks are drawn from
+CANDIDATES = 2  # those of the candidates of minimal random coding
 
 _MASK32 = 0xFFFFFFFF
 
@@ -93,6 +96,12 @@ def uniforms_at(key: Key, positions, xp: ModuleType = np):
         h = _mix(xp.asarray(positions, xp.uint32) + xp.asarray(key[0], xp.uint32), xp)
         h = _mix(h ^ xp.asarray(key[1], xp.uint32), xp)
         return (h >> xp.uint32(16)).astype(xp.uint16)
+
+
+def candidate_words(key: Key, candidates: int) -> np.ndarray:
+    """Second words of the streams of candidates 0 … candidates−1, u32[candidates]; they share the first."""
+    with np.errstate(over="ignore"):
+        return _mix(np.arange(candidates, dtype=np.uint32) + np.uint32(key[1]), np)
 
 
 def uniforms(key: Key, d: int, xp: ModuleType = np):

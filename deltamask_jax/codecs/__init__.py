@@ -9,7 +9,7 @@ import difflib
 import inspect
 from collections.abc import Mapping
 
-from deltamask_jax.codecs import arithmetic, bfuse, bloom, rice, side_info, xor
+from deltamask_jax.codecs import arithmetic, bfuse, bitmap, bloom, rice, side_info, xor
 from deltamask_jax.codecs.codec import Codec, Context, PayloadError
 from deltamask_jax.codecs.cohort import decode_cohort, decode_counts, encode_cohort
 
@@ -20,6 +20,7 @@ REGISTRY = {
     "rice": rice.rice,
     "side_info": side_info.side_info,
     "arithmetic": arithmetic.arithmetic,
+    "bitmap": bitmap.bitmap,
 }
 
 __all__ = [

@@ -3,8 +3,12 @@
 ceil(log2(1 / fpr)) hash functions and hashes * n / ln 2 bits. The hashes of a position are a + j *
 b for the two words of its 64-bit hash (Kirsch & Mitzenmacher 2006). Not exact.
 
-Body: u32 number of bits m, then ceil(m / 8) bytes; flags: number of hash functions. No body where
-there are no flips.
+What the receiver makes of the filter's positives is DeepReduce's policy. P0 takes them all; P1 and P2 take
+as many as were sent: P1 at random, P2 those in the smallest conflict sets first (positives that hash to
+the same set bit, one of which must have set it).
+
+Body: u32 number of bits m, then ceil(m / 8) bytes; flags: number of hash functions, and 64 times the
+number of the policy. No body where there are no flips.
 """
 
 import functools
@@ -24,20 +28,26 @@ from deltamask_jax.codecs.fingerprints import murmur64
 _ID = envelope.CODEC_IDS["bloom"]
 _SEED = 0
 _MOST_HASHES = 32
+_PART = 1 << 16  # positives at a time, for memory
+_POLICIES = ("P0", "P1", "P2")  # index = number on the wire
 
 
-def bloom(fpr: float = 2**-8) -> Codec:
+def bloom(fpr: float = 2**-8, policy: str = "P0") -> Codec:
     """Creates the codec.
 
     Args:
         fpr: false-positive rate, 2**-32 <= fpr < 1; the nearest power of two not above it is used.
+        policy: which positives the receiver takes: 'P0', 'P1' or 'P2'.
 
     Raises:
-        ValueError: fpr is out of range.
+        ValueError: fpr is out of range, or no such policy.
     """
     if not 2.0**-_MOST_HASHES <= fpr < 1:
         raise ValueError(f"bloom: fpr must be in 2**-{_MOST_HASHES} .. 1, got {fpr}")
+    if policy not in _POLICIES:
+        raise ValueError(f"bloom: policy must be one of {_POLICIES}, got {policy!r}")
     hashes = max(1, math.ceil(-math.log2(fpr)))
+    flags = hashes | _POLICIES.index(policy) << 6
 
     def encode(positions: np.ndarray, context: Context) -> bytes:
         positions = check_positions(positions, context.d)
@@ -49,14 +59,14 @@ def bloom(fpr: float = 2**-8) -> Codec:
                 table[bit] = True
             body = struct.pack("<I", m) + np.packbits(table, bitorder="little").tobytes()
         n = len(positions)
-        return envelope.pack(_ID, hashes, context.d, n, context.round, context.client, body)
+        return envelope.pack(_ID, flags, context.d, n, context.round, context.client, body)
 
     def decode(payload: bytes, context: Context) -> np.ndarray:
         received = envelope.unpack(
             payload, codec_id=_ID, d=context.d, round=context.round, client=context.client
         )
-        if received.flags != hashes:
-            raise PayloadError(f"payload has {received.flags} hash functions, expected {hashes}")
+        if received.flags != flags:
+            raise PayloadError(f"payload has Bloom settings {received.flags:#x}, expected {flags:#x}")
         if received.n == 0:
             if len(received.body):
                 raise PayloadError("payload without flips must have no body")
@@ -67,9 +77,34 @@ def bloom(fpr: float = 2**-8) -> Codec:
         table = np.frombuffer(received.body[4:], np.uint8)
         if not m or len(table) != -(-m // 8) or (m % 8 and table[-1] >> m % 8):
             raise PayloadError(f"bloom payload announces {m} bits and has {len(table)} bytes")
-        return _query_all(table, m, hashes, context.d)
+        positives = _query_all(table, m, hashes, context.d)
+        if policy == "P0":
+            return positives
+        if len(positives) < received.n:
+            raise PayloadError(f"bloom payload claims {received.n} keys and has {len(positives)} positives")
+        rank = _priority(positives, context)
+        if policy == "P2":
+            rank = rank >> np.uint64(8) | _smallest_conflict(positives, hashes, m) << np.uint64(56)
+        return np.sort(positives[np.argsort(rank, kind="stable")[: received.n]])
 
-    return Codec(f"bloom-2^-{hashes}", encode, decode, exact=False)
+    return Codec(f"bloom-2^-{hashes}{'' if policy == 'P0' else '-' + policy}", encode, decode, exact=False)
+
+
+def _priority(positions: np.ndarray, context: Context) -> np.ndarray:
+    """A public random order of positions, u64[n], another one for each round and client."""
+    seed = int(murmur64(np.array([context.round << 32 | context.client], np.uint64), 1)[0])
+    return murmur64(positions.astype(np.uint64), seed)
+
+
+def _smallest_conflict(positives: np.ndarray, hashes: int, m: int) -> np.ndarray:
+    """Size of the smallest conflict set each positive is in, u64[n]; sizes count modulo 256."""
+    parts = [positives[start : start + _PART] for start in range(0, len(positives), _PART)]
+    size = np.zeros(m, np.uint8)
+    for part in parts:
+        for bit in _bits(part, hashes, m):
+            np.add.at(size, bit, np.uint8(1))
+    smallest = [np.min([size[bit] for bit in _bits(part, hashes, m)], axis=0) for part in parts]
+    return np.concatenate(smallest).astype(np.uint64)
 
 
 def _bits(positions: np.ndarray, hashes: int, m: int):

@@ -18,6 +18,8 @@ CODEC_IDS = {
     "rice": 4,
     "side_info": 5,
     "arithmetic": 6,
+    "bitmap": 7,
+    "random_coding": 8,  # masks by minimal random coding; see random_coding.py
     "theta": 32,  # downlink: theta as u16[d]; see dense.py
     "dense": 35,  # float32 values, both ways; see dense.py
 }

@@ -5,25 +5,39 @@ A method is a bundle of functions over an explicit server state, in the spirit o
 one, write a file with a function `(config, task) -> Method` and add a line to `METHODS`.
 """
 
+from deltamask_jax.methods.deepreduce import deepreduce
 from deltamask_jax.methods.deltamask import deltamask, flip_codecs
 from deltamask_jax.methods.fedavg import fedavg
+from deltamask_jax.methods.fedmask import fedmask
+from deltamask_jax.methods.fedpm import fedpm
+from deltamask_jax.methods.klms import klms
 from deltamask_jax.methods.linear_probe import linear_probe
+from deltamask_jax.methods.masking import aggregator
 from deltamask_jax.methods.method import Method, Task
 from deltamask_jax.registry import look_up
 
 __all__ = ["METHODS", "Method", "Task", "build", "check"]
 
-METHODS = {"deltamask": deltamask, "fedavg": fedavg, "linear_probe": linear_probe}
+METHODS = {
+    "deltamask": deltamask,
+    "fedpm": fedpm,
+    "fedmask": fedmask,
+    "deepreduce": deepreduce,
+    "klms": klms,
+    "fedavg": fedavg,
+    "linear_probe": linear_probe,
+}
 
 
 def check(config) -> None:
-    """Refuse an unknown method or codec before anything slow happens.
+    """Refuse an unknown method or codec, or a mask aggregator the method lacks, before anything slow happens.
 
     Raises:
         ValueError: unknown name or option; the nearest valid one is named.
     """
     look_up("config.method", config.method, METHODS)
     flip_codecs(config)
+    aggregator(config)
 
 
 def build(config, task: Task) -> Method:

@@ -7,35 +7,25 @@ One round, in the paper's order:
   4  Δ′ = the top κ of Δ by KL(θ_k ‖ θ_g)                             masks.client_flips
   5  Δ′ goes into a filter, the filter into an image, the image to the server     codecs
   6  the server queries every position and flips m_g at each hit: m̂_k
-  7  Beta posterior over the m̂_k, reset every 1/ρ rounds             aggregation
+  7  Beta posterior over the m̂_k, reset every 1/ρ rounds             masking
 """
 
 import dataclasses
 import inspect
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from deltamask_jax import aggregation, codecs, masks
-from deltamask_jax.codecs import dense
-from deltamask_jax.local_training import mask_training
+from deltamask_jax import codecs, masks
+from deltamask_jax.methods import masking
 from deltamask_jax.methods.method import Method, Task
 from deltamask_jax.metrics import binary_entropy
 from deltamask_jax.public_random import EVERY_CLIENT, MASK, stream_key, uniforms
 from deltamask_jax.registry import look_up
-
-
-@dataclasses.dataclass(frozen=True)
-class State:
-    """Server state: θ_g as both ends know it, u16[d], and the posterior it came from."""
-
-    theta: np.ndarray
-    posterior: aggregation.BetaPosterior
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,18 +34,6 @@ class Votes:
 
     change: np.ndarray
     flips: int
-
-
-def evaluated_mask(theta: jax.Array, kind: str) -> jax.Array:
-    """What multiplies the weights when the global model is evaluated, f32[d], from θ u16[d].
-
-    'mean' is E[m] = θ, 'threshold' the most probable mask [θ > ½], which is what a device would store.
-    """
-    means = {
-        "mean": lambda: theta.astype(jnp.float32) / masks.SCALE,
-        "threshold": lambda: (theta > masks.SCALE // 2).astype(jnp.float32),
-    }
-    return look_up("config.mask.evaluate", kind, means)()
 
 
 def flip_codecs(config) -> list[codecs.Codec]:
@@ -72,20 +50,19 @@ def flip_codecs(config) -> list[codecs.Codec]:
 
 def deltamask(config, task: Task) -> Method:
     """DeltaMask with the settings of `config.mask` and `config.codec`."""
-    options, index = config.mask, task.index
-    codec_of = flip_codecs(config)
-    shared = look_up("config.mask.uniforms", options.uniforms, {"shared": True, "per_client": False})
-    merge_votes = look_up(
-        "mask.aggregator",
-        options.aggregator,
-        {"beta": partial(_beta, config), "control_variate": partial(_control_variate, config)},
-    )
-    low, high = (round(p * masks.SCALE) for p in (options.theta_clip, 1 - options.theta_clip))
-    kappa = _cosine(options.kappa, options.kappa_final, config.rounds)
-    learning_rate = _cosine(options.learning_rate, options.learning_rate_final, config.rounds)
+    kappa = masking.cosine(config.mask.kappa, config.mask.kappa_final, config.rounds)
+    return flip_method("deltamask", config, task, flip_codecs(config), kappa)
 
-    def clamp(theta) -> np.ndarray:
-        return np.clip(np.asarray(masks.theta16(theta)), low, min(high, masks.SCALE - 1))
+
+def flip_method(name: str, config, task: Task, codec_of: list[codecs.Codec], kappa: optax.Schedule) -> Method:
+    """A mask method that sends the flips against m_g.
+
+    Args:
+        codec_of: each client's codec.
+        kappa: fraction of the flips that travels, by round (from 0).
+    """
+    index = task.index
+    shared = look_up("config.mask.uniforms", config.mask.uniforms, {"shared": True, "per_client": False})
 
     def stream(round_number, client):
         word = EVERY_CLIENT if shared else int(client)
@@ -99,28 +76,9 @@ def deltamask(config, task: Task) -> Method:
                 u = np.asarray(_uniforms(stream(round_number, client), index.d))
             yield codecs.Context(index.d, state.theta, u, round_number, int(client))
 
-    def forward(params, head, tokens):
-        return task.model.suffix(params, tokens) @ head["kernel"] + head["bias"]
-
     def final(theta_k, received, key):
         u = uniforms(key, index.d, jnp)
         return jnp.packbits(masks.client_flips(theta_k, received["theta"], u, received["kappa"]))
-
-    def init():
-        theta = clamp(jnp.full(index.d, options.theta_init, jnp.float32))
-        return State(theta, aggregation.prior(index.d, options.lambda0))
-
-    def broadcast(state, round_number):
-        return dense.encode(state.theta, round_number=round_number, client=dense.SERVER)
-
-    def receive(payload, round_number):
-        theta = dense.decode(payload, index.d, np.uint16, round_number=round_number, client=dense.SERVER)
-        return {
-            "theta": jnp.asarray(theta),
-            "head": task.head,
-            "kappa": kappa(round_number - 1),
-            "learning_rate": learning_rate(round_number - 1),
-        }
 
     def private(round_number, clients):
         keys = [stream(round_number, client) for client in clients]
@@ -146,18 +104,11 @@ def deltamask(config, task: Task) -> Method:
             total += len(flips)
         return Votes(change, total)
 
-    def aggregate(state, votes, clients, examples, round_number):
+    def tally(state, votes, round_number, clients):
         """Σ m̂_k = Σ m_g,k + the signed flips."""
-        words = private(round_number, clients[:1] if shared else clients)
-        global_ones = _ones(jnp.asarray(state.theta), words) * (len(clients) if shared else 1)
-        change = jnp.asarray(votes.change)
-        theta, posterior = merge_votes(state, change, global_ones, len(clients), round_number)
-        return State(clamp(theta), posterior)
-
-    def eval_params(state):
-        multiplier = index.unravel(evaluated_mask(jnp.asarray(state.theta), options.evaluate))
-        kernels = jax.tree.map(jnp.multiply, index.kernels(task.params), multiplier)
-        return index.merge(task.params, kernels), task.head
+        keys = private(round_number, clients[:1] if shared else clients)
+        ones = masking.global_ones(jnp.asarray(state.theta), keys) * (len(clients) if shared else 1)
+        return masking.Tally(ones + jnp.asarray(votes.change), ones, len(clients))
 
     def describe(packed, votes):
         """Flips that travelled, per client and weight; H of that rate beside it; the filter's false flips."""
@@ -168,62 +119,20 @@ def deltamask(config, task: Task) -> Method:
             "false_flip_rate": votes.flips / (len(packed) * index.d) - flips,
         }
 
-    def export(state) -> dict[str, Any]:
-        mask = state.theta > masks.SCALE // 2
-        return {
-            "mask": np.packbits(mask),
-            "theta": state.theta,
-            "head/kernel": np.asarray(task.head["kernel"]),
-            "head/bias": np.asarray(task.head["bias"]),
-        }
-
-    return Method(
-        name="deltamask",
-        inputs="tokens",
-        frozen={"params": task.params},
-        training=mask_training(forward, index, optax.scale_by_adam(), options.theta_clip, final),
-        init=init,
-        broadcast=broadcast,
-        receive=receive,
+    return masking.mask_method(
+        name,
+        config,
+        task,
+        final=final,
         private=private,
         encode=encode,
         decode=decode,
-        aggregate=aggregate,
-        eval_params=eval_params,
+        tally=tally,
         describe=describe,
-        export=export,
+        schedules={"kappa": kappa},
     )
-
-
-def _cosine(first: float, last: float, rounds: int) -> optax.Schedule:
-    """From `first` in round 0 to `last` in round `rounds` − 1, on half a cosine."""
-    return optax.cosine_decay_schedule(first, max(rounds - 1, 1), alpha=last / first)
-
-
-def _beta(config, state, change, global_ones, voters, round_number):
-    """The paper's aggregation. Rounds count from 1; the first starts from the prior, like every reset."""
-    posterior = state.posterior
-    if aggregation.resets_at(round_number - 1, config.participation):
-        posterior = aggregation.prior(len(state.theta), config.mask.lambda0)
-    posterior = aggregation.vote(posterior, global_ones + change, voters)
-    return aggregation.mode(posterior, jnp.asarray(state.theta) / masks.SCALE), posterior
-
-
-def _control_variate(config, state, change, global_ones, voters, round_number):
-    """θ_g + mean(m̂_k − m_g,k): with one u per client unbiased for mean θ_k, without the noise of m_g."""
-    return jnp.asarray(state.theta) / masks.SCALE + change / voters, state.posterior
 
 
 @partial(jax.jit, static_argnums=1)
 def _uniforms(key, d: int):
     return uniforms(key, d, jnp)
-
-
-@jax.jit
-def _ones(theta, keys):
-    """Σ m_g over the given streams, i32[d]."""
-
-    def add(total, key):
-        return total + masks.draw(theta, uniforms(key, theta.size, jnp)), None
-
-    return jax.lax.scan(add, jnp.zeros(theta.size, jnp.int32), keys)[0]

@@ -1,0 +1,181 @@
+"""Minimal random coding of masks: what KLMS sends (Isik et al., AISTATS 2024, arXiv 2306.12625).
+
+The sender wants the receiver to have a mask drawn from Bernoulli(θ_k); both know the prior θ_g. The positions
+are cut into blocks. For each block both ends can generate the same 2^bits candidates, drawn from the prior by
+the public hash; the sender picks candidate c with probability proportional to q(c)/p(c), the ratio of its
+probabilities under θ_k and θ_g, and sends its number. What arrives follows θ_k up to a bias toward θ_g that
+shrinks as 2^bits grows beyond exp(KL of the block) (Havasi et al., arXiv 1810.00440).
+
+Blocks adapt to where the KL is. A segment is 256 · 2^g neighbouring positions and has as many blocks,
+1 … 256, as it takes to have at most `block_kl` nats each on average. Position x of a segment is in its block
+(x mod 256) mod blocks: spread over the segment, so that blocks come out alike.
+
+Body: u8 g, u8 bits, u8[segments] blocks of each segment less one, deflated, then the candidates' numbers,
+`bits` bits each, first bit highest, padded to a byte with zeros. The envelope's n is the number of blocks.
+"""
+
+import struct
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deltamask_jax import masks
+from deltamask_jax.codecs import envelope
+from deltamask_jax.codecs.codec import Context, PayloadError
+from deltamask_jax.public_random import Key, candidate_words, uniforms_at
+
+_ID = envelope.CODEC_IDS["random_coding"]
+_HEAD = struct.Struct("<BB")
+_COLUMNS = 256  # positions of a segment that may be in different blocks
+_MOST_ROWS_LOG2 = 12
+_BLOCKS = 32  # a segment on average; more are less equal, fewer cost more to describe
+_CHUNK = 1 << 16  # positions scored in one call, or one segment's
+
+
+def encode(
+    theta_k: np.ndarray,
+    key: Key,
+    context: Context,
+    *,
+    bits: int,
+    block_kl: float,
+    rng: np.random.Generator,
+) -> bytes:
+    """One payload.
+
+    Args:
+        theta_k: the probabilities to draw from, u16[d] in units of 1/65536.
+        key: the public stream of this client and round.
+        context: d, theta (the prior, u16[d]), round and client.
+        bits: log2 of the number of candidates.
+        block_kl: nats of KL(θ_k ‖ θ_g) a block, on average over a segment at most.
+        rng: the sender's own randomness, which picks among the candidates.
+    """
+    rows_log2, counts = _plan(np.asarray(_kl(theta_k, context.theta)), block_kl)
+    chosen = _choose(theta_k, context.theta, key, rows_log2, counts, bits, rng)
+    numbers = chosen[:, None] >> np.arange(bits)[::-1] & 1
+    body = b"".join(
+        (
+            _HEAD.pack(rows_log2, bits),
+            zlib.compress((counts - 1).astype(np.uint8).tobytes(), 9, -15),
+            np.packbits(numbers.astype(np.uint8)).tobytes(),
+        )
+    )
+    return envelope.pack(_ID, 0, context.d, len(chosen), context.round, context.client, body)
+
+
+def decode(payload: bytes, key: Key, context: Context, *, bits: int) -> np.ndarray:
+    """The mask that was chosen, bool[d].
+
+    Raises:
+        PayloadError: not such a payload.
+    """
+    received = envelope.unpack(payload, codec_id=_ID, d=context.d, round=context.round, client=context.client)
+    body = bytes(received.body)
+    if received.flags or len(body) < _HEAD.size:
+        raise PayloadError("random_coding payload has unknown flags or no header")
+    rows_log2, announced = _HEAD.unpack_from(body)
+    if rows_log2 > _MOST_ROWS_LOG2 or announced != bits:
+        raise PayloadError(f"random_coding payload has {announced} bits a block, expected {bits}")
+    segments = -(-context.d // (_COLUMNS << rows_log2))
+    inflate = zlib.decompressobj(-15)
+    try:
+        counts = inflate.decompress(body[_HEAD.size :], segments + 1)
+    except zlib.error as error:
+        raise PayloadError(f"random_coding block counts do not inflate: {error}") from None
+    if len(counts) != segments or not inflate.eof:
+        raise PayloadError(f"random_coding payload does not hold the counts of {segments} segments")
+    counts = np.frombuffer(counts, np.uint8).astype(np.int64) + 1
+    numbers = np.frombuffer(inflate.unused_data, np.uint8)
+    if counts.sum() != received.n or len(numbers) != -(-received.n * bits // 8):
+        raise PayloadError(f"random_coding payload has {len(numbers)} bytes for {received.n} blocks")
+    numbers = np.unpackbits(numbers)
+    if numbers[received.n * bits :].any():
+        raise PayloadError("random_coding payload is not padded with zeros")
+    numbers = numbers[: received.n * bits].reshape(-1, bits)
+    chosen = numbers.astype(np.int64) @ (1 << np.arange(bits)[::-1])
+    words = candidate_words(key, 1 << bits)[chosen][_blocks(counts)]  # u32[segments, 256]
+    words = np.repeat(words, 1 << rows_log2, axis=0).reshape(-1)[: context.d]
+    return np.asarray(_draw(context.theta, key[0], words))
+
+
+def _plan(kl: np.ndarray, block_kl: float) -> tuple[int, np.ndarray]:
+    """log2 of a segment's rows of 256, and the blocks of every segment, i64[segments], from KL f32[d]."""
+    positions = len(kl) * block_kl / max(kl.sum(dtype=np.float64), block_kl)  # a block, on average
+    rows_log2 = int(np.clip(np.log2(positions * _BLOCKS / _COLUMNS), 0, _MOST_ROWS_LOG2))
+    starts = np.arange(0, len(kl), _COLUMNS << rows_log2)
+    segment_kl = np.add.reduceat(kl, starts, dtype=np.float64)
+    return rows_log2, np.clip(np.ceil(segment_kl / block_kl), 1, _COLUMNS).astype(np.int64)
+
+
+def _blocks(counts: np.ndarray) -> np.ndarray:
+    """Block of every column of every segment, i64[segments, 256]."""
+    first = np.cumsum(counts) - counts
+    return first[:, None] + np.arange(_COLUMNS) % counts[:, None]
+
+
+def _choose(theta_k, theta_g, key, rows_log2: int, counts: np.ndarray, bits: int, rng) -> np.ndarray:
+    """Candidate of every block, i64[blocks], drawn with probability proportional to q(c)/p(c)."""
+    size = _COLUMNS << rows_log2
+    step = max(1, _CHUNK // size)  # segments in one call
+    # Padding has equal probabilities, so that it scores 0; its blocks come last and are cut off.
+    blocks, padded = counts.sum(), -(-len(counts) // step) * step
+    theta_k, theta_g = (
+        np.pad(theta, (0, padded * size - len(theta))).reshape(-1, step, size) for theta in (theta_k, theta_g)
+    )
+    counts = np.pad(counts, (0, padded - len(counts)), constant_values=1).reshape(-1, step)
+    most = 1 << int(counts.sum(axis=1).max() - 1).bit_length()  # blocks in a call; little is compiled
+    wanted = rng.random((len(counts), most), np.float32)
+    words = jnp.asarray(candidate_words(key, 1 << bits))
+    chosen = [
+        _choose_chunk(
+            theta_k[i],
+            theta_g[i],
+            np.uint32(i * step * size),
+            _blocks(counts[i]).astype(np.int32),
+            wanted[i],
+            key[0],
+            words,
+        )
+        for i in range(len(counts))
+    ]
+    return np.stack(jax.device_get(chosen))[np.arange(most) < counts.sum(axis=1, keepdims=True)][:blocks]
+
+
+@jax.jit
+def _choose_chunk(theta_k, theta_g, start, block, wanted, word, words):
+    """Candidates of whole segments' blocks, i32[blocks].
+
+    Args:
+        theta_k, theta_g: u16[segments, positions].
+        start: first position, u32.
+        block: of every column, counted from the first segment's first, i32[segments, 256].
+        wanted: where in its cumulative distribution each block chooses, f32[blocks], 0 … 1.
+        word, words: the candidates' streams.
+    """
+    segments, size = theta_g.shape
+    p, q = ((theta.astype(jnp.float32) + 0.5) / (masks.SCALE + 1) for theta in (theta_k, theta_g))
+    # Computed once, not again for every candidate.
+    one, zero = jax.lax.optimization_barrier((jnp.log(p / q), jnp.log1p(-p) - jnp.log1p(-q)))
+    positions = start + jnp.arange(segments * size, dtype=jnp.uint32).reshape(segments, size)
+
+    def score(candidate):  # of columns, f32[segments, 256]
+        drawn = masks.draw(theta_g, uniforms_at((word, candidate), positions, jnp))
+        return jnp.where(drawn, one, zero).reshape(segments, -1, _COLUMNS).sum(axis=1)
+
+    columns = jax.lax.map(score, words, batch_size=16).reshape(len(words), -1).T
+    scores = jax.ops.segment_sum(columns, block.ravel(), len(wanted))  # f32[blocks, candidates]
+    cumulative = jnp.cumsum(jax.nn.softmax(scores), axis=1)
+    return jnp.minimum(jnp.sum(cumulative <= wanted[:, None], axis=1), len(words) - 1)
+
+
+@jax.jit
+def _kl(theta_k, theta_g):
+    return masks.bernoulli_kl(theta_k, theta_g)
+
+
+@jax.jit
+def _draw(theta, word, words):
+    return masks.draw(theta, uniforms_at((word, words), jnp.arange(theta.size, dtype=jnp.uint32), jnp))

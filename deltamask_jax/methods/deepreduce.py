@@ -1,0 +1,33 @@
+"""DeepReduce (Xu et al., NeurIPS 2021, arXiv 2102.03112) for masks: sparse updates with a Bloom index.
+
+DeepReduce sends a sparse tensor as an index of its positions and their values. The sparse tensor of a mask
+is its flips against m_g, and a flip has no value: of the two parts only the index remains. A round is
+DeltaMask's without the ranking (all flips travel), and its filter is a Bloom filter.
+
+The filter reports all n flips and some false positives, P positions in all. The paper's policies say which of
+them get a value; here they say which of them are flipped (`config.deepreduce.policy`):
+
+    P0  all P. In the paper the true value of every one of them travels, so this policy loses nothing; flips
+        have no value that could undo a false one, so here its false positives stay, as noise on the mask.
+    P1  n of the P, chosen by a public hash that both ends know: as many as really flipped, but a share
+        1 − n/P of them wrong, and as many true flips lost.
+    P2  n of the P, by conflict sets: the positions that hash to one set bit of the filter. Some true flip
+        must have set it, so a set of one is certain, and small sets are likely. Ours takes positions in the
+        order of the smallest conflict set they are in, ties by the public hash, which is one sort; the
+        paper walks the sets and picks from each, as we understand it.
+
+What does not apply: value compression, and the paper's P1 and P2 sending the chosen positions' values, which
+repairs what they choose wrongly.
+"""
+
+import optax
+
+from deltamask_jax import codecs
+from deltamask_jax.methods.deltamask import flip_method
+from deltamask_jax.methods.method import Method, Task
+
+
+def deepreduce(config, task: Task) -> Method:
+    """DeepReduce with the settings of `config.deepreduce` and `config.mask`; κ does not apply."""
+    codec = codecs.get("bloom", fpr=config.codec.fpr, policy=config.deepreduce.policy)
+    return flip_method("deepreduce", config, task, [codec] * config.clients, optax.constant_schedule(1.0))

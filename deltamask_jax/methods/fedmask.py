@@ -1,0 +1,34 @@
+"""FedMask (Li, Sun, Zeng, Zhang, Li, Chen, SenSys 2021): hard-thresholded masks at one bit a weight.
+
+One round:
+  1  the server broadcasts θ_g, the mean of the clients' masks
+  2  client k trains logits; its network runs on [sigmoid(s) > ½] ⊙ w, with no sampling anywhere, and the
+     gradient goes straight through the threshold
+  3  m_k = [θ_k > ½] goes to the server as it is: d bits               codecs.bitmap
+  4  θ_g ← the mean of the m_k
+
+The paper learns a personal, structured-sparse mask for every device; as in DeltaMask's comparison, here all
+clients share one. As we understand the paper it says nothing of where pretrained weights should start, so we
+chose: clients start from θ_g held inside [start, 1 − start] (`config.fedmask.start`), because under a hard
+threshold a logit far from 0 would need more steps than a round has before anything happens.
+"""
+
+import jax.numpy as jnp
+
+from deltamask_jax import codecs, masks
+from deltamask_jax.methods.fedpm import whole_mask_method
+from deltamask_jax.methods.method import Method, Task
+
+
+def fedmask(config, task: Task) -> Method:
+    """FedMask with the settings of `config.fedmask` and `config.mask`."""
+    return whole_mask_method(
+        "fedmask",
+        config,
+        task,
+        codecs.get("bitmap"),
+        final=lambda theta_k, received, private: jnp.packbits(theta_k > masks.SCALE // 2),
+        private=lambda round_number, clients: (),
+        start_clip=config.fedmask.start,
+        draw=masks.threshold,
+    )
