@@ -32,9 +32,11 @@ SETTINGS = (
     {"name": "bfuse", "window": True},
     {"name": "xor"},
     {"name": "bloom"},
+    {"name": "bloom", "policy": "P2"},
     {"name": "rice"},
     {"name": "side_info"},
     {"name": "arithmetic"},
+    {"name": "bitmap"},
 )
 INTERESTING = (0, 1, 0x7F, 0x80, 0xFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 

@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deltamask_jax.public_random import EVERY_CLIENT, MASK, stream_key, uniforms, uniforms_at
+from deltamask_jax.public_random import (
+    CANDIDATES,
+    EVERY_CLIENT,
+    MASK,
+    candidate_words,
+    stream_key,
+    uniforms,
+    uniforms_at,
+)
 
 words = st.integers(0, 2**32 - 1)
 
@@ -18,6 +26,10 @@ def test_golden_values():
     assert key == (4127855818, 3829376412)
     assert uniforms(key, 8).tolist() == [32109, 3215, 51455, 58268, 23614, 33931, 24051, 32240]
     assert uniforms_at(key, np.uint32([2**31, 2**32 - 1])).tolist() == [47435, 47417]
+    key = stream_key(1234567890123456789, 7, 29, CANDIDATES)
+    words = candidate_words(key, 3)
+    assert words.tolist() == [3945165534, 725286243, 2337023494]
+    assert uniforms((key[0], words[1]), 4).tolist() == [45608, 39831, 13481, 33920]
 
 
 def test_plain_integer_reference():

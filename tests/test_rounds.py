@@ -26,7 +26,8 @@ def play(problem, rounds=2, **changes):
 
 @pytest.mark.parametrize("name", sorted(methods.METHODS))
 def test_training_loss_falls_and_bytes_are_counted(problem, name):
-    problem, method, state, results = play(problem, 3, method=name, fedavg__learning_rate=1e-3, batch_size=4)
+    rates = {"fedavg__learning_rate": 1e-3, "mask__learning_rate": 0.5, "mask__learning_rate_final": 0.5}
+    problem, method, state, results = play(problem, 3, method=name, batch_size=4, **rates)
     assert results[-1].train_loss < results[0].train_loss
     for result in results:
         assert result.clients == 6

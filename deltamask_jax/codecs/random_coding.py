@@ -102,12 +102,26 @@ def decode(payload: bytes, key: Key, context: Context, *, bits: int) -> np.ndarr
 
 
 def _plan(kl: np.ndarray, block_kl: float) -> tuple[int, np.ndarray]:
-    """log2 of a segment's rows of 256, and the blocks of every segment, i64[segments], from KL f32[d]."""
-    positions = len(kl) * block_kl / max(kl.sum(dtype=np.float64), block_kl)  # a block, on average
-    rows_log2 = int(np.clip(np.log2(positions * _BLOCKS / _COLUMNS), 0, _MOST_ROWS_LOG2))
-    starts = np.arange(0, len(kl), _COLUMNS << rows_log2)
-    segment_kl = np.add.reduceat(kl, starts, dtype=np.float64)
-    return rows_log2, np.clip(np.ceil(segment_kl / block_kl), 1, _COLUMNS).astype(np.int64)
+    """log2 of a segment's rows of 256, and the blocks of every segment, i64[segments], from KL f32[d].
+
+    A segment that wants more than 256 blocks asks for smaller segments, as long as the other segments, of at
+    least a block each, do not make the payload a tenth larger by it; its blocks hold more KL otherwise.
+    """
+    least = max(float(kl.sum(dtype=np.float64)), block_kl) / block_kl  # blocks
+
+    def wanted(rows_log2: int) -> np.ndarray:
+        starts = np.arange(0, len(kl), _COLUMNS << rows_log2)
+        segment_kl = np.add.reduceat(kl, starts, dtype=np.float64)
+        return np.maximum(np.ceil(segment_kl / block_kl), 1).astype(np.int64)
+
+    rows_log2 = int(np.clip(np.log2(len(kl) / least * _BLOCKS / _COLUMNS), 0, _MOST_ROWS_LOG2))
+    counts = wanted(rows_log2)
+    while rows_log2 and counts.max() > _COLUMNS:
+        smaller = wanted(rows_log2 - 1)
+        if smaller.sum() > 1.1 * least:
+            break
+        rows_log2, counts = rows_log2 - 1, smaller
+    return rows_log2, np.minimum(counts, _COLUMNS)
 
 
 def _blocks(counts: np.ndarray) -> np.ndarray:

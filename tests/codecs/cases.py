@@ -21,6 +21,7 @@ SETTINGS = (
     {"name": "rice"},
     {"name": "side_info"},
     {"name": "arithmetic"},
+    {"name": "bitmap"},
 )
 
 

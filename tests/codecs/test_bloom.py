@@ -1,10 +1,13 @@
-"""Bloom filters: chosen false-positive rate, JAX equal to NumPy."""
+"""Bloom filters: chosen false-positive rate, JAX equal to NumPy, policies about false positives."""
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from deltamask_jax import codecs
 from deltamask_jax.codecs import bloom, membership
+from tests.codecs.cases import sealed
 
 
 @pytest.mark.parametrize("hashes", [1, 3, 8])
@@ -26,3 +29,49 @@ def test_jax_equals_numpy(monkeypatch):
     in_jax = bloom._query_all(table, 5600, 3, d)
     monkeypatch.setattr(membership, "SMALL", d)
     np.testing.assert_array_equal(bloom._query_all(table, 5600, 3, d), in_jax)
+
+
+def test_policies():
+    d, n = 400_000, 5000
+    positions = np.sort(np.random.default_rng(0).choice(d, n, replace=False)).astype(np.uint32)
+    context = codecs.Context(d, round=3, client=1)
+    taken = {
+        policy: (codec := codecs.get("bloom", policy=policy)).decode(
+            codec.encode(positions, context), context
+        )
+        for policy in ("P0", "P1", "P2")
+    }
+    for policy in ("P1", "P2"):  # as many as were sent, out of the positives
+        assert len(taken[policy]) == n and (np.diff(taken[policy].astype(int)) > 0).all()
+        assert np.isin(taken[policy], taken["P0"]).all()
+    right = {policy: np.isin(positions, taken[policy]).mean() for policy in taken}
+    share = n / len(taken["P0"])  # of true flips among the positives, about 0.76
+    assert right["P0"] == 1
+    assert right["P1"] == pytest.approx(share, abs=0.02)
+    assert right["P2"] > 0.95
+    other = codecs.Context(d, round=4, client=1)
+    codec = codecs.get("bloom", policy="P1")
+    assert not np.array_equal(codec.decode(codec.encode(positions, other), other), taken["P1"])
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_hostile_payloads_of_a_policy(data):
+    context = codecs.Context(700)
+    codec = codecs.get("bloom", policy="P2")
+    payload = bytearray(codec.encode(np.arange(0, 700, 9), context))
+    start = data.draw(st.integers(0, len(payload) - 1))
+    payload[start : start + data.draw(st.integers(0, 8))] = data.draw(st.binary(max_size=8))
+    try:
+        decoded = codec.decode(sealed(bytes(payload)) if len(payload) >= 32 else payload, context)
+    except codecs.PayloadError:
+        return
+    assert decoded.dtype == np.uint32 and (np.diff(decoded.astype(int)) > 0).all()
+
+
+def test_a_policy_is_part_of_the_payload():
+    payload = codecs.get("bloom", policy="P1").encode(np.arange(5), codecs.Context(100))
+    with pytest.raises(codecs.PayloadError, match="Bloom settings"):
+        codecs.get("bloom").decode(payload, codecs.Context(100))
+    with pytest.raises(ValueError, match="policy"):
+        codecs.get("bloom", policy="P3")

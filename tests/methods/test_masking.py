@@ -1,0 +1,98 @@
+"""Aggregators of masks: bias and variance by simulation, every position a trial; who may use which."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deltamask_jax import aggregation, masks, methods
+from deltamask_jax.methods import masking
+from deltamask_jax.public_random import EVERY_CLIENT, MASK, stream_key, uniforms
+from tests.conftest import tiny_config
+
+TRIALS, WIDTH, CLIENTS = 1000, 50, 5  # vectors, their length, masks a vector
+
+
+def vectors(spread: int):
+    """θ_g u16[trials · width], and every client's θ_k near it, u16[clients, trials · width]."""
+    rng = np.random.default_rng(0)
+    theta = rng.integers(6000, 59_000, TRIALS * WIDTH)
+    moved = theta + rng.normal(spread / 2, spread, (CLIENTS, theta.size))
+    return theta.astype(np.uint16), np.clip(np.rint(moved), 0, 65535).astype(np.uint16)
+
+
+def estimate(aggregator: str, theta, thetas, shared=False, rounds=1):
+    """What the server makes of one mask a client a round: θ f64[trials, width]."""
+    merge = masking.aggregator(tiny_config(mask__aggregator=aggregator))
+    state = masking.State(theta, aggregation.prior(len(theta), 1.0))
+    for number in range(1, rounds + 1):
+        words = [EVERY_CLIENT if shared else client for client in range(CLIENTS)]
+        u = np.stack([uniforms(stream_key(7, number, word, MASK), len(theta)) for word in words])
+        tally = masking.Tally(
+            jnp.asarray(masks.draw(thetas, u).sum(0)), jnp.asarray(masks.draw(theta, u).sum(0)), CLIENTS
+        )
+        merged, posterior = merge(state, tally, number)
+        state = masking.State(theta, posterior)
+    return np.asarray(merged, np.float64).reshape(TRIALS, WIDTH)
+
+
+def standard_errors(error, direction):
+    """The mean projection of each trial's error, in standard errors."""
+    projections = np.mean(error * direction, axis=1)
+    return abs(projections.mean()) / (projections.std(ddof=1) / TRIALS**0.5)
+
+
+@pytest.mark.parametrize("aggregator", ["beta", "running", "control_variate"])
+def test_estimates_of_the_mean_are_unbiased(aggregator):
+    theta, thetas = vectors(2000)
+    error = estimate(aggregator, theta, thetas) - (thetas.mean(0) / masks.SCALE).reshape(TRIALS, WIDTH)
+    step = (thetas.mean(0) - theta).reshape(TRIALS, WIDTH)
+    assert standard_errors(error, np.ones(WIDTH)) < 3
+    assert standard_errors(error, step) < 3
+    # A part of the step left out would be seen.
+    assert standard_errors(error - 0.3 * step / masks.SCALE, step) > 3
+
+
+def test_the_control_variate_keeps_only_the_noise_of_the_step():
+    theta, thetas = vectors(2000)
+    p, q = thetas / masks.SCALE, theta / masks.SCALE
+    target = p.mean(0).reshape(TRIALS, WIDTH)
+    step = np.abs(p - q)
+    expected = {
+        "beta": np.mean(p * (1 - p)) / CLIENTS,
+        "control_variate": np.mean(step * (1 - step)) / CLIENTS,
+    }
+    for name, variance in expected.items():
+        error = estimate(name, theta, thetas) - target
+        assert np.mean(error**2) == pytest.approx(variance, rel=0.05), name
+    assert expected["control_variate"] < 0.2 * expected["beta"]
+
+
+def test_shared_uniforms_do_not_average_out():
+    """Equal clients with one u are one client: the paper's regime has K times the noise."""
+    theta, thetas = vectors(2000)
+    thetas[:] = thetas[0]
+    target = (thetas[0] / masks.SCALE).reshape(TRIALS, WIDTH)
+    noise = {
+        shared: np.mean((estimate("control_variate", theta, thetas, shared) - target) ** 2)
+        for shared in (True, False)
+    }
+    assert noise[True] / noise[False] == pytest.approx(CLIENTS, rel=0.1)
+
+
+def test_the_running_posterior_averages_over_rounds_and_the_reset_one_does_not():
+    theta, thetas = vectors(2000)
+    target = (thetas.mean(0) / masks.SCALE).reshape(TRIALS, WIDTH)
+    noise = {
+        (name, rounds): np.mean((estimate(name, theta, thetas, rounds=rounds) - target) ** 2)
+        for name in ("running", "beta")
+        for rounds in (1, 4)
+    }
+    assert noise["running", 1] / noise["running", 4] == pytest.approx(4, rel=0.05)
+    assert noise["beta", 1] / noise["beta", 4] == pytest.approx(1, rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["fedmask", "klms"])
+def test_methods_without_public_uniforms_refuse_the_control_variate(name):
+    with pytest.raises(ValueError, match="use 'beta' or 'running'"):
+        methods.check(tiny_config(method=name, mask__aggregator="control_variate"))
+    methods.check(tiny_config(method=name, mask__aggregator="running"))

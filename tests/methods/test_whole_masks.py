@@ -1,0 +1,140 @@
+"""FedPM and FedMask: bits on the wire, sums of masks, gradients, and no sampling where there is none."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deltamask_jax import masks, methods
+from deltamask_jax.codecs import PayloadError
+from deltamask_jax.flat_index import FlatIndex
+from deltamask_jax.metrics import binary_entropy
+from deltamask_jax.public_random import MASK, stream_key, uniforms
+from tests.conftest import tiny_config
+
+D = 400_001
+CLIENTS = np.array([0, 3, 5])
+
+
+def build(problem, name, **changes):
+    """The method on one kernel of D weights; only its training would miss the network."""
+    index = FlatIndex(("kernel",), ((D,),), (0,), D)
+    return methods.build(tiny_config(method=name, **changes), dataclasses.replace(problem.task, index=index))
+
+
+def some_round(method):
+    """A state with spread θ and each client's θ_k, u16[d]."""
+    rng = np.random.default_rng(0)
+    theta = np.clip(65536 * rng.beta(3, 0.5, D), 656, 64880).astype(np.uint16)
+    moved = [np.clip(theta + rng.normal(0, 3000, D), 0, 65535).astype(np.uint16) for _ in CLIENTS]
+    return dataclasses.replace(method.init(), theta=theta), moved
+
+
+def sampled(thetas):
+    """The masks FedPM's clients draw in round 1, bool[clients, d]."""
+    keys = [stream_key(0, 1, int(client), MASK) for client in CLIENTS]
+    return np.stack([uniforms(key, D) < theta for key, theta in zip(keys, thetas, strict=True)])
+
+
+def updates(method, thetas):
+    private = method.private(1, CLIENTS)
+    return [
+        np.asarray(method.training.final(None, {}, ({"kernel": logits(theta)}, None), key))
+        for theta, key in zip(
+            thetas, zip(*private, strict=True) if private else [()] * len(thetas), strict=True
+        )
+    ]
+
+
+def logits(theta):
+    p = (jnp.asarray(theta, jnp.float32)) / masks.SCALE
+    return jnp.log(jnp.maximum(p, 1e-9)) - jnp.log1p(-p)
+
+
+@pytest.mark.parametrize("coding", ["marginal", "given_theta"])
+def test_fedpm_sends_the_entropy_of_its_masks(problem, coding):
+    method = build(problem, "fedpm", fedpm__coding=coding)
+    state, thetas = some_round(method)
+    drawn = sampled(thetas)
+    payloads = method.encode(state, [np.packbits(mask) for mask in drawn], 1, CLIENTS)
+    for mask, payload in zip(drawn, payloads, strict=True):
+        entropy = D * binary_entropy(mask.mean())
+        if coding == "given_theta":
+            groups = [mask[state.theta >> 10 == i] for i in range(64)]
+            entropy = sum(len(group) * binary_entropy(group.mean()) for group in groups if len(group))
+        table = 2 * 64 if coding == "given_theta" else 2
+        assert entropy < 8 * len(payload) < 1.01 * entropy + 8 * (32 + table)
+    counts = method.decode(state, payloads, 1, CLIENTS)
+    np.testing.assert_array_equal(counts, drawn.sum(0))
+    details = method.describe(np.stack([np.packbits(mask) for mask in drawn]), counts)
+    assert details["mask_rate"] == pytest.approx(drawn.mean())
+
+
+@pytest.mark.parametrize("aggregator", ["beta", "running", "control_variate"])
+def test_fedpm_aggregates_what_the_definition_says(problem, aggregator):
+    method = build(problem, "fedpm", mask__aggregator=aggregator)
+    state, thetas = some_round(method)
+    sent = updates(method, thetas)
+    own = np.stack([np.unpackbits(packed, count=D) for packed in sent]).astype(bool)
+    assert np.mean(own != sampled(thetas)) < 1e-4  # but for rounding of logits
+    decoded = method.decode(state, method.encode(state, sent, 1, CLIENTS), 1, CLIENTS)
+    mean = own.mean(0)
+    if aggregator == "control_variate":
+        mean = state.theta / masks.SCALE + mean - sampled([state.theta] * len(CLIENTS)).mean(0)
+    expected = np.clip(np.rint(mean * masks.SCALE), 0.01 * masks.SCALE, 0.99 * masks.SCALE)
+    new = method.aggregate(state, decoded, CLIENTS, [1, 1, 1], 1)
+    np.testing.assert_allclose(new.theta, expected, atol=2)
+
+
+def test_the_straight_through_variant_of_the_public_code():
+    """There the sampled mask's gradient is p times what comes from above, and a sigmoid precedes it."""
+
+    @jax.custom_vjp
+    def bernoulli(p):
+        return (p > 0.4).astype(jnp.float32)  # the draw does not matter
+
+    bernoulli.defvjp(lambda p: (bernoulli(p), p), lambda p, above: (p * above,))
+    s, w, x = (jnp.asarray(np.random.default_rng(i).normal(size=20), jnp.float32) for i in range(3))
+    loss = lambda masked: jnp.sum(jnp.tanh(masked * x))  # noqa: E731
+    expected = jax.grad(lambda s: loss(bernoulli(jax.nn.sigmoid(s)) * w))(s)
+    theta = jax.nn.sigmoid(s)
+    grad = jax.grad(loss)(bernoulli(theta) * w)
+    np.testing.assert_allclose(masks.straight_through_times_p(grad, w, theta), expected, rtol=1e-5)
+
+
+def test_fedmask_is_one_bit_a_weight_and_a_header(problem):
+    method = build(problem, "fedmask")
+    state, thetas = some_round(method)
+    sent = updates(method, thetas)
+    payloads = method.encode(state, sent, 1, CLIENTS)
+    assert {len(payload) for payload in payloads} == {32 + -(-D // 8)}
+    votes = sum((theta > 32768).astype(int) for theta in thetas)
+    counts = method.decode(state, payloads, 1, CLIENTS)
+    assert np.mean(counts != votes) < 1e-4  # but for rounding of logits
+    new = method.aggregate(state, counts, CLIENTS, [1, 1, 1], 1)
+    expected = np.clip(65536.0 * counts / 3, 655, 64881)
+    np.testing.assert_allclose(new.theta, expected, atol=1)
+    with pytest.raises(PayloadError):
+        method.decode(state, payloads, 2, CLIENTS)
+
+
+def test_fedmask_does_not_sample(problem):
+    """Two keys, one step; FedPM's steps differ."""
+    batch = {
+        "inputs": problem.inputs["tokens"][0][:4],
+        "labels": problem.labels[0][:4],
+        "weights": jnp.ones(4),
+    }
+    differs = {}
+    for name in ("fedmask", "fedpm"):
+        method = methods.build(tiny_config(method=name), problem.task)
+        received = method.receive(method.broadcast(method.init(), 1), 1)
+        start = method.training.init(method.frozen, received)
+        step = jax.jit(method.training.step)
+        carries = [step(method.frozen, received, start, batch, jax.random.key(i))[0] for i in (0, 1)]
+        first, second = (problem.task.index.ravel(carry[0]) for carry in carries)
+        differs[name] = float(jnp.abs(first - second).max())
+        assert float(jnp.abs(first - problem.task.index.ravel(start[0])).max()) > 0.05
+    assert differs["fedmask"] == 0 < differs["fedpm"]
