@@ -17,7 +17,8 @@ them get a value; here they say which of them are flipped (`config.deepreduce.po
         paper walks the sets and picks from each, as we understand it.
 
 What does not apply: value compression, and the paper's P1 and P2 sending the chosen positions' values, which
-repairs what they choose wrongly.
+repairs what they choose wrongly. The round's `false_flip_rate` is flips received less flips sent, so it is 0
+under P1 and P2, whose false flips stand in for lost ones.
 """
 
 import optax

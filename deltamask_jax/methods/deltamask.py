@@ -24,7 +24,7 @@ from deltamask_jax import codecs, masks
 from deltamask_jax.methods import masking
 from deltamask_jax.methods.method import Method, Task
 from deltamask_jax.metrics import binary_entropy
-from deltamask_jax.public_random import EVERY_CLIENT, MASK, stream_key, uniforms
+from deltamask_jax.public_random import EVERY_CLIENT, uniforms
 from deltamask_jax.registry import look_up
 
 
@@ -64,25 +64,20 @@ def flip_method(name: str, config, task: Task, codec_of: list[codecs.Codec], kap
     index = task.index
     shared = look_up("config.mask.uniforms", config.mask.uniforms, {"shared": True, "per_client": False})
 
-    def stream(round_number, client):
-        word = EVERY_CLIENT if shared else int(client)
-        return stream_key(config.seed, round_number, word, MASK)
+    def private(round_number, clients):
+        return masking.mask_keys(config, round_number, [EVERY_CLIENT] * len(clients) if shared else clients)
 
     def contexts(state, round_number, clients) -> Iterator[codecs.Context]:
         """What both ends know of each client's payload."""
         u = None
-        for client in clients:
+        for client, key in zip(clients, zip(*private(round_number, clients), strict=True), strict=True):
             if u is None or not shared:
-                u = np.asarray(_uniforms(stream(round_number, client), index.d))
+                u = np.asarray(_uniforms(key, index.d))
             yield codecs.Context(index.d, state.theta, u, round_number, int(client))
 
     def final(theta_k, received, key):
         u = uniforms(key, index.d, jnp)
         return jnp.packbits(masks.client_flips(theta_k, received["theta"], u, received["kappa"]))
-
-    def private(round_number, clients):
-        keys = [stream(round_number, client) for client in clients]
-        return tuple(jnp.asarray(words) for words in zip(*keys, strict=True))
 
     def encode(state, updates, round_number, clients):
         flips = (np.flatnonzero(np.unpackbits(packed, count=index.d)).astype(np.uint32) for packed in updates)
@@ -111,7 +106,7 @@ def flip_method(name: str, config, task: Task, codec_of: list[codecs.Codec], kap
         return masking.Tally(ones + jnp.asarray(votes.change), ones, len(clients))
 
     def describe(packed, votes):
-        """Flips that travelled, per client and weight; H of that rate beside it; the filter's false flips."""
+        """Flips that travelled, per client and weight; H of that rate beside it; how many more arrived."""
         flips = float(np.bitwise_count(packed).sum()) / (len(packed) * index.d)
         return {
             "flip_rate": flips,

@@ -42,7 +42,7 @@ def fedpm(config, task: Task) -> Method:
         task,
         codecs.get("arithmetic"),
         final=final,
-        private=lambda round_number, clients: masking.client_keys(config, round_number, clients),
+        private=lambda round_number, clients: masking.mask_keys(config, round_number, clients),
         given_theta=given_theta,
         straight_through=look_up("config.fedpm.straight_through", options.straight_through, gradients),
     )
@@ -83,7 +83,7 @@ def whole_mask_method(
     def tally(state, counts, round_number, clients):
         global_ones = None
         if config.mask.aggregator == "control_variate":
-            keys = masking.client_keys(config, round_number, clients)
+            keys = masking.mask_keys(config, round_number, clients)
             global_ones = masking.global_ones(jnp.asarray(state.theta), keys)
         return masking.Tally(jnp.asarray(counts, jnp.int32), global_ones, len(clients))
 

@@ -13,7 +13,7 @@ Such a method (`deltamask`, `fedpm`, `fedmask`, `deepreduce`, `klms`) adds what 
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -186,8 +186,8 @@ def cosine(first: float, last: float, rounds: int) -> optax.Schedule:
     return optax.cosine_decay_schedule(first, max(rounds - 1, 1), alpha=last / first)
 
 
-def client_keys(config, round_number: int, clients: np.ndarray) -> tuple[jax.Array, jax.Array]:
-    """Each client's own public stream of mask uniforms: two words u32[k]."""
+def mask_keys(config, round_number: int, clients: Sequence[int]) -> tuple[jax.Array, jax.Array]:
+    """The public streams that clients' masks are drawn from: two words u32[k]."""
     keys = [stream_key(config.seed, round_number, int(client), MASK) for client in clients]
     return tuple(jnp.asarray(words) for words in zip(*keys, strict=True))
 

@@ -1,12 +1,15 @@
 """Minimal random coding: the chosen candidates, their law, the size, and refusal of everything else."""
 
+import tracemalloc
+import zlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltamask_jax import masks
-from deltamask_jax.codecs import Context, PayloadError, random_coding
+from deltamask_jax.codecs import Context, PayloadError, envelope, random_coding
 from deltamask_jax.public_random import CANDIDATES, candidate_words, stream_key, uniforms
 from tests.codecs.cases import sealed
 
@@ -129,6 +132,24 @@ def test_hostile_bytes_with_a_valid_checksum(data):
     except PayloadError:
         return
     assert mask.dtype == bool and mask.shape == (3000,)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_decoding_stays_within_the_stated_memory(bits):
+    """The most blocks that a payload can announce: one a position."""
+    d = 256 * 1200
+    context = Context(d, np.full(d, 60_000, np.uint16), None, 3, 1)
+    body = bytes([0, bits]) + zlib.compress(b"\xff" * 1200, 9, -15) + bytes(d * bits // 8)
+    payload = envelope.pack(envelope.CODEC_IDS["random_coding"], 0, d, d, 3, 1, body)
+    tracemalloc.start()
+    try:
+        mask = random_coding.decode(payload, KEY, context, bits=bits)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    word = candidate_words(KEY, 1)[0]  # number 0 everywhere
+    np.testing.assert_array_equal(mask, uniforms((KEY[0], word), d) < context.theta)
+    assert peak < 48 * d + 4e6
 
 
 def test_damage_and_other_settings_are_refused():
