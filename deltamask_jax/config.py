@@ -21,6 +21,7 @@ RANGES = {
     "local_epochs": (1, 10_000),
     "batch_size": (1, 2**20),
     "eval_every": (1, 2**31),
+    "byte_budget": (0, 2**62),
     "train_examples": (0, 2**31),
     "test_examples": (0, 2**31),
     "partition.alpha": (1e-6, math.inf),
@@ -38,6 +39,10 @@ RANGES = {
     "mask.kappa_final": (1e-6, 1.0),
     "mask.lambda0": (1.0, math.inf),
     "fedavg.learning_rate": (0.0, math.inf),
+    "peft.learning_rate": (0.0, math.inf),
+    "peft.adapter_width": (1, 2**20),
+    "peft.prompts": (1, 2**20),
+    "peft.lora_rank": (1, 2**20),
     "cohort.chunk": (1, 2**20),
 }
 
@@ -49,6 +54,10 @@ CHOICES = {
     "mask.uniforms": ("shared", "per_client"),
     "mask.aggregator": ("beta", "control_variate"),
     "mask.evaluate": ("mean", "threshold"),
+    "peft.kind": ("head", "bias", "adapter", "prompt", "lora"),
+    "peft.scope": ("network", "suffix"),
+    "peft.prompt_depth": ("deep", "shallow"),
+    "peft.wire": ("float32", "float16", "8bit"),
     "cohort.backend": ("vmap", "loop"),
 }
 

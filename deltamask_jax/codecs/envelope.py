@@ -20,6 +20,8 @@ CODEC_IDS = {
     "arithmetic": 6,
     "theta": 32,  # downlink: theta as u16[d]; see dense.py
     "dense": 35,  # float32 values, both ways; see dense.py
+    "half": 48,  # float16 values, both ways; see dense.py
+    "rounded": 49,  # values rounded to 8 bits, both ways; see rounded.py
 }
 
 _FIELDS = struct.Struct("<4sBBHIIIII")  # without the CRC32, which follows
