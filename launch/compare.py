@@ -119,6 +119,7 @@ def compare(config: ConfigDict, names: list[str], seeds: int, out: Path, target:
     Raises:
         ValueError: a method or setting is unknown or makes no sense; found before anything runs.
     """
+    names = list(dict.fromkeys(names))
     runs = {
         (name, seed): (out / re.sub(r"[^\w.=-]+", "_", name) / f"seed{seed}", config_of(config, name, seed))
         for seed in range(seeds)

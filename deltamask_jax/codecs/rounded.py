@@ -19,20 +19,21 @@ def encode(vector: np.ndarray, noise: np.ndarray, *, round_number: int, client: 
     """One payload.
 
     Args:
-        vector: f32[n], finite.
+        vector: f32[n]. A value that is not finite spoils its group's step, and the receiver refuses that.
         noise: u16[n], uniform integers that decide what is rounded up.
         client: client id, or `dense.SERVER` on the downlink.
 
     Raises:
-        ValueError: not one-dimensional, noise of another length, or a value that is not finite.
+        ValueError: not one-dimensional, or noise of another length.
     """
     vector = np.asarray(vector, np.float32)
-    if vector.ndim != 1 or noise.shape != vector.shape or not np.isfinite(vector).all():
-        raise ValueError(f"rounding takes finite f32[n] and as much noise, got {vector.shape}, {noise.shape}")
+    if vector.ndim != 1 or noise.shape != vector.shape:
+        raise ValueError(f"rounding takes f32[n] and as much noise, got {vector.shape}, {noise.shape}")
     n = vector.size
     grouped = np.pad(vector, (0, -n % GROUP)).reshape(-1, GROUP)
     steps = np.abs(grouped).max(axis=1, initial=0) / np.float32(LEVELS)
-    ratio = grouped / np.where(steps > 0, steps, 1)[:, None]
+    divisor = np.where((steps > 0) & np.isfinite(steps), steps, 1)
+    ratio = np.nan_to_num(grouped / divisor[:, None])
     up = (np.pad(noise, (0, -n % GROUP)).reshape(-1, GROUP).astype(np.float32) + 0.5) / 65536
     whole = np.floor(ratio)  # the fraction alone meets the noise: a sum would lose its low bits
     levels = np.clip(whole + (up < ratio - whole), -LEVELS, LEVELS).astype(np.int8).reshape(-1)[:n]

@@ -58,8 +58,11 @@ def test_extremes_survive():
     for x in (np.zeros(700), np.full(3, -1e38), np.array([3e38, 0, -3e38]), np.zeros(0), [1e-44, 2e-44]):
         x = np.asarray(x, np.float32)
         np.testing.assert_allclose(sent(x), x, rtol=1e-5, atol=1e-43)
-    with pytest.raises(ValueError, match="finite"):
-        rounded.encode(np.array([np.nan], np.float32), noise(1), **HEADER)
+    for bad in (np.nan, np.inf):
+        with pytest.raises(PayloadError):
+            sent(np.array([1, bad, 2], np.float32))
+    with pytest.raises(ValueError, match="as much noise"):
+        rounded.encode(np.zeros(3, np.float32), noise(2), **HEADER)
 
 
 def sealed(body, n=4):
