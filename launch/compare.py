@@ -65,10 +65,10 @@ def with_settings(config: ConfigDict, settings: dict[str, Any]) -> ConfigDict:
             raise ValueError(f"unknown setting config.{name}: {config_lib.nearest(name, flat)}")
         kind = type(flat[name])
         try:
-            value = json.loads(value) if isinstance(value, str) and kind is bool else kind(value)
-        except ValueError:
+            typed = json.loads(value) if isinstance(value, str) and kind is bool else kind(value)
+            config.update_from_flattened_dict({name: typed})
+        except (ValueError, TypeError):
             raise ValueError(f"config.{name}={value!r}: takes a {kind.__name__}") from None
-        config.update_from_flattened_dict({name: value})
     return config
 
 

@@ -116,6 +116,7 @@ def test_settings_of_one_method(monkeypatch):
         ("peft:kind=lroa", "did you mean 'lora'"),
         ("peft:knid=lora", "did you mean"),
         ("fedavg:learning_rate=fast", "takes a float"),
+        ("fedavg:per_client_evaluation=3", "takes a bool"),
         ("peft:lora", "is not setting=value"),
     ],
 )
