@@ -17,6 +17,8 @@ def get_config() -> ConfigDict:
     config.local_epochs = 1  # E, passes over a client's examples in a round
     config.batch_size = 64  # examples
     config.eval_every = 1  # rounds between evaluations; the last round is always evaluated
+    config.per_client_evaluation = False  # also the accuracy on each client's own share of the test examples
+    config.byte_budget = 0  # bytes, up and down of all clients, after which no round starts; 0 = no limit
 
     # Data: 'digits', 'idx:DIR', 'folder:DIR', 'npz:FILE', 'tfds:NAME' (docs/data.md).
     config.data = "digits"
@@ -98,6 +100,16 @@ def get_config() -> ConfigDict:
 
     config.fedavg = ConfigDict()
     config.fedavg.learning_rate = 1e-4  # Adam
+
+    config.peft = ConfigDict()
+    config.peft.kind = "bias"  # tuned beside the head: 'head' (nothing), 'bias', 'adapter', 'prompt', 'lora'
+    config.peft.scope = "network"  # 'network': every block, no cache (FedPEFT); 'suffix': trained_blocks only
+    config.peft.learning_rate = 1e-3  # Adam
+    config.peft.adapter_width = 8  # hidden channels of an adapter
+    config.peft.prompts = 10  # tokens a block, or in all where shallow
+    config.peft.prompt_depth = "deep"  # 'deep': prompts in every block; 'shallow': before the first
+    config.peft.lora_rank = 4  # of the updates of queries and values
+    config.peft.wire = "float32"  # values both ways: 'float32', 'float16', '8bit' (stochastic rounding)
 
     config.cohort = ConfigDict()
     config.cohort.backend = "vmap"  # 'vmap', or 'loop' for debugging: one client, one step at a time

@@ -21,6 +21,7 @@ RANGES = {
     "local_epochs": (1, 10_000),
     "batch_size": (1, 2**20),
     "eval_every": (1, 2**31),
+    "byte_budget": (0, 2**62),
     "train_examples": (0, 2**31),
     "test_examples": (0, 2**31),
     "partition.alpha": (1e-6, math.inf),
@@ -41,6 +42,10 @@ RANGES = {
     "klms.bits": (1, 16),
     "klms.block_kl": (1e-3, 100.0),
     "fedavg.learning_rate": (0.0, math.inf),
+    "peft.learning_rate": (0.0, math.inf),
+    "peft.adapter_width": (1, 2**20),
+    "peft.prompts": (1, 2**20),
+    "peft.lora_rank": (1, 2**20),
     "cohort.chunk": (1, 2**20),
 }
 
@@ -55,6 +60,10 @@ CHOICES = {
     "fedpm.straight_through": ("sigmoid", "times_p"),
     "deepreduce.policy": ("P0", "P1", "P2"),
     "mask.evaluate": ("mean", "threshold"),
+    "peft.kind": ("head", "bias", "adapter", "prompt", "lora"),
+    "peft.scope": ("network", "suffix"),
+    "peft.prompt_depth": ("deep", "shallow"),
+    "peft.wire": ("float32", "float16", "8bit"),
     "cohort.backend": ("vmap", "loop"),
 }
 

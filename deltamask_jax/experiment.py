@@ -16,7 +16,7 @@ from deltamask_jax import methods, metrics
 from deltamask_jax.data import partition
 from deltamask_jax.heads import linear_probe_accuracy, with_head
 from deltamask_jax.problem import set_up
-from deltamask_jax.rounds import MAIN_PHASE, Round, evaluator, play_round
+from deltamask_jax.rounds import MAIN_PHASE, Round, correctness, play_round
 
 
 def run(config, workdir: str | Path) -> dict[str, Any]:
@@ -44,15 +44,25 @@ def run(config, workdir: str | Path) -> dict[str, Any]:
         f"linear probe {probe_accuracy:.1%}"
     )
 
-    accuracy_of = evaluator(problem, method)
+    correct_of = correctness(problem, method)
     state = method.init()
     records = []
 
-    def record(number: int, result: Round, accuracy: float | None, seconds: float) -> None:
+    shares = None
+    if config.per_client_evaluation:
+        shares = partition.test_split(problem.parts, *map(np.asarray, problem.labels), seed=config.seed)
+
+    def evaluated(state) -> dict[str, float]:
+        correct = correct_of(state)
+        per_client = metrics.fairness(correct, shares) if shares else {}
+        return {"accuracy": float(np.mean(correct)), **per_client}
+
+    def record(number: int, result: Round, evaluation: dict[str, float], seconds: float) -> None:
         records.append(
             {
                 "round": number,
-                "accuracy": accuracy,
+                "accuracy": None,
+                **evaluation,
                 "train_loss": result.train_loss,
                 "flip_rate": None,
                 "clients": result.clients,
@@ -67,19 +77,23 @@ def run(config, workdir: str | Path) -> dict[str, Any]:
         metrics.append(workdir / "metrics.jsonl", records[-1])
 
     # Round 0 is the head's: what it sent, and how good the network is before the first round.
-    record(0, head_round, accuracy_of(state), time.time() - started)
+    record(0, head_round, evaluated(state), time.time() - started)
+    spent = head_round.uplink_bytes + head_round.downlink_bytes
     progress = tqdm(range(1, rounds + 1), desc=method.name, unit="round", dynamic_ncols=True)
     for number in progress:
         round_started = time.time()
         clients = partition.cohort(config.clients, config.participation, config.seed, number)
         state, result = play_round(problem, method, state, number, clients, MAIN_PHASE, config.local_epochs)
-        evaluate = number % config.eval_every == 0 or number == rounds
-        accuracy = accuracy_of(state) if evaluate else None
-        record(number, result, accuracy, time.time() - round_started)
+        spent += result.uplink_bytes + result.downlink_bytes
+        last = number == rounds or 0 < config.byte_budget <= spent
+        evaluation = evaluated(state) if last or number % config.eval_every == 0 else {}
+        record(number, result, evaluation, time.time() - round_started)
         shown = next(r["accuracy"] for r in reversed(records) if r["accuracy"] is not None)
         progress.set_postfix_str(
             f"accuracy {shown:.1%}, loss {result.train_loss:.3f}, {records[-1]['uplink_bpp']:.4f} bpp up"
         )
+        if last:
+            break
 
     summary = _summarise(config, records, list(result.details), probe_accuracy, d, time.time() - started)
     metrics.write_json(workdir / "summary.json", summary)
@@ -124,8 +138,9 @@ def _summarise(config, records, details, probe_accuracy, d, seconds) -> dict[str
         "mean_uplink_bpp": float(np.mean([r["uplink_bpp"] for r in records[1:]])),
         "mean_downlink_bpp": float(np.mean([r["downlink_bpp"] for r in records[1:]])),
         **{f"mean_{key}": float(np.mean([r[key] for r in records[1:]])) for key in details},
+        **{f"final_{key}": value for key, value in records[-1].items() if key.startswith("client_accuracy")},
         "masked_parameters": d,
-        "rounds": config.rounds,
+        "rounds": records[-1]["round"],
         "seconds": seconds,
     }
 

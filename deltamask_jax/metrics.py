@@ -22,6 +22,29 @@ def binary_entropy(p: float) -> float:
     return 0.0 if p in (0.0, 1.0) else -p * math.log2(p) - (1 - p) * math.log2(1 - p)
 
 
+def fairness(correct: np.ndarray, shares: list[np.ndarray]) -> dict[str, float]:
+    """How evenly accuracy is spread over clients, each on its own share of the test examples.
+
+    Args:
+        correct: bool[m], which test examples the network gets right.
+        shares: each client's indices into them; clients without any are left out.
+
+    Returns:
+        `client_accuracy_mean`, `_worst` (mean of the worst tenth of clients, at least one), `_variance`,
+        `_jain` (Jain's index (Σa)² / (k Σa²) of k clients: 1 where all are equal, 1/k where one has
+        everything), and how many `clients_tested`.
+    """
+    accuracy = np.sort([correct[share].mean() for share in shares if len(share)])
+    squares = float(np.sum(accuracy**2))
+    return {
+        "client_accuracy_mean": float(np.mean(accuracy)),
+        "client_accuracy_worst": float(np.mean(accuracy[: -(-len(accuracy) // 10)])),
+        "client_accuracy_variance": float(np.var(accuracy)),
+        "client_accuracy_jain": float(np.sum(accuracy)) ** 2 / (len(accuracy) * squares) if squares else 1.0,
+        "clients_tested": len(accuracy),
+    }
+
+
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write a JSON file whole or not at all."""
     scratch = path.with_suffix(".tmp")

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from deltamask_jax import data, models, pretrained
+from deltamask_jax import data, methods, models, pretrained
 from deltamask_jax.data import features, partition
 from deltamask_jax.flat_index import FlatIndex
 from deltamask_jax.heads import random_head
@@ -34,9 +34,14 @@ def set_up(config, workdir: Path) -> Problem:
 
     model = models.build(config.model)
     params = jax.device_put(pretrained.load(config.model, model))
-    if config.prefix_cache == "off":
+    directory = None if config.prefix_cache in ("memory", "off") else Path(config.prefix_cache)
+    if methods.trains_prefix(config):
+        model, directory = _without_prefix(_without_cut(config, model)), None
+    elif config.prefix_cache == "off":
         model = _without_prefix(model)
-    tokens = tuple(_tokens(config, model, params, split) for split in (dataset.train, dataset.test))
+    tokens = tuple(
+        _tokens(config, model, params, split, directory) for split in (dataset.train, dataset.test)
+    )
     suffix = partial(jax.jit(model.suffix), params)
     outputs = tuple(in_chunks(suffix, array) for array in tokens)
     return Problem(
@@ -53,8 +58,15 @@ def set_up(config, workdir: Path) -> Problem:
     )
 
 
+def _without_cut(config, model: models.Model) -> models.Model:
+    """The same network with all its blocks in the suffix; the masked weights, by which bpp counts, stay."""
+    options = config.model.copy_and_resolve_references()
+    options.trained_blocks, options.masked = model.architecture.depth, model.masked
+    return models.build(options)
+
+
 def _without_prefix(model: models.Model) -> models.Model:
-    """The same network with every block in the suffix: nothing is cached but preprocessed images."""
+    """The same network with its prefix in the suffix: nothing is cached but preprocessed images."""
 
     def whole(params, images):
         return model.suffix(params, model.prefix(params, images))
@@ -62,9 +74,8 @@ def _without_prefix(model: models.Model) -> models.Model:
     return dataclasses.replace(model, prefix=lambda params, images: images, suffix=whole)
 
 
-def _tokens(config, model: models.Model, params, split: data.Split) -> jax.Array:
+def _tokens(config, model: models.Model, params, split: data.Split, directory: Path | None) -> jax.Array:
     """The frozen prefix's output for every example, on the device."""
-    directory = None if config.prefix_cache in ("memory", "off") else Path(config.prefix_cache)
     key = directory and features.fingerprint(model.architecture, model.trained_blocks, params, split.images)
     return jnp.asarray(
         features.prefix_features(

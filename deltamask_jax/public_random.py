@@ -35,6 +35,8 @@ EVERY_CLIENT = 0xFFFFFFFF  # the `client` word of a stream that all clients of a
 # Purposes keep the streams of one run apart: one seed serves them all.
 MASK = 1  # the uniforms a round's masks are drawn from
 CANDIDATES = 2  # those of the candidates of minimal random coding
+PARTS = 16  # initial values of adapters, prompts and low-rank updates
+ROUNDING = 17  # stochastic rounding to 8 bits; both ends need not agree on it, but a run repeats
 
 _MASK32 = 0xFFFFFFFF
 

@@ -113,6 +113,12 @@ def play_round(
 
 def evaluator(problem: Problem, method: Method) -> Callable[[Any], float]:
     """Accuracy of a server state's network on the test split, as a function of the state."""
+    correct_of = correctness(problem, method)
+    return lambda state: float(np.mean(correct_of(state)))
+
+
+def correctness(problem: Problem, method: Method) -> Callable[[Any], np.ndarray]:
+    """Which test examples a server state's network gets right, bool[m], as a function of the state."""
     inputs, labels = problem.inputs[method.inputs][1], problem.labels[1]
     forward = problem.task.model.suffix if method.inputs == "tokens" else lambda params, x: x
 
@@ -120,11 +126,11 @@ def evaluator(problem: Problem, method: Method) -> Callable[[Any], float]:
     def predict(params, head, x):
         return jnp.argmax(forward(params, x) @ head["kernel"] + head["bias"], axis=-1)
 
-    def accuracy(state) -> float:
+    def correct(state) -> np.ndarray:
         params, head = method.eval_params(state)
-        return float(jnp.mean(in_chunks(partial(predict, params, head), inputs) == labels))
+        return np.asarray(in_chunks(partial(predict, params, head), inputs) == labels)
 
-    return accuracy
+    return correct
 
 
 def in_chunks(function, array: jax.Array) -> jax.Array:

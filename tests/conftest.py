@@ -22,6 +22,7 @@ def tiny_config(**changes):
     config.model.name, config.model.checkpoint, config.model.trained_blocks = "tiny_vit", "", 2
     config.train_examples, config.test_examples = 100, 60
     config.head.epochs = 2
+    config.peft.scope = "suffix"  # the inputs below are tokens at the cut
     for name, value in changes.items():
         *path, last = name.split("__")
         node = config

@@ -45,3 +45,21 @@ def test_curves_are_drawn(tmp_path):
     records = [{**record, "round": r, "accuracy": a} for r, a in enumerate([0.5, None, 0.8])]
     metrics.draw_curves(tmp_path / "c.png", records, 0.6, "title")
     assert np.asarray(Image.open(tmp_path / "c.png")).std() > 10  # not blank
+
+
+def test_fairness_of_known_accuracies():
+    """Twelve clients: ten always right, one never, one half; and one that has no test example."""
+    correct = np.ones(50, bool)
+    correct[40:44], correct[44:46] = False, False
+    shares = [*np.arange(40).reshape(10, 4), np.arange(40, 44), np.arange(44, 48), np.arange(0)]
+    got = metrics.fairness(correct, shares)
+    accuracies = np.array([1.0] * 10 + [0.0, 0.5])
+    assert got["clients_tested"] == 12
+    assert got["client_accuracy_mean"] == pytest.approx(accuracies.mean())
+    assert got["client_accuracy_worst"] == pytest.approx(
+        0.25
+    )  # of two clients: a tenth of twelve, rounded up
+    assert got["client_accuracy_variance"] == pytest.approx(accuracies.var())
+    assert got["client_accuracy_jain"] == pytest.approx(10.5**2 / (12 * 10.25))
+    nobody = metrics.fairness(np.zeros(4, bool), [np.arange(2), np.arange(2, 4)])
+    assert (nobody["client_accuracy_jain"], nobody["client_accuracy_worst"]) == (1, 0)

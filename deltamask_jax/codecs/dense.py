@@ -1,4 +1,4 @@
-"""Dense vectors on the wire: θ as 16-bit integers on the downlink, float32 weights both ways.
+"""Dense vectors on the wire: θ as 16-bit integers on the downlink, float32 or float16 weights both ways.
 
 The body is the vector's little-endian bytes, byte planes apart (all low bytes, then the next, …), through
 zstd: θ after a posterior reset takes few values, and the planes of the exponents of weights repeat.
@@ -12,14 +12,14 @@ from deltamask_jax.codecs.codec import PayloadError
 
 SERVER = 0xFFFFFFFF  # the envelope's client number on the downlink
 
-_CODEC_IDS = {np.dtype("<u2"): "theta", np.dtype("<f4"): "dense"}
+_CODEC_IDS = {np.dtype("<u2"): "theta", np.dtype("<f4"): "dense", np.dtype("<f2"): "half"}
 
 
 def encode(vector: np.ndarray, *, round_number: int, client: int) -> bytes:
     """One payload.
 
     Args:
-        vector: u16[n] or f32[n].
+        vector: u16[n], f16[n] or f32[n].
         client: client id, or `SERVER` on the downlink.
 
     Raises:
@@ -27,7 +27,9 @@ def encode(vector: np.ndarray, *, round_number: int, client: int) -> bytes:
     """
     vector = np.ascontiguousarray(vector)
     if vector.ndim != 1 or vector.dtype not in _CODEC_IDS:
-        raise ValueError(f"dense codec takes u16[n] or f32[n], got {vector.dtype}{list(vector.shape)}")
+        raise ValueError(
+            f"dense codec takes u16[n], f16[n] or f32[n], got {vector.dtype}{list(vector.shape)}"
+        )
     little = vector.astype(vector.dtype.newbyteorder("<"), copy=False)
     planes = np.ascontiguousarray(little.view(np.uint8).reshape(-1, vector.itemsize).T)
     body = zstandard.ZstdCompressor(level=1).compress(planes.tobytes())

@@ -22,6 +22,8 @@ CODEC_IDS = {
     "random_coding": 8,  # masks by minimal random coding; see random_coding.py
     "theta": 32,  # downlink: theta as u16[d]; see dense.py
     "dense": 35,  # float32 values, both ways; see dense.py
+    "half": 48,  # float16 values, both ways; see dense.py
+    "rounded": 49,  # values rounded to 8 bits, both ways; see rounded.py
 }
 
 _FIELDS = struct.Struct("<4sBBHIIIII")  # without the CRC32, which follows

@@ -14,9 +14,10 @@ from deltamask_jax.methods.klms import klms
 from deltamask_jax.methods.linear_probe import linear_probe
 from deltamask_jax.methods.masking import aggregator
 from deltamask_jax.methods.method import Method, Task
+from deltamask_jax.methods.peft import peft, tunes_prefix
 from deltamask_jax.registry import look_up
 
-__all__ = ["METHODS", "Method", "Task", "build", "check"]
+__all__ = ["METHODS", "Method", "Task", "build", "check", "trains_prefix"]
 
 METHODS = {
     "deltamask": deltamask,
@@ -26,7 +27,9 @@ METHODS = {
     "klms": klms,
     "fedavg": fedavg,
     "linear_probe": linear_probe,
+    "peft": peft,
 }
+TRAINS_PREFIX = {"peft": tunes_prefix}  # methods that may train before the cut, and when they do
 
 
 def check(config) -> None:
@@ -38,6 +41,11 @@ def check(config) -> None:
     look_up("config.method", config.method, METHODS)
     flip_codecs(config)
     aggregator(config)
+
+
+def trains_prefix(config) -> bool:
+    """Whether the method trains parameters before the frozen prefix's cut, so that nothing can be cached."""
+    return TRAINS_PREFIX.get(config.method, lambda config: False)(config)
 
 
 def build(config, task: Task) -> Method:

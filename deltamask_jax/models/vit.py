@@ -9,6 +9,9 @@ have is named `registers`, `Transformer/pre_norm`, `encoderblock_i/LayerScale_{0
 The network is cut in two: `prefix` is the embedding and the blocks that stay frozen, `suffix` the
 last `trained_blocks` blocks, the final norm and the pooling. Only the suffix is differentiated,
 once per client under `jax.vmap`.
+
+Two additions run wherever the tree has their parameters, and are never there at first (see
+`adapters.py`): `encoderblock_i/adapter/{down,up}` and `Transformer/prompts_i`.
 """
 
 import dataclasses
@@ -136,6 +139,18 @@ class Attention(nn.Module):
         return nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, name="out")(mixed)
 
 
+class Adapter(nn.Module):
+    """Bottleneck beside the identity (arXiv 1902.00751); its width is that of its kernel."""
+
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        hidden = self.get_variable("params", "down")["kernel"].shape[1]
+        down = nn.Dense(hidden, dtype=self.dtype, name="down")(x)
+        return x + nn.Dense(x.shape[-1], dtype=self.dtype, name="up")(gelu(down))
+
+
 class LayerScale(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -158,7 +173,10 @@ class EncoderBlock(nn.Module):
         attention = Attention(c, self.dtype, name="MultiHeadDotProductAttention_0")
         x = x[:, :kept] + scaled(attention(normed[:, :kept], normed), 0)
         normed = nn.LayerNorm(c.eps, dtype=self.dtype, name="LayerNorm_1")(x)
-        return x + scaled(MlpBlock(c, self.dtype, name="MlpBlock_0")(normed), 1)
+        branch = scaled(MlpBlock(c, self.dtype, name="MlpBlock_0")(normed), 1)
+        if self.has_variable("params", "adapter"):
+            branch = Adapter(self.dtype, name="adapter")(branch)
+        return x + branch
 
 
 class PositionEmbedding(nn.Module):
@@ -190,11 +208,18 @@ class Encoder(nn.Module):
         """Blocks first..last-1, and the final norm after the last one.
 
         The last block of a cls-pooled network computes the cls token alone: nothing else is used.
+        Prompts join behind the tokens (to attention their place means nothing), take the place of
+        earlier prompts, and leave after the last block.
         """
-        depth = self.config.depth
+        depth, (n, tokens, _) = self.config.depth, x.shape
         for i in range(first, last):
+            if self.has_variable("params", f"prompts_{i}"):
+                prompts = self.get_variable("params", f"prompts_{i}").astype(x.dtype)
+                prompts = jnp.broadcast_to(prompts, (n, *prompts.shape))
+                x = jnp.concatenate([x[:, :tokens], prompts], axis=1)
             only_cls = i == depth - 1 and self.config.pooling == "cls"
             x = self.encoderblock[i](x, 1 if only_cls else None)
+        x = x[:, :tokens]
         return self.encoder_norm(x) if last == depth else x
 
 

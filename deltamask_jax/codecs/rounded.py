@@ -1,0 +1,70 @@
+"""Values at 8 bits by stochastic rounding: unbiased, whatever the values.
+
+Each group of 512 values has a float32 step, a 127th of its largest magnitude; a value travels as a signed
+byte, the number of steps rounded up or down at random so that its expectation is exact. Bytes and steps go
+through zstd, which gains where values crowd near zero.
+"""
+
+import numpy as np
+import zstandard
+
+from deltamask_jax.codecs import envelope
+from deltamask_jax.codecs.codec import PayloadError
+
+GROUP = 512  # values that share a step; the steps add 1/16 bit a value
+LEVELS = 127  # steps on either side of zero
+
+
+def encode(vector: np.ndarray, noise: np.ndarray, *, round_number: int, client: int) -> bytes:
+    """One payload.
+
+    Args:
+        vector: f32[n]. A value that is not finite spoils its group's step, and the receiver refuses that.
+        noise: u16[n], uniform integers that decide what is rounded up.
+        client: client id, or `dense.SERVER` on the downlink.
+
+    Raises:
+        ValueError: not one-dimensional, or noise of another length.
+    """
+    vector = np.asarray(vector, np.float32)
+    if vector.ndim != 1 or noise.shape != vector.shape:
+        raise ValueError(f"rounding takes f32[n] and as much noise, got {vector.shape}, {noise.shape}")
+    n = vector.size
+    grouped = np.pad(vector, (0, -n % GROUP)).reshape(-1, GROUP)
+    steps = np.abs(grouped).max(axis=1, initial=0) / np.float32(LEVELS)
+    divisor = np.where((steps > 0) & np.isfinite(steps), steps, 1)
+    ratio = np.nan_to_num(grouped / divisor[:, None])
+    up = (np.pad(noise, (0, -n % GROUP)).reshape(-1, GROUP).astype(np.float32) + 0.5) / 65536
+    whole = np.floor(ratio)  # the fraction alone meets the noise: a sum would lose its low bits
+    levels = np.clip(whole + (up < ratio - whole), -LEVELS, LEVELS).astype(np.int8).reshape(-1)[:n]
+    body = zstandard.ZstdCompressor(level=1).compress(steps.astype("<f4").tobytes() + levels.tobytes())
+    return envelope.pack(envelope.CODEC_IDS["rounded"], 0, n, n, round_number, client, body)
+
+
+def decode(payload: bytes, size: int, *, round_number: int, client: int) -> np.ndarray:
+    """The rounded values, f32[size].
+
+    Raises:
+        PayloadError: not such a payload.
+    """
+    code = envelope.CODEC_IDS["rounded"]
+    parcel = envelope.unpack(payload, codec_id=code, d=size, round=round_number, client=client)
+    groups = -(-size // GROUP)
+    expected = 4 * groups + size
+    try:
+        if zstandard.frame_content_size(parcel.body) != expected:
+            raise PayloadError(f"rounded payload does not hold {size} values")
+        body = zstandard.ZstdDecompressor().decompress(parcel.body, max_output_size=expected)
+    except zstandard.ZstdError as error:
+        raise PayloadError(f"rounded payload does not decompress: {error}") from None
+    if len(body) != expected:
+        raise PayloadError(f"rounded payload does not hold {size} values")
+    steps = np.frombuffer(body, "<f4", groups).astype(np.float32)
+    levels = np.frombuffer(body, np.int8, size, 4 * groups)
+    if not (np.isfinite(steps).all() and (steps >= 0).all() and (levels >= -LEVELS).all()):
+        raise PayloadError("rounded payload holds a step or a value that no sender writes")
+    with np.errstate(over="ignore"):
+        values = levels * np.repeat(steps, GROUP)[:size]
+    if not np.isfinite(values).all():
+        raise PayloadError("rounded payload holds values that are not finite")
+    return values

@@ -1,0 +1,130 @@
+"""Parameter-efficient tuning, federated (FedPEFT: Sun et al., arXiv 2210.01708): only the tuned part travels.
+
+`config.peft.kind` says what is tuned beside the head: nothing ('head'), every bias, a bottleneck adapter in
+each block, prompts, or low-rank updates of queries and values; docs/peft.md counts them. One round:
+  1  the server broadcasts how far its tuned weights are from their initial values, which both ends know
+  2  client k trains them from what arrived
+  3  client k sends the change
+  4  the server adds the mean change, weighted by example counts            aggregation.weighted_mean
+Both ways as float32, float16 or 8 bits by stochastic rounding. The server keeps its weights in float32, and
+rounding to 8 bits is unbiased, so its errors average out over clients and rounds instead of adding up.
+"""
+
+import dataclasses
+
+import jax
+import numpy as np
+import optax
+from flax import traverse_util
+from jax.flatten_util import ravel_pytree
+
+from deltamask_jax import aggregation
+from deltamask_jax.codecs import dense, rounded
+from deltamask_jax.local_training import cross_entropy, weight_training
+from deltamask_jax.methods.method import Method, Task
+from deltamask_jax.models import adapters
+from deltamask_jax.models.vit import ViTConfig
+from deltamask_jax.public_random import EVERY_CLIENT, PARTS, ROUNDING, stream_key, uniforms
+
+
+def tunes_prefix(config) -> bool:
+    """Whether training reaches before the cut of the frozen prefix, whose outputs then cannot be cached."""
+    return config.peft.kind != "head" and config.peft.scope == "network"
+
+
+def initial_parts(config, task: Task) -> adapters.Parts:
+    """What is tuned beside the head, as both ends know it before the first round.
+
+    Raises:
+        ValueError: a kind that this network cannot have.
+    """
+    options, model = config.peft, task.model
+    network, tuned = model.architecture, model.trained_blocks
+    if tunes_prefix(config) and tuned != network.depth:
+        raise ValueError("config.peft.scope='network' needs a model whose every block is in the suffix")
+    key = stream_key(config.seed, 0, EVERY_CLIENT, PARTS)
+    blocks = range(network.depth - tuned, network.depth)
+    if options.kind == "head":
+        return {}
+    if options.kind == "bias":
+        everything = options.scope == "network"
+        return adapters.biases(task.params, ".*" if everything else network.trained_pattern(tuned))
+    if not isinstance(network, ViTConfig) or (network.scenic and options.kind != "lora"):
+        raise ValueError(f"config.peft.kind={options.kind!r} is not for {model.name}: use 'head' or 'bias'")
+    if options.kind == "adapter":
+        return adapters.bottlenecks(key, network.width, blocks, options.adapter_width)
+    if options.kind == "prompt":
+        deep = options.prompt_depth == "deep"
+        return adapters.prompts(key, network.width, network.patch, blocks, options.prompts, deep)
+    return adapters.low_rank(key, task.params, blocks, options.lora_rank)
+
+
+def peft(config, task: Task) -> Method:
+    """Parameter-efficient tuning with the settings of `config.peft`."""
+    options = config.peft
+    start = jax.device_get({"head": task.head, "parts": initial_parts(config, task)})
+    vector, unravel = ravel_pytree(start)
+
+    def pack(change, round_number, client):
+        values = np.asarray(ravel_pytree(change)[0])
+        if options.wire == "8bit":
+            noise = uniforms(stream_key(config.seed, round_number, client, ROUNDING), vector.size)
+            return rounded.encode(values, noise, round_number=round_number, client=client)
+        return dense.encode(values.astype(options.wire), round_number=round_number, client=client)
+
+    def unpack(payload, round_number, client):
+        header = {"round_number": round_number, "client": client}
+        if options.wire == "8bit":
+            return unravel(rounded.decode(payload, vector.size, **header))
+        return unravel(dense.decode(payload, vector.size, options.wire, **header).astype(np.float32))
+
+    def loss_of(params, weights, batch):
+        features = batch["inputs"]
+        if options.kind != "head":
+            features = task.model.suffix(adapters.grow(params, weights["parts"]), features)
+        return cross_entropy(features @ weights["head"]["kernel"] + weights["head"]["bias"], batch)
+
+    def change(frozen, received, carry, private):
+        return jax.tree.map(lambda trained, before: trained - before, carry[0], received)
+
+    def broadcast(state, round_number):
+        return pack(jax.tree.map(np.subtract, state, start), round_number, dense.SERVER)
+
+    def receive(payload, round_number):
+        return jax.tree.map(np.add, start, unpack(payload, round_number, dense.SERVER))
+
+    def encode(state, updates, round_number, clients):
+        return [
+            pack(update, round_number, int(client)) for update, client in zip(updates, clients, strict=True)
+        ]
+
+    def decode(state, payloads, round_number, clients):
+        return [
+            unpack(payload, round_number, int(client))
+            for payload, client in zip(payloads, clients, strict=True)
+        ]
+
+    def aggregate(state, changes, clients, examples, round_number):
+        return jax.tree.map(np.add, state, aggregation.weighted_mean(changes, examples))
+
+    return Method(
+        name="peft",
+        inputs="features" if options.kind == "head" else "tokens",
+        frozen=() if options.kind == "head" else task.params,
+        training=dataclasses.replace(
+            weight_training(loss_of, optax.adam(options.learning_rate)), final=change
+        ),
+        init=lambda: start,
+        broadcast=broadcast,
+        receive=receive,
+        private=lambda round_number, clients: (),
+        encode=encode,
+        decode=decode,
+        aggregate=aggregate,
+        eval_params=lambda state: (adapters.grow(task.params, state["parts"]), state["head"]),
+        describe=lambda updates, changes: {"tuned_parameters": vector.size},
+        export=lambda state: {
+            path.replace("parts/", ""): np.asarray(leaf)
+            for path, leaf in traverse_util.flatten_dict(state, sep="/").items()
+        },
+    )

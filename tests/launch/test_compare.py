@@ -1,0 +1,145 @@
+"""Comparisons: what is run and what is not run again, the numbers of the table, one real run of it all."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deltamask_jax import experiment, metrics
+from tests.conftest import tiny_config
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "launch"))
+
+import compare  # noqa: E402
+
+UP = {"linear_probe": 1_000_000, "fedavg": 3_000_000}  # bytes a round
+
+
+@pytest.fixture
+def played(monkeypatch):
+    """Stands in for `experiment.run`: leaves files of known numbers, and lists what was run."""
+    names = []
+
+    def run(config, workdir):
+        if config.fedavg.learning_rate == 7:
+            raise FloatingPointError("round 1: the loss of client 0 is nan")
+        names.append((config.method, config.seed, config.rounds))
+        workdir.mkdir(parents=True, exist_ok=True)
+        metrics.write_json(workdir / "config.json", config.to_dict())
+        accuracies = [0.5, 0.6, None, 0.8 + config.seed / 10]
+        for number, accuracy in enumerate(accuracies):
+            up = UP[config.method] if number else 100_000
+            record = {"round": number, "accuracy": accuracy, "uplink_bytes": up, "downlink_bytes": 2 * up}
+            metrics.append(workdir / "metrics.jsonl", record | {"seconds": 9.0 if number == 1 else 2.0})
+        summary = {
+            "final_accuracy": accuracies[-1],
+            "best_accuracy": accuracies[-1],
+            "masked_parameters": 1000,
+        }
+        summary |= {"mean_uplink_bpp": 0.1, "mean_downlink_bpp": 16.0, "linear_probe_accuracy": 0.55}
+        metrics.write_json(workdir / "summary.json", summary)
+
+    monkeypatch.setattr(experiment, "run", run)
+    return names
+
+
+def compared(out, config=None, names=("linear_probe", "fedavg"), seeds=2, target=0.85):
+    failed = compare.compare(config or tiny_config(), list(names), seeds, out, target, "the command")
+    return failed, json.loads((out / "comparison.json").read_text())
+
+
+def test_numbers_of_the_table(played, tmp_path):
+    failed, comparison = compared(tmp_path)
+    assert not failed and comparison["target_accuracy"] == 0.85
+    probe, fedavg = comparison["rows"]
+    assert (probe["method"], fedavg["method"], fedavg["seeds"]) == ("linear_probe", "fedavg", [0, 1])
+    assert fedavg["accuracy"] == pytest.approx(0.85)
+    assert fedavg["accuracy_spread"] == pytest.approx(0.1 / 2**0.5)
+    assert fedavg["seeds_at_target"] == 1 and fedavg["rounds_to_target"] == 3  # only seed 1 gets there
+    assert fedavg["uplink_megabytes_to_target"] == pytest.approx(9.1)
+    assert probe["downlink_megabytes_to_target"] == pytest.approx(6.2)
+    assert fedavg["seconds_per_round"] == 2
+    assert [p["round"] for p in fedavg["curve"]] == [0, 1, 3]  # round 2 was not evaluated
+    assert fedavg["curve"][2]["uplink_megabytes"] == pytest.approx(9.1)
+    assert (fedavg["curve"][2]["low"], fedavg["curve"][2]["high"]) == (0.8, 0.9)
+    table = (tmp_path / "comparison.md").read_text()
+    assert "| fedavg | 85.0 ± 7.1 | 85.0 | 3 (1 of 2 seeds) | 9.1 | 18.2 | 0.1 | 16 | 2 |" in table
+    assert "`the command`" in table
+    picture = np.asarray(Image.open(tmp_path / "comparison.png").convert("RGB"), int)
+    coloured = (np.ptp(picture, axis=-1) > 60).any(axis=0)  # two lines in two panels
+    assert coloured[: picture.shape[1] // 2].sum() > 50 and coloured[picture.shape[1] // 2 :].sum() > 50
+
+
+def test_without_a_target_it_is_the_linear_probe(played, tmp_path):
+    _, comparison = compared(tmp_path, target=0.0)
+    assert comparison["target_accuracy"] == pytest.approx(0.55)
+    assert comparison["rows"][0]["rounds_to_target"] == 1
+
+
+def test_only_what_is_missing_or_was_configured_otherwise_runs(played, tmp_path):
+    compared(tmp_path, names=["linear_probe"], seeds=1)
+    compared(tmp_path)
+    assert played == [("linear_probe", 0, 2), ("fedavg", 0, 2), ("linear_probe", 1, 2), ("fedavg", 1, 2)]
+    (tmp_path / "fedavg" / "seed1" / "summary.json").unlink()  # interrupted
+    compared(tmp_path)
+    assert played[4:] == [("fedavg", 1, 2)]
+    compared(tmp_path, config=tiny_config(rounds=9), seeds=1)
+    assert played[5:] == [("linear_probe", 0, 9), ("fedavg", 0, 9)]
+
+
+def test_a_run_that_fails_is_told_and_the_others_go_on(played, tmp_path):
+    names = ["fedavg:learning_rate=7", "linear_probe"]
+    failed, comparison = compared(tmp_path, names=names, seeds=1)
+    assert failed == 1 and [row["method"] for row in comparison["rows"]] == ["linear_probe"]
+    assert (
+        "failed: fedavg:learning_rate=7, seed 0: round 1: the loss"
+        in (tmp_path / "comparison.md").read_text()
+    )
+
+
+def test_settings_of_one_method(monkeypatch):
+    monkeypatch.setitem(compare.SETTINGS, "tiny_vit", {"peft": {"peft.learning_rate": 0.5, "eval_every": 3}})
+    made = compare.config_of(tiny_config(), "peft:kind=lora:lora_rank=2:rounds=7:eval_every=2", 4)
+    assert (made.method, made.seed, made.rounds, made.eval_every) == ("peft", 4, 7, 2)
+    assert (made.peft.kind, made.peft.lora_rank, made.peft.learning_rate) == ("lora", 2, 0.5)
+    other = compare.config_of(tiny_config(), "fedavg:per_client_evaluation=true", 0)
+    assert other.peft == tiny_config().peft and other.per_client_evaluation is True
+
+
+@pytest.mark.parametrize(
+    "method, message",
+    [
+        ("fedagv", "did you mean 'fedavg'"),
+        ("peft:kind=lroa", "did you mean 'lora'"),
+        ("peft:knid=lora", "did you mean"),
+        ("fedavg:learning_rate=fast", "takes a float"),
+        ("fedavg:per_client_evaluation=3", "takes a bool"),
+        ("peft:lora", "is not setting=value"),
+    ],
+)
+def test_mistakes_are_found_before_anything_runs(played, tmp_path, method, message):
+    with pytest.raises(ValueError, match=message):
+        compared(tmp_path, names=["linear_probe", method])
+    assert not played
+
+
+def test_smoke_makes_a_config_small_and_leaves_small_ones():
+    small = compare.smoke_of(tiny_config(rounds=100, train_examples=0, test_examples=10))
+    assert (small.rounds, small.clients, small.train_examples, small.test_examples) == (2, 4, 80, 10)
+
+
+def test_a_real_run(tmp_path):
+    """Of a method that trains on cached features alone, so that it takes seconds."""
+    config = tiny_config(rounds=2, train_examples=60, test_examples=30, per_client_evaluation=True)
+    failed, comparison = compared(tmp_path, config, ["peft:kind=head:wire=8bit"], 1, 0.0)
+    assert not failed
+    (row,) = comparison["rows"]
+    summary = json.loads((tmp_path / "peft_kind=head_wire=8bit" / "seed0" / "summary.json").read_text())
+    assert row["accuracy"] == summary["final_accuracy"]
+    assert row["uplink_bpp"] == summary["mean_uplink_bpp"]
+    assert row["curve"][-1]["uplink_megabytes"] == pytest.approx(summary["uplink_bytes"] / 1e6)
+    assert row["worst_clients_accuracy"] == summary["final_client_accuracy_worst"]
+    assert "worst tenth of clients" in (tmp_path / "comparison.md").read_text()
