@@ -38,6 +38,12 @@ RANGES = {
     "mask.kappa_final": (1e-6, 1.0),
     "mask.lambda0": (1.0, math.inf),
     "fedavg.learning_rate": (0.0, math.inf),
+    "fedavg.proximal": (0.0, math.inf),
+    "fedavg.server_learning_rate": (1e-9, math.inf),
+    "fedavg.server_epsilon": (1e-12, math.inf),
+    "eden.bits": (0.001, 8.0),
+    "qsgd.levels": (1, 255),
+    "qsgd.bucket": (16, 2**20),
     "cohort.chunk": (1, 2**20),
 }
 
@@ -49,6 +55,9 @@ CHOICES = {
     "mask.uniforms": ("shared", "per_client"),
     "mask.aggregator": ("beta", "control_variate"),
     "mask.evaluate": ("mean", "threshold"),
+    "fedavg.trained": ("kernels", "blocks", "backbone"),
+    "fedavg.server": ("sgd", "adam", "yogi"),
+    "fedavg.downlink": ("float32", "float16", "bfloat16"),
     "cohort.backend": ("vmap", "loop"),
 }
 

@@ -32,6 +32,9 @@ EVERY_CLIENT = 0xFFFFFFFF  # the `client` word of a stream that all clients of a
 
 # Purposes keep the streams of one run apart: one seed serves them all.
 MASK = 1  # the uniforms a round's masks are drawn from
+ROTATION = 32  # signs of a randomised Hadamard rotation
+SAMPLE = 33  # which values are sent, or sent with more bits
+QUANTISE = 34  # stochastic rounding; both ends need not agree on it, but a run repeats
 
 _MASK32 = 0xFFFFFFFF
 
