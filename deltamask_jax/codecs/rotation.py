@@ -1,7 +1,10 @@
 """Randomised Hadamard rotation: what DRIVE and EDEN (arXiv 2105.08339, 2108.08842) do before they quantise.
 
-y = H D x with D random signs and H the Walsh–Hadamard matrix over √size: orthonormal, its own inverse, and
-it makes the entries of any x look Gaussian, so that one quantiser fits all.
+y = H D′ H D x with random signs D, D′ and H the Walsh–Hadamard matrix over √size: orthonormal, and it makes
+the entries of any x look Gaussian, so that one quantiser fits all. Those papers' code applies H D once. Where
+a few large values dominate x, that leaves entries far from Gaussian and an estimate that is biased (measured
+at one bit: the largest entries of heavy-tailed vectors come out 1 to 7 % too large). Applied twice, none is
+found.
 
 H needs a power of two, and padding one vector of 35 million to 2²⁶ would send 1.9 times as much. So a vector
 is cut into blocks of 2¹⁶; what is left is cut into ever smaller powers of two down to 2⁹, and only the last
@@ -35,24 +38,26 @@ def padded(n: int) -> int:
 
 
 def rotate(vector: jax.Array, key: Key) -> list[jax.Array]:
-    """H D x.
+    """H D′ H D x.
 
     Args:
         vector: f32[n].
-        key: two uint32 words; the signs are bit 15 of its public uniforms.
+        key: two uint32 words; bits 15 and 14 of its public uniforms are the signs D and D′, 1 for −1.
 
     Returns:
         f32[count, size] for each entry of `blocks(n)`.
     """
-    full = padded(vector.size)
-    signed = jnp.pad(vector, (0, full - vector.size)) * _signs(key, full)
-    return [_hadamard(part) for part in split(signed, vector.size)]
+    n = vector.size
+    first, second = _signs(key, n)
+    once = [_hadamard(part) for part in split(jnp.pad(vector, (0, padded(n) - n)) * first, n)]
+    return [_hadamard(part) for part in split(join(once) * second, n)]
 
 
 def unrotate(parts: list[jax.Array], n: int, key: Key) -> jax.Array:
     """The inverse of `rotate`, f32[n]."""
-    flat = join([_hadamard(part) for part in parts])
-    return (flat * _signs(key, flat.size))[:n]
+    first, second = _signs(key, n)
+    once = [_hadamard(part) for part in split(join([_hadamard(part) for part in parts]) * second, n)]
+    return (join(once) * first)[:n]
 
 
 def split(flat: jax.Array, n: int) -> list[jax.Array]:
@@ -68,8 +73,10 @@ def join(parts: list[jax.Array]) -> jax.Array:
     return jnp.concatenate([part.reshape(-1) for part in parts])
 
 
-def _signs(key: Key, n: int) -> jax.Array:
-    return jnp.where(uniforms(key, n, jnp) >> 15 == 1, jnp.float32(-1), jnp.float32(1))
+def _signs(key: Key, n: int) -> tuple[jax.Array, jax.Array]:
+    """D and D′, f32[padded(n)]."""
+    u = uniforms(key, padded(n), jnp)
+    return tuple(1 - 2 * (u >> bit & 1).astype(jnp.float32) for bit in (15, 14))
 
 
 def _hadamard(x: jax.Array) -> jax.Array:

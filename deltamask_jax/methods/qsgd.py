@@ -16,12 +16,16 @@ from deltamask_jax.methods.method import Method, Task
 
 def qsgd(config, task: Task) -> Method:
     """FedAvg whose updates travel as levels, with the settings of `config.qsgd`."""
-    levels, bucket = config.qsgd.levels, config.qsgd.bucket
+    return fine_tuning("qsgd", config, task, level_wire(config.qsgd.levels, config.qsgd.bucket, config.seed))
+
+
+def level_wire(levels: int, bucket: int, seed: int) -> Wire:
+    """Updates through QSGD's codec."""
 
     def encode(update, round_number, client):
-        return codec.encode(update, levels, bucket, config.seed, round_number=round_number, client=client)
+        return codec.encode(update, levels, bucket, seed, round_number=round_number, client=client)
 
     def decode(payload, n, round_number, client):
         return codec.decode(payload, n, levels, bucket, round_number=round_number, client=client)
 
-    return fine_tuning("qsgd", config, task, Wire(encode, decode))
+    return Wire(encode, decode)

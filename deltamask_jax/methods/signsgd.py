@@ -17,13 +17,17 @@ from deltamask_jax.methods.fedavg import fine_tuning
 from deltamask_jax.methods.method import Method, Task
 
 
+def _encode(update, round_number, client):
+    return signs.encode(update, round_number=round_number, client=client)
+
+
+def _decode(payload, n, round_number, client):
+    return signs.decode(payload, n, round_number=round_number, client=client)
+
+
+SIGN_WIRE = Wire(_encode, _decode, error_feedback=True)
+
+
 def signsgd(config, task: Task) -> Method:
     """FedAvg whose updates travel as scaled signs, with error feedback."""
-
-    def encode(update, round_number, client):
-        return signs.encode(update, round_number=round_number, client=client)
-
-    def decode(payload, n, round_number, client):
-        return signs.decode(payload, n, round_number=round_number, client=client)
-
-    return fine_tuning("signsgd", config, task, Wire(encode, decode, error_feedback=True))
+    return fine_tuning("signsgd", config, task, SIGN_WIRE)
