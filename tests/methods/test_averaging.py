@@ -1,4 +1,4 @@
-"""Averaging of weights: server optimisers, proximal term, downlink types, compressed wires, error feedback."""
+"""Averaging of weights: server optimisers, proximal term, downlink types, compressed wires, residuals."""
 
 import dataclasses
 
@@ -80,7 +80,7 @@ def test_compressed_updates_follow_fedavg(problem, averaged, wire, bits, error):
     assert 0 < results[-1].details["update_error"]
 
 
-def test_error_feedback_sends_later_what_a_payload_lost(problem):
+def test_error_feedback_sends_later_what_a_payload_lost():
     """What was sent and what is kept add up to all updates."""
     method, clients = perceptron(wire=SIGN_WIRE), np.array([1, 4])
     state, rng = method.init(), np.random.default_rng(0)
@@ -97,12 +97,12 @@ def test_error_feedback_sends_later_what_a_payload_lost(problem):
     assert np.abs(kept).max() > 1 and not state.residuals["0"].any()
 
 
-def test_without_error_feedback_nothing_is_kept(problem):
+def test_without_error_feedback_nothing_is_kept():
     state = perceptron(wire=rotated_wire(1.0, 0)).init()
     assert state.residuals == {} and perceptron().remember(state, [], [], 1, []) is state
 
 
-def test_payloads_of_another_client_or_round_are_refused(problem):
+def test_payloads_of_another_client_or_round_are_refused():
     for wire in (WHOLE, rotated_wire(0.5, 0), level_wire(16, 512, 0), SIGN_WIRE):
         method = perceptron(wire=wire)
         state, update = method.init(), np.ones(N, np.float32)
