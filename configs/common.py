@@ -98,8 +98,24 @@ def get_config() -> ConfigDict:
         2.0  # nats of KL(θ_k ‖ θ_g) a block; 2^bits must exceed exp(block_kl) several times
     )
 
+    # Training and averaging of weights: 'fedavg' and what compresses it, 'eden', 'drive', 'qsgd', 'signsgd'.
     config.fedavg = ConfigDict()
-    config.fedavg.learning_rate = 1e-4  # Adam
+    config.fedavg.learning_rate = 1e-4  # Adam, clients
+    # Beside the head: 'kernels' = those that masks cover; 'blocks' = every parameter of model.trained_blocks;
+    # 'backbone' = every parameter, no prefix is cached then.
+    config.fedavg.trained = "kernels"
+    config.fedavg.proximal = 0.0  # μ of FedProx: clients add μ/2 · ‖w − broadcast‖² to their loss
+    config.fedavg.server = "sgd"  # server's step along the mean update: 'sgd', 'adam', 'yogi' (FedOpt)
+    config.fedavg.server_learning_rate = 1.0  # 1 with 'sgd' is FedAvg; for the others try 1e-4 … 1e-2
+    config.fedavg.server_epsilon = 1e-3  # added to √v by 'adam' and 'yogi'; beside typical mean updates
+    config.fedavg.downlink = "float32"  # type the weights are broadcast in: 'float32', 'float16', 'bfloat16'
+
+    config.eden = ConfigDict()
+    config.eden.bits = 1.0  # a trained weight, 0.001 … 8, need not be whole
+
+    config.qsgd = ConfigDict()
+    config.qsgd.levels = 16  # s, steps between 0 and a bucket's norm
+    config.qsgd.bucket = 512  # weights that share a norm
 
     config.peft = ConfigDict()
     config.peft.kind = "bias"  # tuned beside the head: 'head' (nothing), 'bias', 'adapter', 'prompt', 'lora'

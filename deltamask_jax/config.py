@@ -46,6 +46,12 @@ RANGES = {
     "peft.adapter_width": (1, 2**20),
     "peft.prompts": (1, 2**20),
     "peft.lora_rank": (1, 2**20),
+    "fedavg.proximal": (0.0, math.inf),
+    "fedavg.server_learning_rate": (1e-9, math.inf),
+    "fedavg.server_epsilon": (1e-12, math.inf),
+    "eden.bits": (0.001, 8.0),
+    "qsgd.levels": (1, 255),
+    "qsgd.bucket": (16, 2**20),
     "cohort.chunk": (1, 2**20),
 }
 
@@ -64,6 +70,9 @@ CHOICES = {
     "peft.scope": ("network", "suffix"),
     "peft.prompt_depth": ("deep", "shallow"),
     "peft.wire": ("float32", "float16", "8bit"),
+    "fedavg.trained": ("kernels", "blocks", "backbone"),
+    "fedavg.server": ("sgd", "adam", "yogi"),
+    "fedavg.downlink": ("float32", "float16", "bfloat16"),
     "cohort.backend": ("vmap", "loop"),
 }
 

@@ -47,11 +47,11 @@ def with_head(problem: Problem) -> tuple[Problem, Round]:
 def linear_probe_accuracy(problem: Problem) -> float:
     """The lower bracket: keep training the head, on the frozen network, for as many rounds as the run has."""
     config, method = problem.config, _linear_probe(problem)
-    accuracy_of, head = evaluator(problem, method), method.init()
+    accuracy_of, state = evaluator(problem, method), method.init()
     for number in range(1, config.rounds + 1):
         clients = partition.cohort(config.clients, config.participation, config.seed, number)
-        head, _ = play_round(problem, method, head, number, clients, PROBE_PHASE, config.local_epochs)
-    return accuracy_of(head)
+        state, _ = play_round(problem, method, state, number, clients, PROBE_PHASE, config.local_epochs)
+    return accuracy_of(state)
 
 
 def discriminant(counts: np.ndarray, sums: np.ndarray, moment: np.ndarray) -> Head:
@@ -76,7 +76,8 @@ def discriminant(counts: np.ndarray, sums: np.ndarray, moment: np.ndarray) -> He
 def _linear_probing_round(problem: Problem) -> tuple[Head, Round]:
     method, config = _linear_probe(problem), problem.config
     everyone = np.arange(config.clients)
-    return play_round(problem, method, method.init(), 0, everyone, HEAD_PHASE, config.head.epochs)
+    state, result = play_round(problem, method, method.init(), 0, everyone, HEAD_PHASE, config.head.epochs)
+    return state.weights, result
 
 
 def _discriminant_round(problem: Problem) -> tuple[Head, Round]:

@@ -102,13 +102,17 @@ def mask_training(
 
 
 def weight_training(
-    loss_of: Callable[[Any, Any, Batch], jax.Array], optimizer: optax.GradientTransformation
+    loss_of: Callable[[Any, Any, Batch], jax.Array],
+    optimizer: optax.GradientTransformation,
+    proximal: float = 0.0,
 ) -> LocalTraining:
     """Train whatever weights were received by gradient descent; the update is the trained weights.
 
     Args:
         loss_of: (frozen, trained weights, batch) -> mean loss.
         optimizer: applied to the weights.
+        proximal: μ of FedProx (arXiv 1812.06127): adds μ/2 · ‖w − received‖² to what is minimised, not to the
+            loss that is reported.
     """
 
     def init(frozen, received):
@@ -117,6 +121,8 @@ def weight_training(
     def step(frozen, received, carry, batch, key):
         weights, state = carry
         loss, grads = jax.value_and_grad(lambda w: loss_of(frozen, w, batch))(weights)
+        if proximal:
+            grads = jax.tree.map(lambda g, w, w0: g + proximal * (w - w0), grads, weights, received)
         updates, state = optimizer.update(grads, state, weights)
         return (optax.apply_updates(weights, updates), state), loss
 

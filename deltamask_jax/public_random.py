@@ -37,6 +37,9 @@ MASK = 1  # the uniforms a round's masks are drawn from
 CANDIDATES = 2  # those of the candidates of minimal random coding
 PARTS = 16  # initial values of adapters, prompts and low-rank updates
 ROUNDING = 17  # stochastic rounding to 8 bits; both ends need not agree on it, but a run repeats
+ROTATION = 32  # signs of a randomised Hadamard rotation
+SAMPLE = 33  # which values are sent, or sent with more bits
+QUANTISE = 34  # stochastic rounding; both ends need not agree on it, but a run repeats
 
 _MASK32 = 0xFFFFFFFF
 

@@ -95,9 +95,9 @@ def play_round(
                 f"round {number}: the loss of client {client} is {loss}; lower the learning rate"
             )
     updates = jax.device_get(updates)
-    payloads = method.encode(
-        state, [jax.tree.map(lambda x, k=k: x[k], updates) for k in range(len(clients))], number, clients
-    )
+    each = [jax.tree.map(lambda x, k=k: x[k], updates) for k in range(len(clients))]
+    payloads = method.encode(state, each, number, clients)
+    state = method.remember(state, each, payloads, number, clients)
     received = method.decode(state, payloads, number, clients)
     examples = [len(problem.parts[client]) for client in clients]
     new_state = method.aggregate(state, received, clients, examples, number)

@@ -1,9 +1,10 @@
-"""Dense vectors on the wire: θ as 16-bit integers on the downlink, float32 or float16 weights both ways.
+"""Dense vectors on the wire: θ as 16-bit integers on the downlink, weights in 16- or 32-bit floats both ways.
 
 The body is the vector's little-endian bytes, byte planes apart (all low bytes, then the next, …), through
 zstd: θ after a posterior reset takes few values, and the planes of the exponents of weights repeat.
 """
 
+import jax.numpy as jnp
 import numpy as np
 import zstandard
 
@@ -12,14 +13,19 @@ from deltamask_jax.codecs.codec import PayloadError
 
 SERVER = 0xFFFFFFFF  # the envelope's client number on the downlink
 
-_CODEC_IDS = {np.dtype("<u2"): "theta", np.dtype("<f4"): "dense", np.dtype("<f2"): "half"}
+_CODEC_IDS = {
+    np.dtype(np.uint16): "theta",
+    np.dtype(np.float32): "dense",
+    np.dtype(np.float16): "half",
+    np.dtype(jnp.bfloat16): "bfloat16",
+}
 
 
 def encode(vector: np.ndarray, *, round_number: int, client: int) -> bytes:
     """One payload.
 
     Args:
-        vector: u16[n], f16[n] or f32[n].
+        vector: u16[n], f32[n], f16[n] or bf16[n].
         client: client id, or `SERVER` on the downlink.
 
     Raises:
@@ -27,10 +33,8 @@ def encode(vector: np.ndarray, *, round_number: int, client: int) -> bytes:
     """
     vector = np.ascontiguousarray(vector)
     if vector.ndim != 1 or vector.dtype not in _CODEC_IDS:
-        raise ValueError(
-            f"dense codec takes u16[n], f16[n] or f32[n], got {vector.dtype}{list(vector.shape)}"
-        )
-    little = vector.astype(vector.dtype.newbyteorder("<"), copy=False)
+        raise ValueError(f"dense codec takes u16[n] or floats [n], got {vector.dtype}{list(vector.shape)}")
+    little = vector.view(f"u{vector.itemsize}").astype(f"<u{vector.itemsize}", copy=False)
     planes = np.ascontiguousarray(little.view(np.uint8).reshape(-1, vector.itemsize).T)
     body = zstandard.ZstdCompressor(level=1).compress(planes.tobytes())
     code = envelope.CODEC_IDS[_CODEC_IDS[vector.dtype]]
@@ -57,7 +61,8 @@ def decode(payload: bytes, size: int, dtype: type, *, round_number: int, client:
     if len(planes) != expected:
         raise PayloadError(f"dense payload does not hold {size} values of {dtype}")
     values = np.frombuffer(planes, np.uint8).reshape(dtype.itemsize, size).T
-    vector = np.ascontiguousarray(values).view(dtype.newbyteorder("<")).reshape(size).astype(dtype)
-    if dtype.kind == "f" and not np.isfinite(vector).all():
+    little = np.ascontiguousarray(values).view(f"<u{dtype.itemsize}").reshape(size)
+    vector = little.astype(f"u{dtype.itemsize}").view(dtype)
+    if dtype != np.uint16 and not np.isfinite(vector).all():
         raise PayloadError("dense payload holds values that are not finite")
     return vector

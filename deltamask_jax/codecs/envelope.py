@@ -24,6 +24,10 @@ CODEC_IDS = {
     "dense": 35,  # float32 values, both ways; see dense.py
     "half": 48,  # float16 values, both ways; see dense.py
     "rounded": 49,  # values rounded to 8 bits, both ways; see rounded.py
+    "bfloat16": 64,  # bfloat16 values; see dense.py
+    "eden": 65,  # rotated and quantised values; see eden.py
+    "qsgd": 66,  # values rounded to few levels; see qsgd.py
+    "signs": 67,  # signs of values; see signs.py
 }
 
 _FIELDS = struct.Struct("<4sBBHIIIII")  # without the CRC32, which follows

@@ -7,7 +7,9 @@ one, write a file with a function `(config, task) -> Method` and add a line to `
 
 from deltamask_jax.methods.deepreduce import deepreduce
 from deltamask_jax.methods.deltamask import deltamask, flip_codecs
-from deltamask_jax.methods.fedavg import fedavg
+from deltamask_jax.methods.drive import drive
+from deltamask_jax.methods.eden import eden
+from deltamask_jax.methods.fedavg import fedavg, trains_backbone
 from deltamask_jax.methods.fedmask import fedmask
 from deltamask_jax.methods.fedpm import fedpm
 from deltamask_jax.methods.klms import klms
@@ -15,21 +17,23 @@ from deltamask_jax.methods.linear_probe import linear_probe
 from deltamask_jax.methods.masking import aggregator
 from deltamask_jax.methods.method import Method, Task
 from deltamask_jax.methods.peft import peft, tunes_prefix
+from deltamask_jax.methods.qsgd import qsgd
+from deltamask_jax.methods.signsgd import signsgd
 from deltamask_jax.registry import look_up
 
 __all__ = ["METHODS", "Method", "Task", "build", "check", "trains_prefix"]
 
-METHODS = {
+MASK_METHODS = {
     "deltamask": deltamask,
     "fedpm": fedpm,
     "fedmask": fedmask,
     "deepreduce": deepreduce,
     "klms": klms,
-    "fedavg": fedavg,
-    "linear_probe": linear_probe,
-    "peft": peft,
 }
-TRAINS_PREFIX = {"peft": tunes_prefix}  # methods that may train before the cut, and when they do
+WEIGHT_METHODS = {"fedavg": fedavg, "eden": eden, "drive": drive, "qsgd": qsgd, "signsgd": signsgd}
+METHODS = MASK_METHODS | WEIGHT_METHODS | {"linear_probe": linear_probe, "peft": peft}
+# Methods that may train before the frozen prefix's cut, and when they do.
+TRAINS_PREFIX = {"peft": tunes_prefix} | dict.fromkeys(WEIGHT_METHODS, trains_backbone)
 
 
 def check(config) -> None:

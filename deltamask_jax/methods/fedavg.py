@@ -1,93 +1,81 @@
 """Federated averaging of trained weights (McMahan et al., arXiv 1602.05629): the upper bracket.
 
-`fedavg` trains every masked kernel and the head in float32 and sends them whole: 32 bits a weight each way.
+Every trained weight and the head travel as float32, 32 bits each way. With a server optimiser this is FedOpt
+(FedAdam, FedYogi: Reddi et al., arXiv 2003.00295), with a proximal term FedProx (Li et al., arXiv
+1812.06127).
+
+What is trained, beside the head (`config.fedavg.trained`):
+  kernels   the weights that masks would cover: the same d, for comparison
+  blocks    every parameter of the last `model.trained_blocks` blocks and of what follows them
+  backbone  every parameter of the network. No prefix is frozen then and nothing can be cached: clients get
+            images, and the whole network is the model's suffix
+Bits per parameter always count d, the masked weights, so they exceed 32 for 'blocks' and 'backbone'.
 """
 
-from collections.abc import Callable
-from typing import Any
-
-import jax
-import numpy as np
+import jax.numpy as jnp
 import optax
-from flax import traverse_util
-from jax.flatten_util import ravel_pytree
 
-from deltamask_jax import aggregation
-from deltamask_jax.codecs import dense
-from deltamask_jax.local_training import Batch, cross_entropy, weight_training
+from deltamask_jax.flat_index import FlatIndex
+from deltamask_jax.local_training import cross_entropy
+from deltamask_jax.methods.averaging import WHOLE, Wire, averaging
 from deltamask_jax.methods.method import Method, Task
 
-
-def averaging(
-    name: str,
-    inputs: str,
-    weights: Any,
-    frozen: Any,
-    loss_of: Callable[[Any, Any, Batch], jax.Array],
-    optimizer: optax.GradientTransformation,
-    eval_params: Callable[[Any], tuple[Any, dict[str, Any]]],
-) -> Method:
-    """A method whose clients train a pytree of float32 weights and whose server takes the weighted mean.
-
-    Args:
-        weights: the initial weights, which are also the server's state.
-        loss_of: (frozen, weights, batch) -> mean loss.
-    """
-    vector, unravel = ravel_pytree(weights)
-    start = jax.device_get(weights)
-
-    def encode(tree, round_number, client):
-        flat = np.asarray(ravel_pytree(tree)[0])
-        return dense.encode(flat, round_number=round_number, client=client)
-
-    def decode(payload, round_number, client):
-        return unravel(
-            dense.decode(payload, vector.size, np.float32, round_number=round_number, client=client)
-        )
-
-    return Method(
-        name=name,
-        inputs=inputs,
-        frozen=frozen,
-        training=weight_training(loss_of, optimizer),
-        init=lambda: start,
-        broadcast=lambda state, round_number: encode(state, round_number, dense.SERVER),
-        receive=lambda payload, round_number: decode(payload, round_number, dense.SERVER),
-        private=lambda round_number, clients: (),
-        encode=lambda state, updates, round_number, clients: [
-            encode(update, round_number, int(client)) for update, client in zip(updates, clients, strict=True)
-        ],
-        decode=lambda state, payloads, round_number, clients: [
-            decode(payload, round_number, int(client))
-            for payload, client in zip(payloads, clients, strict=True)
-        ],
-        aggregate=lambda state, trees, clients, examples, round_number: aggregation.weighted_mean(
-            trees, examples
-        ),
-        eval_params=eval_params,
-        describe=lambda updates, trees: {},
-        export=lambda state: {
-            path: np.asarray(leaf) for path, leaf in traverse_util.flatten_dict(state, sep="/").items()
-        },
-    )
+# Running statistics of frozen BatchNorm are parameters here, but none that a gradient may move.
+_NO_STATISTICS = r"(?!(.*/)?(mean|var)$)"
 
 
 def fedavg(config, task: Task) -> Method:
-    """Full training of the masked kernels and the head."""
+    """Training of weights; updates travel whole."""
+    return fine_tuning("fedavg", config, task)
 
-    def forward(params, weights, tokens):
-        merged = task.index.merge(params, weights["kernels"])
-        features = task.model.suffix(merged, tokens)
-        return features @ weights["head"]["kernel"] + weights["head"]["bias"]
+
+def fine_tuning(name: str, config, task: Task, wire: Wire = WHOLE) -> Method:
+    """FedAvg with the settings of `config.fedavg`, and updates that travel through `wire`.
+
+    The head's update and those of the kernels are one vector: the head first, then the kernels by path.
+    """
+    options, index = config.fedavg, trained_weights(config, task)
+
+    def loss_of(params, weights, batch):
+        merged = index.merge(params, weights["kernels"])
+        features = task.model.suffix(merged, batch["inputs"])
+        return cross_entropy(features @ weights["head"]["kernel"] + weights["head"]["bias"], batch)
 
     return averaging(
-        "fedavg",
+        name,
         "tokens",
-        weights={"kernels": task.index.kernels(task.params), "head": task.head},
+        weights={"head": task.head, "kernels": index.kernels(task.params)},
         frozen=task.params,
-        loss_of=lambda params, weights, batch: cross_entropy(
-            forward(params, weights, batch["inputs"]), batch
-        ),
-        optimizer=optax.adam(config.fedavg.learning_rate),
-        eval_params=lambda state: (task.index.merge(task.params, state["kernels"]), state["head"]),
+        loss_of=loss_of,
+        optimizer=optax.adam(options.learning_rate),
+        eval_params=lambda weights: (index.merge(task.params, weights["kernels"]), weights["head"]),
+        wire=wire,
+        downlink=jnp.dtype(options.downlink),
+        server=server_optimizer(options),
+        proximal=options.proximal,
+        clients=config.clients,
     )
+
+
+def trained_weights(config, task: Task) -> FlatIndex:
+    """The parameters that `config.fedavg.trained` names."""
+    if config.fedavg.trained == "kernels":
+        return task.index
+    blocks = task.model.architecture.trained_pattern(task.model.trained_blocks)
+    pattern = blocks if config.fedavg.trained == "blocks" else ".*"
+    return FlatIndex.create(task.params, f"{_NO_STATISTICS}(?:{pattern})")
+
+
+def server_optimizer(options) -> optax.GradientTransformation:
+    """FedOpt's server step; decay rates 0.9 and 0.99 are the paper's as we understand it."""
+    rate, epsilon = options.server_learning_rate, options.server_epsilon
+    if options.server == "adam":
+        return optax.adam(rate, b1=0.9, b2=0.99, eps=epsilon)
+    if options.server == "yogi":
+        return optax.yogi(rate, b1=0.9, b2=0.99, eps=epsilon)
+    return optax.sgd(rate)
+
+
+def trains_backbone(config) -> bool:
+    """Whether the weights before the frozen prefix's cut are trained too."""
+    return config.fedavg.trained == "backbone"

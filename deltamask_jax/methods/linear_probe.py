@@ -6,7 +6,7 @@ DeltaMask starts from a head that one round of this method has trained (its "LP"
 import optax
 
 from deltamask_jax.local_training import cross_entropy
-from deltamask_jax.methods.fedavg import averaging
+from deltamask_jax.methods.averaging import averaging
 from deltamask_jax.methods.method import Method, Task
 
 

@@ -43,6 +43,8 @@ class Method:
         receive: (payload, round) -> pytree local training starts from.
         private: (round, clients i[k]) -> pytree with leading axis k, handed to `training.final`.
         encode: (state, updates of k clients as NumPy trees, round, clients) -> k payloads.
+        remember: (state, updates, payloads, round, clients) -> state, with what clients keep for their next
+            round (error feedback); by default nothing. It is simulated: none of it is ever sent.
         decode: (state, payloads, round, clients) -> what `aggregate` needs of them. Raises `PayloadError`.
         aggregate: (state, decoded, clients, example counts, round) -> state.
         eval_params: (state) -> (params, head) of the network that is evaluated.
@@ -64,3 +66,6 @@ class Method:
     eval_params: Callable[[Any], tuple[Any, dict[str, Any]]]
     describe: Callable[[Any, Any], dict[str, float]]
     export: Callable[[Any], dict[str, np.ndarray]]
+    remember: Callable[[Any, list, list[bytes], int, np.ndarray], Any] = (
+        lambda state, updates, payloads, round_number, clients: state
+    )

@@ -1,0 +1,52 @@
+"""Scaled signs, what SignSGD sends (arXiv 1802.04434) with the scale of EF-SignSGD (arXiv 1901.09847).
+
+v becomes sign(v) · mean |v|, with one mean for every 4,096 values: layers differ in scale, and 32 bits for so
+many are a hundredth of a bit a value. Biased: error feedback makes up for it.
+
+Body (little-endian): a float32 mean a bucket, then a bit a value, set where it is negative, padded to a byte.
+"""
+
+import numpy as np
+
+from deltamask_jax.codecs import envelope
+from deltamask_jax.codecs.codec import PayloadError
+
+_ID = envelope.CODEC_IDS["signs"]
+BUCKET = 4096  # values that share a scale
+
+
+def encode(vector: np.ndarray, *, round_number: int, client: int) -> bytes:
+    """One payload of n bits and 32 a bucket.
+
+    Args:
+        vector: f32[n], finite.
+
+    Raises:
+        ValueError: not such a vector.
+    """
+    vector = np.asarray(vector, np.float32)
+    if vector.ndim != 1 or not np.isfinite(vector).all():
+        raise ValueError(f"signs takes finite f32[n], got {list(vector.shape)} or values that are not finite")
+    n = vector.size
+    sums = np.add.reduceat(np.abs(vector), np.arange(0, n, BUCKET), dtype=np.float64) if n else np.zeros(0)
+    means = sums / np.minimum(BUCKET, n - np.arange(0, n, BUCKET))
+    body = means.astype("<f4").tobytes() + np.packbits(vector < 0).tobytes()
+    return envelope.pack(_ID, 0, n, n, round_number, client, body)
+
+
+def decode(payload: bytes, size: int, *, round_number: int, client: int) -> np.ndarray:
+    """Signs times their bucket's mean, f32[size].
+
+    Raises:
+        PayloadError: not such a payload.
+    """
+    parcel = envelope.unpack(payload, codec_id=_ID, d=size, round=round_number, client=client)
+    buckets = -(-size // BUCKET)
+    if parcel.flags or parcel.n != size or len(parcel.body) != 4 * buckets + -(-size // 8):
+        raise PayloadError(f"signs payload of {len(parcel.body)} bytes does not hold {size} values")
+    means = np.frombuffer(parcel.body, "<f4", buckets).astype(np.float32)
+    if not (np.isfinite(means).all() and (means >= 0).all()):
+        raise PayloadError("signs payload holds a scale that no sender writes")
+    negative = np.unpackbits(np.frombuffer(parcel.body, np.uint8, offset=4 * buckets), count=size)
+    values = np.repeat(means, BUCKET)[:size]
+    return np.where(negative, -values, values)

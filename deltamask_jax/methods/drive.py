@@ -1,0 +1,18 @@
+"""DRIVE (Vargaftik et al., NeurIPS 2021, arXiv 2105.08339): FedAvg with one bit a weight.
+
+Each client sends the signs of its randomly rotated update and the scale S = ‖x‖² / ‖R x‖₁, with which
+S · Rᵀ sign(R x) is unbiased (the paper's other scale, ‖R x‖₁ / n, has a smaller error for a single client but
+shrinks the mean of many by 2/π). The head's update is part of the vector.
+
+That is EDEN at one bit: its two centroids ±√(2/π) go into the scale. So the payload is EDEN's.
+Local training, server step and downlink are those of `config.fedavg`.
+"""
+
+from deltamask_jax.methods.eden import rotated_wire
+from deltamask_jax.methods.fedavg import fine_tuning
+from deltamask_jax.methods.method import Method, Task
+
+
+def drive(config, task: Task) -> Method:
+    """FedAvg whose updates travel as rotated signs."""
+    return fine_tuning("drive", config, task, rotated_wire(1.0, config.seed))

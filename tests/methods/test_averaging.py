@@ -1,0 +1,225 @@
+"""Averaging of weights: server optimisers, proximal term, downlink types, compressed wires, residuals."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from deltamask_jax import methods
+from deltamask_jax.codecs import PayloadError
+from deltamask_jax.local_training import cross_entropy, weight_training
+from deltamask_jax.methods.averaging import WHOLE, averaging
+from deltamask_jax.methods.eden import rotated_wire
+from deltamask_jax.methods.fedavg import server_optimizer, trained_weights
+from deltamask_jax.methods.qsgd import level_wire
+from deltamask_jax.methods.signsgd import SIGN_WIRE
+from deltamask_jax.rounds import MAIN_PHASE, play_round
+from tests.conftest import tiny_config
+
+EVERYONE = np.arange(6)
+N = 32 * 64 + 64 * 3  # weights of the perceptron
+
+
+def perceptron(**settings):
+    """A small network on cached features, averaged."""
+    hidden, out = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(((32, 64), (64, 3))))
+
+    def loss_of(frozen, w, batch):
+        return cross_entropy(jnp.tanh(batch["inputs"] @ w["hidden"]) @ w["out"], batch)
+
+    weights = {"hidden": hidden / 32**0.5, "out": out / 8}
+    return averaging(
+        "perceptron", "features", weights, (), loss_of, optax.adam(3e-3), None, clients=6, **settings
+    )
+
+
+def play(problem, method, rounds):
+    state, results = method.init(), []
+    for number in range(1, rounds + 1):
+        state, result = play_round(problem, method, state, number, EVERYONE, MAIN_PHASE, epochs=3)
+        results.append(result)
+    return state, results
+
+
+def flat(weights):
+    return np.concatenate([np.ravel(weights["hidden"]), np.ravel(weights["out"])])
+
+
+@pytest.fixture(scope="module")
+def averaged(problem):
+    """FedAvg itself: start, weights after five rounds, and what these cost."""
+    method = perceptron()
+    state, results = play(problem, method, 5)
+    return flat(method.init().weights), flat(state.weights), results
+
+
+@pytest.mark.parametrize(
+    "wire, bits, error",
+    [
+        (rotated_wire(1.0, 0), 1, 0.6),  # DRIVE
+        (rotated_wire(4.0, 0), 4, 0.08),
+        (level_wire(32, 512, 0), 3.2, 0.25),
+        (SIGN_WIRE, 1, 0.8),
+    ],
+    ids=["drive", "eden-4", "qsgd", "signsgd"],
+)
+def test_compressed_updates_follow_fedavg(problem, averaged, wire, bits, error):
+    """Five rounds on the same problem: weights end close to FedAvg's, and so does the loss, at few bits."""
+    start, expected, whole = averaged
+    state, results = play(problem, perceptron(wire=wire), 5)
+    moved = np.linalg.norm(expected - start)
+    assert np.linalg.norm(flat(state.weights) - expected) < error * moved
+    assert results[0].train_loss == pytest.approx(whole[0].train_loss)
+    fall = whole[0].train_loss - whole[-1].train_loss
+    assert fall > 0.1
+    assert results[-1].train_loss == pytest.approx(whole[-1].train_loss, abs=0.15 * fall)
+    assert 8 * results[-1].uplink_bytes / 6 < bits * N * 1.25 + 600  # blocks, header, states of the coder
+    assert 0 < results[-1].details["update_error"]
+
+
+def test_error_feedback_sends_later_what_a_payload_lost():
+    """What was sent and what is kept add up to all updates."""
+    method, clients = perceptron(wire=SIGN_WIRE), np.array([1, 4])
+    state, rng = method.init(), np.random.default_rng(0)
+    assert set(state.residuals) == set("012345")
+    updates, sent = np.zeros((2, N)), np.zeros((2, N))
+    for number in (1, 2, 3):
+        new = rng.lognormal(size=(2, N)).astype(np.float32)
+        payloads = method.encode(state, list(new), number, clients)
+        sent += method.decode(state, payloads, number, clients)
+        state = method.remember(state, list(new), payloads, number, clients)
+        updates += new
+    kept = np.stack([state.residuals["1"], state.residuals["4"]])
+    np.testing.assert_allclose(sent + kept, updates, rtol=1e-4, atol=1e-4)
+    assert np.abs(kept).max() > 1 and not state.residuals["0"].any()
+
+
+def test_without_error_feedback_nothing_is_kept():
+    state = perceptron(wire=rotated_wire(1.0, 0)).init()
+    assert state.residuals == {} and perceptron().remember(state, [], [], 1, []) is state
+
+
+def test_payloads_of_another_client_or_round_are_refused():
+    for wire in (WHOLE, rotated_wire(0.5, 0), level_wire(16, 512, 0), SIGN_WIRE):
+        method = perceptron(wire=wire)
+        state, update = method.init(), np.ones(N, np.float32)
+        payloads = method.encode(state, [update], 1, np.array([3]))
+        for number, client in ((2, 3), (1, 4)):
+            with pytest.raises(PayloadError):
+                method.decode(state, payloads, number, np.array([client]))
+
+
+@pytest.mark.parametrize("server", ["adam", "yogi"])
+def test_the_server_optimiser_takes_the_mean_update_for_a_gradient(server):
+    options = tiny_config(fedavg__server=server, fedavg__server_learning_rate=0.01).fedavg
+    method, rng = perceptron(server=server_optimizer(options)), np.random.default_rng(0)
+    state, start = method.init(), flat(method.init().weights)
+    updates = rng.normal(size=(2, N)).astype(np.float32)
+    for number in (1, 2):
+        state = method.aggregate(state, list(updates), EVERYONE[:2], [3, 1], number)
+    mean = (3 * updates[0] + updates[1]) / 4
+    if server == "adam":  # a constant gradient g moves Adam by rate · g / (|g| + ε) a step
+        expected = start + 2 * 0.01 * mean / (np.abs(mean) + options.server_epsilon)
+        np.testing.assert_allclose(flat(state.weights), expected, atol=1e-5)
+    assert (np.sign(flat(state.weights) - start) == np.sign(mean)).all()
+
+
+def test_plain_averaging_moves_by_the_weighted_mean():
+    method, rng = perceptron(), np.random.default_rng(0)
+    updates = rng.normal(size=(2, N)).astype(np.float32)
+    state = method.aggregate(method.init(), list(updates), EVERYONE[:2], [3, 1], 1)
+    expected = flat(method.init().weights) + (3 * updates[0] + updates[1]) / 4
+    np.testing.assert_allclose(flat(state.weights), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_proximal_term_pulls_toward_the_broadcast():
+    """On a flat loss with gradient 1, w settles where μ (w − w₀) = −1."""
+    training = weight_training(lambda frozen, w, batch: jnp.sum(w), optax.sgd(0.1), proximal=2.0)
+    received = jnp.array([3.0, -1.0])
+    carry = training.init((), received)
+    for _ in range(60):
+        carry, loss = training.step((), received, carry, {}, None)
+    np.testing.assert_allclose(carry[0], received - 0.5, atol=1e-4)
+    assert loss == pytest.approx(float(jnp.sum(received)) - 1, abs=1e-3)  # reported without the term
+
+
+@pytest.mark.parametrize("kind, step", [("float32", 0), ("float16", 2**-11), ("bfloat16", 2**-8)])
+def test_the_downlink_is_rounded_to_its_type_and_as_long_as_it_says(kind, step):
+    method = perceptron(downlink=jnp.dtype(kind))
+    state = method.init()
+    payload = method.broadcast(state, 1)
+    sent, received = flat(state.weights), flat(method.receive(payload, 1))
+    assert received.dtype == np.float32 and (np.abs(received - sent) <= step * np.abs(sent) + 1e-7).all()
+    assert bool(step) == (received != sent).any()
+    size = jnp.dtype(kind).itemsize
+    assert 0.7 * size * N < len(payload) < size * N + 100  # zstd finds little in weights
+    with pytest.raises(PayloadError):
+        method.receive(payload, 2)
+
+
+def test_what_is_trained(problem):
+    task, flat_params = problem.task, lambda config: set(trained_weights(config, problem.task).paths)
+    kernels = flat_params(tiny_config())
+    blocks = flat_params(tiny_config(fedavg__trained="blocks"))
+    backbone = flat_params(tiny_config(fedavg__trained="backbone"))
+    assert kernels == set(task.index.paths) and kernels < blocks < backbone
+    assert "Transformer/encoderblock_5/LayerNorm_0/scale" in blocks
+    assert not any("encoderblock_3" in path for path in blocks)
+    assert {"embedding/kernel", "Transformer/posembed_input/pos_embedding"} <= backbone
+    assert (
+        sum(x.size for x in jax.tree.leaves(task.params))
+        == trained_weights(tiny_config(fedavg__trained="backbone"), task).d
+    )
+
+
+def test_batch_statistics_are_not_trained():
+    from deltamask_jax import models
+    from deltamask_jax.models.convmixer import ConvMixerConfig
+
+    model = models.from_architecture(
+        ConvMixerConfig(8, 3, kernel=3, patch=4, activation="relu", image_size=16),
+        name="convmixer_768_32",
+        trained_blocks=2,
+    )
+    task = methods.Task(model, jax.eval_shape(model.init, jax.random.key(0)), {}, None)
+    for trained in ("blocks", "backbone"):
+        last = {
+            path.split("/")[-1] for path in trained_weights(tiny_config(fedavg__trained=trained), task).paths
+        }
+        assert last == {"kernel", "bias", "scale"}
+
+
+def test_the_whole_backbone_trains_on_images_through_every_block(problem):
+    """One round without a cached prefix: the embedding, first of all parameters, moves too."""
+    config = tiny_config(
+        method="fedavg", fedavg__trained="backbone", prefix_cache="off", fedavg__learning_rate=1e-3
+    )
+    methods.check(config)
+    model = problem.task.model
+    whole = dataclasses.replace(
+        model, suffix=lambda params, images: model.suffix(params, model.prefix(params, images))
+    )
+    images = jax.random.normal(jax.random.key(3), (len(problem.labels[0]), 32, 32, 3))
+    trained = dataclasses.replace(
+        problem,
+        config=config,
+        task=dataclasses.replace(problem.task, model=whole),
+        inputs={"tokens": (images, images)},
+    )
+    method = methods.build(config, trained.task)
+    state, result = play_round(trained, method, method.init(), 1, np.array([0, 3]), MAIN_PHASE, 1)
+    params, _ = method.eval_params(state)
+    assert not np.allclose(
+        params["embedding"]["kernel"], problem.task.params["embedding"]["kernel"], atol=1e-5
+    )
+    assert result.uplink_bytes > 2 * 4 * 0.7 * sum(x.size for x in jax.tree.leaves(problem.task.params))
+
+
+def test_training_the_whole_backbone_leaves_no_prefix_to_cache():
+    config = tiny_config(method="eden", fedavg__trained="backbone")
+    assert methods.trains_prefix(config)
+    config.method = "deltamask"  # whose weights are frozen anyway
+    assert not methods.trains_prefix(config)
