@@ -215,7 +215,7 @@ def test_the_whole_backbone_trains_on_images_through_every_block(problem):
     assert not np.allclose(
         params["embedding"]["kernel"], problem.task.params["embedding"]["kernel"], atol=1e-5
     )
-    assert result.uplink_bytes > 2 * 4 * 0.7 * sum(x.size for x in jax.tree.leaves(problem.task.params))
+    assert result.downlink_bytes > 2 * 4 * 0.7 * sum(x.size for x in jax.tree.leaves(problem.task.params))
 
 
 def test_training_the_whole_backbone_leaves_no_prefix_to_cache():
