@@ -82,7 +82,11 @@ def get_config() -> ConfigDict:
     config.cohort = ConfigDict()
     config.cohort.backend = "vmap"  # 'vmap', or 'loop' for debugging: one client, one step at a time
     config.cohort.chunk = (
-        1  # clients trained at once by vmap; small networks gain from several, memory grows with it
+        0  # clients a device trains at once; 0 = chosen from memory and backend, and printed
+    )
+    config.cohort.memory = 0.0  # GiB a device may give to such a chunk; 0 = most of what is free
+    config.cohort.weight_shards = (
+        1  # devices that share one copy of weights and logits; the others divide clients
     )
 
     return config

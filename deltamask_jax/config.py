@@ -38,7 +38,9 @@ RANGES = {
     "mask.kappa_final": (1e-6, 1.0),
     "mask.lambda0": (1.0, math.inf),
     "fedavg.learning_rate": (0.0, math.inf),
-    "cohort.chunk": (1, 2**20),
+    "cohort.chunk": (0, 2**20),
+    "cohort.memory": (0.0, math.inf),
+    "cohort.weight_shards": (1, 2**20),
 }
 
 # Settings whose names no registry owns.

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from deltamask_jax import data, models, pretrained
+from deltamask_jax import data, devices, models, pretrained
 from deltamask_jax.data import features, partition
 from deltamask_jax.flat_index import FlatIndex
 from deltamask_jax.heads import random_head
@@ -33,7 +33,7 @@ def set_up(config, workdir: Path) -> Problem:
     partition.save(workdir, parts, dataset.train.labels, dataset.class_names)
 
     model = models.build(config.model)
-    params = jax.device_put(pretrained.load(config.model, model))
+    params = devices.spread(pretrained.load(config.model, model), devices.mesh(config.cohort.weight_shards))
     if config.prefix_cache == "off":
         model = _without_prefix(model)
     tokens = tuple(_tokens(config, model, params, split) for split in (dataset.train, dataset.test))
