@@ -41,9 +41,7 @@ def get_config() -> ConfigDict:
     config.model.image_size = 0  # pixels, side of the square input; 0 = the model's own
     config.model.trained_blocks = 5  # the last n blocks are masked; those before are the frozen prefix
     config.model.dtype = "float32"  # compute type of the network: 'float32' or 'bfloat16'
-    config.model.remat = (
-        False  # compute blocks again in the backward pass: less memory, about a third more time
-    )
+    config.model.remat = False  # compute blocks again in the backward pass, to save memory (not on CPU)
     config.model.masked = ""  # regular expression over parameter paths; '' = all kernels of trained blocks
 
     config.head = ConfigDict()
