@@ -51,8 +51,8 @@ def measure(model: str, clients: int, examples: int, batch: int, dtype: str, rou
     }
 
 
-def train_seconds(problem, method, state, clients: int) -> float:
-    """Seconds of local training a client, without codec and server."""
+def train_seconds(problem, method, state, clients: int, mesh=None) -> float:
+    """Seconds of local training a client, without codec and server; on all devices unless a mesh is given."""
     config = problem.config
     received = method.receive(method.broadcast(state, 1), 1)
     plan = cohort.schedule(
@@ -78,7 +78,7 @@ def train_seconds(problem, method, state, clients: int) -> float:
             private,
             keys,
             chunk=config.cohort.chunk,
-            mesh=devices.mesh(),
+            mesh=mesh or devices.mesh(),
         )
         for _ in training:
             pass

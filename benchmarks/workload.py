@@ -25,6 +25,7 @@ CLASSES = 10
 MODELS = {  # name -> (preset, pixels)
     "vit_s14": ("dinov2_small", 84),
     "vit_b16": ("vit_b16", 224),
+    "vit_l14": ("dinov2_large", 84),
     "glyph": ("glyph_vit", 32),
 }
 
