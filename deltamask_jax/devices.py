@@ -4,6 +4,7 @@ Mesh axes: `clients` divides the cohort; `weights` divides every large array of 
 state that trains (logits, Adam moments), for masks too large for one device.
 """
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,13 @@ def keep_spread(tree: Any, mesh: Mesh) -> Any:
 def by_client(tree: Any, mesh: Mesh) -> Any:
     """A pytree with leading axis `clients`, divided over that mesh axis."""
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(CLIENTS)))
+
+
+def host() -> contextlib.AbstractContextManager:
+    """Where a codec's own jitted work belongs: on the host, not in the queue behind a chunk's training."""
+    if jax.default_backend() == "cpu":
+        return contextlib.nullcontext()
+    return jax.default_device(jax.local_devices(backend="cpu")[0])
 
 
 def free_memory() -> int:

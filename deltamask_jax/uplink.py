@@ -78,7 +78,8 @@ def train_and_send(
         began = time.perf_counter()
         updates = jax.device_get(updates)
         each = [jax.tree.map(lambda x, k=k: x[k], updates) for k in range(len(rows))]
-        payloads = method.encode(state, each, number, mine[rows])
+        with devices.host():
+            payloads = method.encode(state, each, number, mine[rows])
         return payloads, updates, began, time.perf_counter()
 
     with ThreadPoolExecutor(1) as coder:
