@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from deltamask_jax import chunking, devices
 from deltamask_jax.local_training import LocalTraining
@@ -124,7 +124,7 @@ def train_in_chunks(
         return
     mesh = mesh or devices.mesh(devices=jax.local_devices()[:1])
     frozen, received = devices.spread(frozen, mesh), devices.spread(received, mesh)
-    examples = jax.device_put(examples, NamedSharding(mesh, PartitionSpec()))
+    examples = devices.everywhere(examples, mesh)
     clients, lanes = len(plan.steps), mesh.shape[devices.CLIENTS]
 
     def arguments(start: int, chunk: int):

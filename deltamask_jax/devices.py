@@ -48,6 +48,11 @@ def spread(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, shardings)
 
 
+def everywhere(tree: Any, mesh: Mesh) -> Any:
+    """A pytree with a whole copy on every device; what lies there already stays."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
 def keep_spread(tree: Any, mesh: Mesh) -> Any:
     """Inside a jitted program over clients: tell the compiler to keep large arrays [clients, ...] divided."""
     shards = mesh.shape[WEIGHTS]

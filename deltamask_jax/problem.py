@@ -33,7 +33,8 @@ def set_up(config, workdir: Path) -> Problem:
     partition.save(workdir, parts, dataset.train.labels, dataset.class_names)
 
     model = models.build(config.model)
-    params = devices.spread(pretrained.load(config.model, model), devices.mesh(config.cohort.weight_shards))
+    mesh = devices.mesh(config.cohort.weight_shards)
+    params = devices.spread(pretrained.load(config.model, model), mesh)
     if config.prefix_cache == "off":
         model = _without_prefix(model)
     tokens = tuple(_tokens(config, model, params, split) for split in (dataset.train, dataset.test))
@@ -47,8 +48,8 @@ def set_up(config, workdir: Path) -> Problem:
             head=random_head(config.seed, model.feature_dim, dataset.num_classes),
             index=FlatIndex.create(params, model.masked),
         ),
-        inputs={"tokens": tokens, "features": outputs},
-        labels=(jnp.asarray(dataset.train.labels), jnp.asarray(dataset.test.labels)),
+        inputs=devices.everywhere({"tokens": tokens, "features": outputs}, mesh),
+        labels=devices.everywhere((dataset.train.labels, dataset.test.labels), mesh),
         parts=parts,
     )
 

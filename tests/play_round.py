@@ -1,4 +1,4 @@
-"""One round of the tiny problem in a process of its own, for tests that need other devices or processes.
+"""One round of the tiny problem, five clients, in a process of its own: for tests that need other devices.
 
 python -m tests.play_round OUT.npz [COORDINATOR PROCESSES PROCESS] [name=value of a setting …]
 """
@@ -27,7 +27,7 @@ def main(out: str, *arguments: str) -> None:
     config = tiny_config(**{name: ast.literal_eval(value) for name, value in changes.items()})
     problem = dataclasses.replace(tiny_problem(), config=config)
     method = methods.build(config, problem.task)
-    state, result = play_round(problem, method, method.init(), 1, np.arange(6), MAIN_PHASE, 1)
+    state, result = play_round(problem, method, method.init(), 1, np.arange(5), MAIN_PHASE, 1)
     np.savez(
         out,
         theta=state.theta,
