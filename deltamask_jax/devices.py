@@ -107,17 +107,17 @@ def keep_compilations() -> None:
 
 
 class Compilations:
-    """Counts XLA compilations of this process from here on.
-
-    Attributes:
-        count: programs compiled, or read from the cache of an earlier process.
-        seconds: spent on it.
-    """
+    """The seconds this process spends compiling with XLA, or reading what an earlier one compiled."""
 
     def __init__(self):
-        self.count, self.seconds = 0, 0.0
+        self._seconds = 0.0
         jax.monitoring.register_event_duration_secs_listener(self._heard)
 
     def _heard(self, event: str, seconds: float, **_) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
-            self.count, self.seconds = self.count + 1, self.seconds + seconds
+            self._seconds += seconds
+
+    def lap(self) -> float:
+        """Seconds since the last lap, or the start."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds

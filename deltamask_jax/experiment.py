@@ -64,7 +64,7 @@ def run(config, workdir: str | Path) -> dict[str, Any]:
                 "downlink_bytes": result.downlink_bytes,
                 "downlink_bpp": metrics.bits_per_parameter(result.downlink_bytes, result.clients, d),
                 "seconds": seconds,
-                "compile_seconds": compilations.seconds - sum(r["compile_seconds"] for r in records),
+                "compile_seconds": compilations.lap(),
                 "codec_seconds": result.codec_seconds,
                 "codec_exposed_seconds": result.codec_exposed_seconds,
                 **result.details,
