@@ -7,7 +7,9 @@ import sys
 
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
+from deltamask_jax import devices, hosts
 from tests import play_round
 
 
@@ -59,3 +61,30 @@ def test_two_processes_give_the_round_of_one(tmp_path, alone):
         assert_same(result, alone, votes=0)
         assert result["bytes"] == alone["bytes"]
         np.testing.assert_array_equal(result["payload"], alone["payload"])
+
+
+def test_incomplete_flags_and_small_cohorts_are_refused(monkeypatch):
+    for processes, process in ((None, None), (2, None), (2, 2)):
+        with pytest.raises(ValueError, match="--processes=N"):
+            hosts.start("localhost:1", processes, process)
+    monkeypatch.setattr(hosts.jax, "process_count", lambda: 3)
+    with pytest.raises(ValueError, match="a cohort of 2"):
+        hosts.share(2)
+
+
+def test_shares_are_blocks_that_cover_the_cohort(monkeypatch):
+    monkeypatch.setattr(hosts.jax, "process_count", lambda: 3)
+    rows = []
+    for process in range(3):
+        monkeypatch.setattr(hosts.jax, "process_index", lambda process=process: process)
+        rows.append(np.arange(10)[hosts.share(10)])
+    assert [len(block) for block in rows] == [3, 3, 4]
+    np.testing.assert_array_equal(np.concatenate(rows), np.arange(10))
+
+
+def test_large_arrays_alone_are_divided_along_their_longest_axis():
+    assert devices.weight_spec((64, 6, 256), 2) == PartitionSpec(None, None, "weights")
+    assert devices.weight_spec((256, 63), 2) == PartitionSpec("weights")
+    assert devices.weight_spec((255, 63), 2) == devices.weight_spec((64,), 2) == PartitionSpec()
+    with pytest.raises(ValueError, match="weight_shards=3"):
+        devices.mesh(3, [None] * 4)
