@@ -43,6 +43,7 @@ def get_config() -> ConfigDict:
     config.model.image_size = 0  # pixels, side of the square input; 0 = the model's own
     config.model.trained_blocks = 5  # the last n blocks are masked; those before are the frozen prefix
     config.model.dtype = "float32"  # compute type of the network: 'float32' or 'bfloat16'
+    config.model.remat = False  # compute blocks again in the backward pass, to save memory (not on CPU)
     config.model.masked = ""  # regular expression over parameter paths; '' = all kernels of trained blocks
 
     config.head = ConfigDict()
@@ -130,7 +131,11 @@ def get_config() -> ConfigDict:
     config.cohort = ConfigDict()
     config.cohort.backend = "vmap"  # 'vmap', or 'loop' for debugging: one client, one step at a time
     config.cohort.chunk = (
-        1  # clients trained at once by vmap; small networks gain from several, memory grows with it
+        0  # clients a device trains at once; 0 = chosen from memory and backend, and printed
+    )
+    config.cohort.memory = 0.0  # GiB a device may give to such a chunk; 0 = most of what is free
+    config.cohort.weight_shards = (
+        1  # devices that share one copy of weights and logits; the others divide clients
     )
 
     return config

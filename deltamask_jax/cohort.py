@@ -1,18 +1,24 @@
-"""Runs local training for all clients of a round: one jitted program, chunked `lax.map` over `vmap`.
+"""Runs local training for all clients of a round: one jitted program a chunk of clients.
 
-Clients differ in size. Batches that a client does not have are skipped: chunks stop at their largest
-client's last step, and inside a chunk a finished client's state is held. The examples stay on the device,
-once; each client owns a list of indices into them, so nothing is truncated and padding costs four bytes.
+A chunk is `vmap` on each device, sharded over the mesh axis `clients`; chunks follow one another, and the
+host has each as soon as it is trained, while the devices are at the next. Clients differ in size. Batches
+that a client does not have are skipped: a device stops at its largest client's last step, and inside a chunk
+a finished client's state is held. The examples stay on the device, once; each client owns a list of indices
+into them, so nothing is truncated and padding costs four bytes.
 """
 
 import dataclasses
+from collections.abc import Iterator
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 
+from deltamask_jax import chunking, devices
 from deltamask_jax.local_training import LocalTraining
 
 
@@ -65,7 +71,18 @@ def schedule(
     return Schedule(batches.reshape(len(clients), longest, batch_size), steps)
 
 
-def train(
+def train(*arguments: Any, **options: Any) -> tuple[Any, np.ndarray]:
+    """Train a cohort and wait for all of it; arguments as of `train_in_chunks`.
+
+    Returns:
+        The updates, a pytree of NumPy arrays with leading axis `clients`, and each client's mean loss over
+        its steps, f32[clients] (0 for a client without examples).
+    """
+    _, updates, losses = zip(*jax.device_get(list(train_in_chunks(*arguments, **options))), strict=True)
+    return jax.tree.map(lambda *xs: np.concatenate(xs), *updates), np.concatenate(losses)
+
+
+def train_in_chunks(
     training: LocalTraining,
     frozen: Any,
     received: Any,
@@ -76,37 +93,64 @@ def train(
     *,
     backend: str = "vmap",
     chunk: int = 1,
-) -> tuple[Any, np.ndarray]:
-    """Train a cohort.
+    memory: int = 0,
+    mesh: Mesh | None = None,
+) -> Iterator[tuple[np.ndarray, Any, jax.Array]]:
+    """Train a cohort and give out each chunk of clients as soon as it is trained.
 
     Args:
         training: what one client does.
         frozen: pytree all clients share and no round changes.
         received: pytree all clients start the round from.
-        examples: inputs [n, ...] and labels i32[n], on the device.
+        examples: inputs [n, ...] and labels i32[n], on the devices.
         plan: each client's batches.
         private: pytree with leading axis `clients`, passed to `training.final`.
         keys: one key a client, already folded with round and client id.
         backend: 'vmap', or 'loop': one client and one step after another in Python, for debugging.
-        chunk: clients trained at once by vmap; chunks run one after another.
+        chunk: clients each device trains at once by vmap; 0 = see `chunking.choose`. It is halved, and the
+            clients concerned start again, when a device runs out of memory.
+        memory: bytes a device may use for chosen chunks; 0 = what is free.
+        mesh: see `devices.mesh`; None = the first device alone.
 
-    Returns:
-        The updates, a pytree of device arrays with leading axis `clients`, and each client's mean loss over
-        its steps, f32[clients] (0 for a client without examples).
+    Yields:
+        Rows of the cohort i[k], in order; their updates, a pytree of device arrays with leading axis k; and
+        their mean losses f32[k]. All computed, not merely dispatched.
+
+    Raises:
+        MemoryError: one client alone does not fit into a device's memory.
     """
     if backend == "loop":
-        return _train_loop(training, frozen, received, examples, plan, private, keys)
-    clients = len(plan.steps)
-    chunk = min(chunk, clients)
-    padding = -clients % chunk  # absent clients with no steps fill the last chunk
+        yield from _train_loop(training, frozen, received, examples, plan, private, keys)
+        return
+    mesh = mesh or devices.mesh(devices=jax.local_devices()[:1])
+    frozen, received = devices.spread(frozen, mesh), devices.spread(received, mesh)
+    examples = devices.everywhere(examples, mesh)
+    clients, lanes = len(plan.steps), mesh.shape[devices.CLIENTS]
 
-    def pad(x):
-        return jnp.concatenate([x, jnp.repeat(x[:1], padding, axis=0)]) if padding else jnp.asarray(x)
+    def arguments(start: int, chunk: int):
+        """Arguments of `_train_chunk` for the clients from `start` on; absent ones have no steps."""
+        rows = np.arange(start, start + chunk * lanes)
+        present = np.minimum(rows, clients - 1)
+        steps = np.where(rows < clients, plan.steps[present], 0).astype(np.int32)
+        mine = jax.tree.map(lambda x: x[present], (plan.batches, private, keys))
+        return (training, mesh, frozen, received, examples, *devices.by_client((steps, *mine), mesh))
 
-    steps = np.concatenate([plan.steps, np.zeros(padding, np.int32)])
-    batches, private, keys = jax.tree.map(pad, (plan.batches, private, keys))
-    updates, losses = _train_vmap(training, chunk, frozen, received, examples, batches, steps, private, keys)
-    return jax.tree.map(lambda x: x[:clients], updates), np.asarray(losses)[:clients]
+    def memory_of(chunk: int) -> int:
+        used = _train_chunk.lower(*arguments(0, chunk)).compile().memory_analysis()
+        return used.temp_size_in_bytes + used.output_size_in_bytes
+
+    program = (training, mesh, plan.batches.shape[1:])
+    chunk = chunking.choose(program, chunk, clients, mesh, received, memory_of, memory)
+    start = 0
+    while start < clients:
+        try:
+            trained = jax.block_until_ready(_train_chunk(*arguments(start, chunk)))
+        except jax.errors.JaxRuntimeError as error:
+            chunk = chunking.halve(program, chunk, error)
+            continue
+        present = min(chunk * lanes, clients - start)
+        yield np.arange(start, start + present), *jax.tree.map(itemgetter(slice(present)), trained)
+        start += present
 
 
 def _batch(examples, indices):
@@ -127,40 +171,43 @@ def _client_step(training, frozen, received, examples, batches, key, step, carry
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _train_vmap(training, chunk, frozen, received, examples, batches, steps, private, keys):
-    def train_chunk(inputs):
-        batches, steps, private, keys = inputs
+def _train_chunk(training, mesh, frozen, received, examples, steps, batches, private, keys):
+    """A chunk of clients on every device. Nothing crosses from client to client."""
 
+    def on_one_device(frozen, received, examples, steps, batches, private, keys):
         def advance(step, carries):
             def client(batches, steps, key, carry):
                 new = _client_step(training, frozen, received, examples, batches, key, step, carry)
                 return jax.tree.map(partial(jnp.where, step < steps), new, carry)
 
-            return jax.vmap(client)(batches, steps, keys, carries)
+            return devices.keep_spread(jax.vmap(client)(batches, steps, keys, carries), mesh)
 
         state = training.init(frozen, received)
-        carries = jax.tree.map(lambda x: jnp.broadcast_to(x, (chunk, *jnp.shape(x))), (state, 0.0))
+        carries = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(steps), *jnp.shape(x))), (state, 0.0))
         states, totals = jax.lax.fori_loop(0, jnp.max(steps), advance, carries)
         final = jax.vmap(lambda state, private: training.final(frozen, received, state, private))
         return final(states, private), totals / jnp.maximum(steps, 1)
 
-    chunked = jax.tree.map(
-        lambda x: x.reshape(x.shape[0] // chunk, chunk, *x.shape[1:]), (batches, steps, private, keys)
-    )
-    outputs = jax.lax.map(train_chunk, chunked)
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs)
+    shared, own = PartitionSpec(), PartitionSpec(devices.CLIENTS)
+    return jax.shard_map(
+        on_one_device,
+        mesh=mesh,
+        in_specs=(shared, shared, shared, own, own, own, own),
+        out_specs=own,
+        axis_names={devices.CLIENTS},  # `weights` is left to the compiler
+        check_vma=False,
+    )(frozen, received, examples, steps, batches, private, keys)
 
 
 _loop_step = jax.jit(_client_step, static_argnums=0)
 
 
 def _train_loop(training, frozen, received, examples, plan, private, keys):
-    updates, losses = [], []
     for k, steps in enumerate(plan.steps):
         carry = (training.init(frozen, received), jnp.float32(0))
         for step in range(int(steps)):
             carry = _loop_step(training, frozen, received, examples, plan.batches[k], keys[k], step, carry)
         mine = jax.tree.map(lambda x, k=k: x[k], private)
-        updates.append(training.final(frozen, received, carry[0], mine))
-        losses.append(float(carry[1]) / max(int(steps), 1))
-    return jax.tree.map(lambda *xs: jnp.stack(xs), *updates), np.asarray(losses, np.float32)
+        update = training.final(frozen, received, carry[0], mine)
+        one = jax.tree.map(lambda x: x[None], update)
+        yield np.array([k]), one, carry[1][None] / max(int(steps), 1)

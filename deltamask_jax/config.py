@@ -52,7 +52,9 @@ RANGES = {
     "eden.bits": (0.001, 8.0),
     "qsgd.levels": (1, 255),
     "qsgd.bucket": (16, 2**20),
-    "cohort.chunk": (1, 2**20),
+    "cohort.chunk": (0, 2**20),
+    "cohort.memory": (0.0, math.inf),
+    "cohort.weight_shards": (1, 2**20),
 }
 
 # Settings whose names no registry owns.

@@ -12,11 +12,13 @@ from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from deltamask_jax import config as config_lib
-from deltamask_jax import methods, metrics
+from deltamask_jax import devices, methods, metrics
 from deltamask_jax.data import partition
 from deltamask_jax.heads import linear_probe_accuracy, with_head
 from deltamask_jax.problem import set_up
 from deltamask_jax.rounds import MAIN_PHASE, Round, correctness, play_round
+
+SECONDS = ("compile_seconds", "codec_seconds", "codec_exposed_seconds")
 
 
 def run(config, workdir: str | Path) -> dict[str, Any]:
@@ -30,6 +32,7 @@ def run(config, workdir: str | Path) -> dict[str, Any]:
         OSError: the workdir cannot be written.
     """
     started = time.time()
+    compilations = devices.Compilations()
     config_lib.validate(config)
     methods.check(config)
     workdir = _new_workdir(Path(workdir))
@@ -71,6 +74,9 @@ def run(config, workdir: str | Path) -> dict[str, Any]:
                 "downlink_bytes": result.downlink_bytes,
                 "downlink_bpp": metrics.bits_per_parameter(result.downlink_bytes, result.clients, d),
                 "seconds": seconds,
+                "compile_seconds": compilations.lap(),
+                "codec_seconds": result.codec_seconds,
+                "codec_exposed_seconds": result.codec_exposed_seconds,
                 **result.details,
             }
         )
@@ -142,6 +148,7 @@ def _summarise(config, records, details, probe_accuracy, d, seconds) -> dict[str
         "masked_parameters": d,
         "rounds": records[-1]["round"],
         "seconds": seconds,
+        **{key: sum(r[key] for r in records) for key in SECONDS},
     }
 
 
@@ -165,7 +172,11 @@ def _closing_table(summary: dict[str, Any], workdir: Path) -> str:
             *entropy,
             ("downlink", f"{megabytes['downlink']:.2f} MB, {summary['mean_downlink_bpp']:.3f} bpp"),
             ("masked weights", f"{summary['masked_parameters']:,}"),
-            ("seconds", f"{summary['seconds']:.0f}"),
+            (
+                "seconds",
+                "{seconds:.0f}: {compile_seconds:.0f} compiling, {codec_seconds:.0f} coding, of which "
+                "{codec_exposed_seconds:.0f} not behind training".format(**summary),
+            ),
             ("results in", str(workdir)),
         ]
     )

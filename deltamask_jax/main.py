@@ -16,6 +16,9 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, for example configs/quickstart.py.", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder the run writes to; made if it does not exist.")
+_COORDINATOR = flags.DEFINE_string("coordinator", "", "Several hosts: HOST:PORT of process 0, or 'auto'.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes; every one runs this command.")
+_PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.")
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
 
 
@@ -59,11 +62,13 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def main(argv: list[str]) -> None:
-    from deltamask_jax import experiment  # imports jax, after the command line is known to be good
+    from deltamask_jax import devices, experiment, hosts  # jax, after the command line is known to be good
 
     try:
-        experiment.run(_CONFIG.value, _WORKDIR.value or "runs/" + _CONFIG.value.method)
-    except (ValueError, OSError, FloatingPointError) as error:
+        devices.keep_compilations()
+        hosts.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+        experiment.run(_CONFIG.value, hosts.workdir(_WORKDIR.value or "runs/" + _CONFIG.value.method))
+    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         if _DEBUG.value:
             raise
         _stop(error)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from deltamask_jax import data, methods, models, pretrained
+from deltamask_jax import data, devices, methods, models, pretrained
 from deltamask_jax.data import features, partition
 from deltamask_jax.flat_index import FlatIndex
 from deltamask_jax.heads import random_head
@@ -33,7 +33,8 @@ def set_up(config, workdir: Path) -> Problem:
     partition.save(workdir, parts, dataset.train.labels, dataset.class_names)
 
     model = models.build(config.model)
-    params = jax.device_put(pretrained.load(config.model, model))
+    mesh = devices.mesh(config.cohort.weight_shards)
+    params = devices.spread(pretrained.load(config.model, model), mesh)
     directory = None if config.prefix_cache in ("memory", "off") else Path(config.prefix_cache)
     if methods.trains_prefix(config):
         model, directory = _without_prefix(_without_cut(config, model)), None
@@ -52,8 +53,8 @@ def set_up(config, workdir: Path) -> Problem:
             head=random_head(config.seed, model.feature_dim, dataset.num_classes),
             index=FlatIndex.create(params, model.masked),
         ),
-        inputs={"tokens": tokens, "features": outputs},
-        labels=(jnp.asarray(dataset.train.labels), jnp.asarray(dataset.test.labels)),
+        inputs=devices.everywhere({"tokens": tokens, "features": outputs}, mesh),
+        labels=devices.everywhere((dataset.train.labels, dataset.test.labels), mesh),
         parts=parts,
     )
 

@@ -1,6 +1,7 @@
 """One federated round of any method: broadcast → local training → encode → bytes → decode → aggregate."""
 
 import dataclasses
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deltamask_jax import cohort
+from deltamask_jax import cohort, uplink
 from deltamask_jax.methods import Method, Task
 
 EVALUATION_CHUNK = 256  # examples
@@ -35,7 +36,11 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True)
 class Round:
-    """What one round cost and gave; `payload` is the last client's, for looking at."""
+    """What one round cost and gave; `payload` is the last client's, for looking at.
+
+    `codec_seconds` go to making and reading payloads, up and down; of these, `codec_exposed_seconds` passed
+    while no client was training.
+    """
 
     train_loss: float
     uplink_bytes: int
@@ -43,6 +48,8 @@ class Round:
     clients: int
     details: dict[str, float]
     payload: bytes
+    codec_seconds: float = 0.0
+    codec_exposed_seconds: float = 0.0
 
 
 def play_round(
@@ -76,38 +83,42 @@ def play_round(
         round_number=number,
         purpose=phase,
     )
+    started = time.perf_counter()
     broadcast = method.broadcast(state, number)
-    round_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), phase), number)
-    updates, losses = cohort.train(
-        method.training,
-        method.frozen,
-        method.receive(broadcast, number),
+    start = method.receive(broadcast, number)
+    server_seconds = time.perf_counter() - started
+    sent = uplink.train_and_send(
+        config,
+        method,
+        state,
+        start,
         {"inputs": problem.inputs[method.inputs][0], "labels": problem.labels[0]},
         plan,
-        method.private(number, clients),
-        jax.vmap(partial(jax.random.fold_in, round_key))(jnp.asarray(clients)),
-        backend=config.cohort.backend,
-        chunk=config.cohort.chunk,
+        clients,
+        number,
+        jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), phase), number),
     )
-    for client, loss in zip(clients, losses, strict=True):
+    for client, loss in zip(clients, sent.losses, strict=True):
         if not np.isfinite(loss):
             raise FloatingPointError(
                 f"round {number}: the loss of client {client} is {loss}; lower the learning rate"
             )
-    updates = jax.device_get(updates)
-    each = [jax.tree.map(lambda x, k=k: x[k], updates) for k in range(len(clients))]
-    payloads = method.encode(state, each, number, clients)
-    state = method.remember(state, each, payloads, number, clients)
-    received = method.decode(state, payloads, number, clients)
+    started = time.perf_counter()
+    each = [jax.tree.map(lambda x, k=k: x[k], sent.updates) for k in range(len(clients))]
+    state = method.remember(state, each, sent.payloads, number, clients)
+    received = method.decode(state, sent.payloads, number, clients)
+    server_seconds += time.perf_counter() - started
     examples = [len(problem.parts[client]) for client in clients]
     new_state = method.aggregate(state, received, clients, examples, number)
     return new_state, Round(
-        train_loss=float(np.mean(losses)),
-        uplink_bytes=sum(len(payload) for payload in payloads),
+        train_loss=float(np.mean(sent.losses)),
+        uplink_bytes=sum(len(payload) for payload in sent.payloads),
         downlink_bytes=len(broadcast) * len(clients),
         clients=len(clients),
-        details=method.describe(updates, received),
-        payload=payloads[-1],
+        details=method.describe(sent.updates, received),
+        payload=sent.payloads[-1],
+        codec_seconds=sent.codec_seconds + server_seconds,
+        codec_exposed_seconds=sent.exposed_seconds + server_seconds,
     )
 
 

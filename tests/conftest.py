@@ -34,6 +34,10 @@ def tiny_config(**changes):
 
 @pytest.fixture(scope="session")
 def problem() -> Problem:
+    return tiny_problem()
+
+
+def tiny_problem() -> Problem:
     """Random features of ragged clients (sizes 1 … 20) for a tiny random ViT; no data set, no files."""
     config = tiny_config()
     model = models.build(config.model)

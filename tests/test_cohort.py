@@ -142,6 +142,6 @@ def test_a_client_without_examples_returns_what_it_received():
 
 def test_rounds_do_not_compile_again(problem, training):
     run(problem, training, np.array([0, 1]), "vmap")
-    before = cohort._train_vmap._cache_size()
+    before = cohort._train_chunk._cache_size()
     run(problem, training, np.array([4, 2]), "vmap")  # other sizes, same program
-    assert cohort._train_vmap._cache_size() == before
+    assert cohort._train_chunk._cache_size() == before

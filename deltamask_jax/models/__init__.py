@@ -19,7 +19,7 @@ import numpy as np
 
 from deltamask_jax.data import preprocessing
 from deltamask_jax.models.convmixer import ConvMixerConfig
-from deltamask_jax.models.vit import ViTConfig
+from deltamask_jax.models.vit import VisionTransformer, ViTConfig
 
 Params = dict[str, Any]
 
@@ -108,7 +108,7 @@ PREPROCESSING = {
 
 
 def build(config: Any) -> Model:
-    """Builds the model `config` describes: name, image_size, trained_blocks, dtype, masked.
+    """Builds the model `config` describes: name, image_size, trained_blocks, dtype, masked, remat.
 
     `image_size` 0 means the preset's own; `masked` '' the default rule: every attention and MLP (or
     convolution) kernel of the last `trained_blocks` blocks. Biases, norms, embeddings stay frozen.
@@ -128,6 +128,7 @@ def build(config: Any) -> Model:
         trained_blocks=config.trained_blocks,
         dtype=config.dtype,
         masked=config.masked,
+        remat=config.remat,
     )
 
 
@@ -139,8 +140,12 @@ def from_architecture(
     trained_blocks: int = 5,
     dtype: str = "float32",
     masked: str = "",
+    remat: bool = False,
 ) -> Model:
-    """Builds a `Model` from any architecture; arguments and errors as for `build`."""
+    """Builds a `Model` from any architecture; arguments and errors as for `build`.
+
+    With `remat` the backward pass keeps each block's input alone and computes the rest again.
+    """
     size = image_size or architecture.image_size
     if size % architecture.stride:
         raise ValueError(f"image_size {size} of {name} must be a multiple of {architecture.stride}")
@@ -150,6 +155,10 @@ def from_architecture(
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"model dtype must be 'float32' or 'bfloat16', got {dtype!r}")
     module = architecture.module(trained_blocks, jnp.dtype(dtype))
+    if remat:
+        if not isinstance(module, VisionTransformer):
+            raise ValueError(f"model.remat is for vision transformers of this package, not for {name}")
+        module = module.clone(remat=True)
 
     images = jnp.zeros((1, size, size, 3))
     shapes = jax.eval_shape(module.init, jax.random.key(0), images)["params"]

@@ -20,6 +20,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from deltamask_jax.models.dense import dot_general
 from deltamask_jax.models.scenic import ScenicViT
 
 
@@ -111,13 +112,13 @@ class MlpBlock(nn.Module):
         c = self.config
         gated = c.activation == "swiglu"
         width = 2 * c.mlp if gated else c.mlp
-        hidden = nn.Dense(width, dtype=self.dtype, name="Dense_0")(x)
+        hidden = nn.Dense(width, dtype=self.dtype, dot_general=dot_general, name="Dense_0")(x)
         if gated:
             gate, value = jnp.split(hidden, 2, axis=-1)
             hidden = nn.silu(gate) * value
         else:
             hidden = ACTIVATIONS[c.activation](hidden)
-        return nn.Dense(c.width, dtype=self.dtype, name="Dense_1")(hidden)
+        return nn.Dense(c.width, dtype=self.dtype, dot_general=dot_general, name="Dense_1")(hidden)
 
 
 class Attention(nn.Module):
@@ -132,11 +133,13 @@ class Attention(nn.Module):
         width, heads = self.config.width, self.config.heads
 
         def project(name: str, inputs: jax.Array) -> jax.Array:
-            return nn.DenseGeneral((heads, width // heads), dtype=self.dtype, name=name)(inputs)
+            outputs = (heads, width // heads)
+            return nn.DenseGeneral(outputs, dtype=self.dtype, dot_general=dot_general, name=name)(inputs)
 
         query, key, value = project("query", queries), project("key", x), project("value", x)
         mixed = jax.nn.dot_product_attention(query, key, value)
-        return nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, name="out")(mixed)
+        out = nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, dot_general=dot_general, name="out")
+        return out(mixed)
 
 
 class Adapter(nn.Module):
@@ -189,13 +192,15 @@ class PositionEmbedding(nn.Module):
 class Encoder(nn.Module):
     config: ViTConfig
     dtype: jnp.dtype
+    remat: bool
 
     def setup(self) -> None:
         self.posembed_input = PositionEmbedding()
         if self.config.pre_norm:
             self.pre_norm = nn.LayerNorm(self.config.eps, dtype=self.dtype)
         blocks = range(self.config.depth)
-        self.encoderblock = [EncoderBlock(self.config, self.dtype) for _ in blocks]
+        block = nn.remat(EncoderBlock, static_argnums=(2,)) if self.remat else EncoderBlock
+        self.encoderblock = [block(self.config, self.dtype) for _ in blocks]
         self.encoder_norm = nn.LayerNorm(self.config.eps, dtype=self.dtype)
 
     def add_positions(self, x: jax.Array) -> jax.Array:
@@ -229,9 +234,10 @@ class VisionTransformer(nn.Module):
     config: ViTConfig
     trained_blocks: int
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False  # in the backward pass, compute blocks again from their inputs
 
     def setup(self) -> None:
-        self.Transformer = Encoder(self.config, self.dtype)
+        self.Transformer = Encoder(self.config, self.dtype, self.remat)
         if self.config.projection:
             self.projection = nn.Dense(self.config.projection, use_bias=False, dtype=self.dtype)
 

@@ -28,7 +28,14 @@ MIXER = ConvMixerConfig(6, 2, kernel=3, patch=4, activation="relu", image_size=1
 
 
 def config(name, **changes):
-    values = {"name": name, "image_size": 0, "trained_blocks": 5, "dtype": "float32", "masked": ""}
+    values = {
+        "name": name,
+        "image_size": 0,
+        "trained_blocks": 5,
+        "dtype": "float32",
+        "masked": "",
+        "remat": False,
+    }
     return types.SimpleNamespace(**(values | changes))
 
 

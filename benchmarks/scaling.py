@@ -1,0 +1,112 @@
+"""What a round costs as clients, masked weights d and devices grow.
+
+    python -m benchmarks.scaling --quick
+    python -m benchmarks.scaling --json scaling.json
+
+clients   10 → 1,000, 20 of them in each round: seconds, and the most memory the process ever held.
+d         1 M → 63 M: seconds of a training step of one client, and what XLA says two clients a chunk need.
+devices   the same eight clients on 1, 2, 4, 8 devices. On CPU these are pretended, they share the cores: the
+          row then shows what sharding costs, not what it gains.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from benchmarks import workload
+from benchmarks.round import train_seconds
+from deltamask_jax import cohort, devices, methods
+from deltamask_jax.data import partition
+from deltamask_jax.rounds import MAIN_PHASE, play_round
+
+
+def against_clients(clients: int, rounds: int = 3) -> dict:
+    problem = workload.problem("glyph", clients, 8, 8, chunk=0)
+    method = methods.build(problem.config, problem.task)
+    state, seconds = method.init(), []
+    for number in range(1, rounds + 1):
+        chosen = partition.cohort(clients, min(1.0, 20 / clients), 0, number)
+        started = time.perf_counter()
+        state, result = play_round(problem, method, state, number, chosen, MAIN_PHASE, 1)
+        seconds.append(time.perf_counter() - started)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {
+        "scaling": "clients",
+        "clients": clients,
+        "in a round": result.clients,
+        "round s": min(seconds[1:]),
+        "peak GiB": peak,
+    }
+
+
+def against_d(model: str, batch: int = 8) -> dict:
+    problem = workload.problem(model, 2, batch, batch, chunk=2)
+    method = methods.build(problem.config, problem.task)
+    state = method.init()
+    row = {"scaling": "d", "model": model, "d": problem.task.index.d, "batch": batch}
+    row["two clients a chunk, GiB"] = chunk_bytes(problem, method, state) / 2**30
+    problem.config.cohort.chunk = 1
+    row["step s"] = train_seconds(problem, method, state, 1)
+    return row
+
+
+def chunk_bytes(problem, method, state) -> int:
+    """Memory of a chunk of two clients beside weights and examples, from XLA's analysis; nothing is run."""
+    mesh = devices.mesh(devices=jax.local_devices()[:1])
+    received = devices.spread(method.receive(method.broadcast(state, 1), 1), mesh)
+    batch = problem.config.batch_size
+    examples = {"inputs": problem.inputs["tokens"][0], "labels": problem.labels[0]}
+    own = (
+        np.ones(2, np.int32),
+        np.arange(2 * batch, dtype=np.int32).reshape(2, 1, batch),
+        method.private(1, np.arange(2)),
+        jax.random.split(jax.random.key(0), 2),
+    )
+    lowered = cohort._train_chunk.lower(
+        method.training, mesh, method.frozen, received, examples, *devices.by_client(own, mesh)
+    )
+    used = lowered.compile().memory_analysis()
+    return used.temp_size_in_bytes + used.output_size_in_bytes
+
+
+def against_devices() -> list[dict]:
+    problem = workload.problem("glyph", 8, 64, 16, chunk=1)
+    method = methods.build(problem.config, problem.task)
+    state, rows, everywhere = method.init(), [], jax.local_devices()
+    for count in (n for n in (1, 2, 4, 8) if n <= len(everywhere)):
+        mesh = devices.mesh(devices=everywhere[:count])
+        seconds = 8 * train_seconds(problem, method, state, 8, mesh)
+        rows.append({"scaling": "devices", "devices": count, "8 clients s": seconds})
+    return rows
+
+
+def main() -> None:
+    options = workload.options(__doc__, devices={"action": "store_true", "help": "only that part"})
+    if options.devices:
+        workload.report(against_devices(), options.json)
+        return
+    cpu = jax.default_backend() == "cpu"
+    rows = [against_clients(n) for n in ((10, 100) if options.quick else (10, 100, 1000))]
+    models = ["glyph"] if options.quick else ["glyph", "vit_s14", "vit_b16", "vit_l14"]
+    rows += [against_d(model) for model in models]
+    with tempfile.TemporaryDirectory() as folder:  # a process of its own: devices are pretended at start
+        path = Path(folder, "devices.json")
+        flags = "--xla_force_host_platform_device_count=8" if cpu else os.environ.get("XLA_FLAGS", "")
+        command = [sys.executable, "-m", "benchmarks.scaling", "--devices", f"--json={path}"]
+        if not options.quick:
+            environment = {**os.environ, "XLA_FLAGS": flags, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+            subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+            rows += json.loads(path.read_text())["rows"]
+    workload.report(rows, options.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""The machine: a mesh over this process's devices, their memory, and what compiling costs.
+
+Mesh axes: `clients` divides the cohort; `weights` divides every large array of the frozen network and of the
+state that trains (logits, Adam moments), for masks too large for one device.
+"""
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+CLIENTS, WEIGHTS = "clients", "weights"
+SPREAD_FROM = 1 << 12  # elements; smaller arrays are copied to every device
+
+
+def mesh(weight_shards: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
+    """Devices as clients × weights; by default all of this process.
+
+    Raises:
+        ValueError: the number of devices is no multiple of `weight_shards`.
+    """
+    devices = devices or jax.local_devices()
+    if len(devices) % weight_shards:
+        raise ValueError(
+            f"config.cohort.weight_shards={weight_shards}: must divide the {len(devices)} local devices"
+        )
+    shape = (len(devices) // weight_shards, weight_shards)
+    return Mesh(np.array(devices).reshape(shape), (CLIENTS, WEIGHTS), axis_types=(AxisType.Auto,) * 2)
+
+
+def weight_spec(shape: tuple[int, ...], shards: int) -> PartitionSpec:
+    """Which axis of an array `weights` divides: the longest that it divides evenly; none of a small array."""
+    axes = [axis for axis, size in enumerate(shape) if size % shards == 0]
+    if shards == 1 or not axes or np.prod(shape) < SPREAD_FROM:
+        return PartitionSpec()
+    longest = max(axes, key=lambda axis: shape[axis])
+    return PartitionSpec(*[None] * longest, WEIGHTS)
+
+
+def spread(tree: Any, mesh: Mesh) -> Any:
+    """A pytree on every device, large arrays divided along `weights`; what lies there already stays."""
+    shards = mesh.shape[WEIGHTS]
+    shardings = jax.tree.map(lambda x: NamedSharding(mesh, weight_spec(np.shape(x), shards)), tree)
+    return jax.device_put(tree, shardings)
+
+
+def everywhere(tree: Any, mesh: Mesh) -> Any:
+    """A pytree with a whole copy on every device; what lies there already stays."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def keep_spread(tree: Any, mesh: Mesh) -> Any:
+    """Inside a jitted program over clients: tell the compiler to keep large arrays [clients, ...] divided."""
+    shards = mesh.shape[WEIGHTS]
+    if shards == 1:
+        return tree
+    return jax.tree.map(
+        lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec(None, *weight_spec(x.shape[1:], shards))),
+        tree,
+    )
+
+
+def by_client(tree: Any, mesh: Mesh) -> Any:
+    """A pytree with leading axis `clients`, divided over that mesh axis."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(CLIENTS)))
+
+
+def host() -> contextlib.AbstractContextManager:
+    """Where a codec's own jitted work belongs: on the host, not in the queue behind a chunk's training."""
+    if jax.default_backend() == "cpu":
+        return contextlib.nullcontext()
+    return jax.default_device(jax.local_devices(backend="cpu")[0])
+
+
+def free_memory() -> int:
+    """Bytes one device can still give: its allocator's limit less what is in use; on CPU a device's share
+    of the memory the system calls available."""
+    device = jax.local_devices()[0]
+    stats = device.memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats["bytes_in_use"]
+    return _available_ram() // jax.local_device_count()
+
+
+def _available_ram() -> int:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:  # not Linux
+        pass
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def keep_compilations() -> None:
+    """Compiled programs stay in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR names another
+    ('' = none)."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    jax.config.update("jax_compilation_cache_dir", str(home / "deltamask_jax" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+class Compilations:
+    """The seconds this process spends compiling with XLA, or reading what an earlier one compiled."""
+
+    def __init__(self):
+        self._seconds = 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._heard)
+
+    def _heard(self, event: str, seconds: float, **_) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            self._seconds += seconds
+
+    def lap(self) -> float:
+        """Seconds since the last lap, or the start."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds

@@ -1,0 +1,98 @@
+"""The clients' half of a round: train on the devices, code on the host behind them, send.
+
+While the devices train one chunk of the cohort, a thread encodes the chunk before. Updates leave the devices
+as small as the method makes them (mask flips as packed bits, d/8 bytes a client).
+"""
+
+import dataclasses
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deltamask_jax import cohort, devices, hosts
+from deltamask_jax.methods import Method
+
+
+@dataclasses.dataclass(frozen=True)
+class Sent:
+    """What a cohort sent; every process holds all of it.
+
+    Attributes:
+        payloads: one a client.
+        updates: what the payloads were encoded from, a NumPy pytree with leading axis `clients`: to compare.
+        losses: f32[clients].
+        codec_seconds: spent encoding, on this process.
+        exposed_seconds: of these, after the devices had trained the last chunk.
+    """
+
+    payloads: list[bytes]
+    updates: Any
+    losses: np.ndarray
+    codec_seconds: float
+    exposed_seconds: float
+
+
+def train_and_send(
+    config,
+    method: Method,
+    state: Any,
+    received: Any,
+    examples: dict[str, jax.Array],
+    plan: cohort.Schedule,
+    clients: np.ndarray,
+    number: int,
+    round_key: jax.Array,
+) -> Sent:
+    """Train and encode this process's share of the cohort, and exchange payloads with the others.
+
+    Args:
+        received: what every client starts from, `method.receive`'s.
+        examples: inputs [n, ...] and labels i32[n], on the devices.
+        plan: batches of the whole cohort.
+        clients: ids of the whole cohort, i[k].
+        number: of the round.
+        round_key: each client's key is this with the client's id folded in.
+    """
+    share = hosts.share(len(clients))
+    mine = clients[share]
+    chunks = cohort.train_in_chunks(
+        method.training,
+        method.frozen,
+        received,
+        examples,
+        cohort.Schedule(plan.batches[share], plan.steps[share]),
+        method.private(number, mine),
+        jax.vmap(partial(jax.random.fold_in, round_key))(jnp.asarray(mine)),
+        backend=config.cohort.backend,
+        chunk=config.cohort.chunk,
+        memory=int(config.cohort.memory * 2**30),
+        mesh=devices.mesh(config.cohort.weight_shards),
+    )
+
+    def encode(rows, updates):
+        began = time.perf_counter()
+        updates = jax.device_get(updates)
+        each = [jax.tree.map(lambda x, k=k: x[k], updates) for k in range(len(rows))]
+        with devices.host():
+            payloads = method.encode(state, each, number, mine[rows])
+        return payloads, updates, began, time.perf_counter()
+
+    with ThreadPoolExecutor(1) as coder:
+        jobs, losses = [], []
+        for rows, updates, chunk_losses in chunks:
+            jobs.append(coder.submit(encode, rows, updates))
+            losses.append(chunk_losses)
+        trained = time.perf_counter()
+        payloads, updates, began, ended = zip(*(job.result() for job in jobs), strict=True)
+    return Sent(
+        hosts.exchange([payload for some in payloads for payload in some]),
+        jax.tree.map(lambda *xs: hosts.exchange_rows(np.concatenate(xs)), *updates),
+        hosts.exchange_rows(np.concatenate(jax.device_get(losses))),
+        codec_seconds=float(np.sum(ended) - np.sum(began)),
+        exposed_seconds=float(np.sum(np.maximum(0, np.array(ended) - np.maximum(began, trained)))),
+    )

@@ -1,0 +1,44 @@
+"""One round of the tiny problem, five clients, in a process of its own: for tests that need other devices.
+
+python -m tests.play_round OUT.npz [COORDINATOR PROCESSES PROCESS] [name=value of a setting …]
+"""
+
+import ast
+import dataclasses
+import sys
+
+import numpy as np
+
+from deltamask_jax import hosts
+
+
+def main(out: str, *arguments: str) -> None:
+    places = [argument for argument in arguments if "=" not in argument]
+    changes = dict(argument.split("=") for argument in arguments if "=" in argument)
+    if places:
+        hosts.start(places[0], int(places[1]), int(places[2]))
+
+    import jax
+
+    from deltamask_jax import methods
+    from deltamask_jax.rounds import MAIN_PHASE, play_round
+    from tests.conftest import tiny_config, tiny_problem
+
+    config = tiny_config(**{name: ast.literal_eval(value) for name, value in changes.items()})
+    problem = dataclasses.replace(tiny_problem(), config=config)
+    method = methods.build(config, problem.task)
+    state, result = play_round(problem, method, method.init(), 1, np.arange(5), MAIN_PHASE, 1)
+    np.savez(
+        out,
+        theta=state.theta,
+        loss=result.train_loss,
+        bytes=result.uplink_bytes,
+        payload=np.frombuffer(result.payload, np.uint8),
+        flip_rate=result.details["flip_rate"],
+        devices=jax.local_device_count(),
+        processes=jax.process_count(),
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,90 @@
+"""One round on one device, on eight, on weights that are spread, and on two processes: the same round."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from deltamask_jax import devices, hosts
+from tests import play_round
+
+
+def start(out, *arguments, devices=1):
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    command = [sys.executable, "-m", "tests.play_round", str(out), *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def finish(process, out):
+    log = process.communicate(timeout=120)[0].decode()
+    assert process.returncode == 0, log
+    return dict(np.load(out))
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    out = tmp_path_factory.mktemp("alone") / "round.npz"
+    play_round.main(str(out), "cohort__chunk=1")
+    return dict(np.load(out))
+
+
+def assert_same(result, alone, votes=2e-3):
+    assert np.mean(result["theta"] != alone["theta"]) <= votes
+    assert result["loss"] == pytest.approx(float(alone["loss"]), rel=1e-4)
+    assert result["flip_rate"] == pytest.approx(float(alone["flip_rate"]), rel=0.02)
+
+
+@pytest.mark.parametrize("shards, chunk", [(1, 1), (2, 2)])
+def test_eight_devices_give_the_round_of_one(tmp_path, alone, shards, chunk):
+    out = tmp_path / "round.npz"
+    settings = f"cohort__weight_shards={shards}", f"cohort__chunk={chunk}"
+    result = finish(start(out, *settings, devices=8), out)
+    assert result["devices"] == 8
+    assert (alone["theta"] != alone["theta"][0]).any()
+    assert_same(result, alone)  # a vote may differ where a logit rounds across its uniform
+
+
+def test_two_processes_give_the_round_of_one(tmp_path, alone):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        coordinator = f"localhost:{free.getsockname()[1]}"
+    outs = [tmp_path / f"round{process}.npz" for process in (0, 1)]
+    processes = [start(out, coordinator, 2, process, "cohort__chunk=1") for process, out in enumerate(outs)]
+    results = [finish(process, out) for process, out in zip(processes, outs, strict=True)]
+    for result in results:
+        assert result["processes"] == 2
+        assert_same(result, alone, votes=0)
+        assert result["bytes"] == alone["bytes"]
+        np.testing.assert_array_equal(result["payload"], alone["payload"])
+
+
+def test_incomplete_flags_and_small_cohorts_are_refused(monkeypatch):
+    for processes, process in ((None, None), (2, None), (2, 2)):
+        with pytest.raises(ValueError, match="--processes=N"):
+            hosts.start("localhost:1", processes, process)
+    monkeypatch.setattr(hosts.jax, "process_count", lambda: 3)
+    with pytest.raises(ValueError, match="a cohort of 2"):
+        hosts.share(2)
+
+
+def test_shares_are_blocks_that_cover_the_cohort(monkeypatch):
+    monkeypatch.setattr(hosts.jax, "process_count", lambda: 3)
+    rows = []
+    for process in range(3):
+        monkeypatch.setattr(hosts.jax, "process_index", lambda process=process: process)
+        rows.append(np.arange(10)[hosts.share(10)])
+    assert [len(block) for block in rows] == [3, 3, 4]
+    np.testing.assert_array_equal(np.concatenate(rows), np.arange(10))
+
+
+def test_large_arrays_alone_are_divided_along_their_longest_axis():
+    assert devices.weight_spec((64, 6, 256), 2) == PartitionSpec(None, None, "weights")
+    assert devices.weight_spec((256, 63), 2) == PartitionSpec("weights")
+    assert devices.weight_spec((255, 63), 2) == devices.weight_spec((64,), 2) == PartitionSpec()
+    with pytest.raises(ValueError, match="weight_shards=3"):
+        devices.mesh(3, [None] * 4)
