@@ -51,6 +51,10 @@ def get_config() -> ConfigDict:
     config.head.epochs = 20  # local epochs of that round; cheap, features are cached
     config.head.learning_rate = 0.01  # Adam
 
+    # The lower bracket, run beside every method for as many rounds: the head alone keeps training.
+    config.linear_probe = ConfigDict()
+    config.linear_probe.learning_rate = 0.01  # Adam
+
     config.mask = ConfigDict()
     config.mask.theta_init = (
         0.97  # θ before the first round, 0 … 1; near 1 keeps the pretrained network whole

@@ -31,6 +31,7 @@ RANGES = {
     "model.trained_blocks": (1, 1000),
     "head.epochs": (1, 100_000),
     "head.learning_rate": (0.0, math.inf),
+    "linear_probe.learning_rate": (0.0, math.inf),
     "mask.theta_init": (1e-3, 1 - 1e-3),
     "mask.theta_clip": (1e-4, 0.49),
     "mask.learning_rate": (1e-9, math.inf),

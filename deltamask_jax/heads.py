@@ -46,7 +46,8 @@ def with_head(problem: Problem) -> tuple[Problem, Round]:
 
 def linear_probe_accuracy(problem: Problem) -> float:
     """The lower bracket: keep training the head, on the frozen network, for as many rounds as the run has."""
-    config, method = problem.config, _linear_probe(problem)
+    config = problem.config
+    method = _linear_probe(problem, config.linear_probe.learning_rate)
     accuracy_of, state = evaluator(problem, method), method.init()
     for number in range(1, config.rounds + 1):
         clients = partition.cohort(config.clients, config.participation, config.seed, number)
@@ -74,7 +75,8 @@ def discriminant(counts: np.ndarray, sums: np.ndarray, moment: np.ndarray) -> He
 
 
 def _linear_probing_round(problem: Problem) -> tuple[Head, Round]:
-    method, config = _linear_probe(problem), problem.config
+    config = problem.config
+    method = _linear_probe(problem, config.head.learning_rate)
     everyone = np.arange(config.clients)
     state, result = play_round(problem, method, method.init(), 0, everyone, HEAD_PHASE, config.head.epochs)
     return state.weights, result
@@ -105,7 +107,8 @@ def _discriminant_round(problem: Problem) -> tuple[Head, Round]:
     return discriminant(counts, sums.reshape(classes, width), moment), result
 
 
-def _linear_probe(problem: Problem) -> Method:
+def _linear_probe(problem: Problem, learning_rate: float) -> Method:
     config = problem.config.copy_and_resolve_references()
     config.method = "linear_probe"
+    config.linear_probe.learning_rate = learning_rate
     return methods.build(config, problem.task)

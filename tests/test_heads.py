@@ -56,7 +56,7 @@ def test_a_class_nobody_holds_is_unlikely_but_finite():
 
 def test_the_linear_probe_keeps_training_for_the_runs_rounds(problem):
     few, many = (
-        heads.linear_probe_accuracy(with_config(problem, rounds=rounds, head__learning_rate=0.03))
+        heads.linear_probe_accuracy(with_config(problem, rounds=rounds, linear_probe__learning_rate=0.03))
         for rounds in (1, 20)
     )
     assert many > few and many > 0.6  # 3 classes

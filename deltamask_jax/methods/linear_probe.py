@@ -22,6 +22,6 @@ def linear_probe(config, task: Task) -> Method:
         weights=task.head,
         frozen=(),
         loss_of=loss_of,
-        optimizer=optax.adam(config.head.learning_rate),
+        optimizer=optax.adam(config.linear_probe.learning_rate),
         eval_params=lambda head: (task.params, head),
     )
