@@ -21,6 +21,8 @@ RANGES = {
     "local_epochs": (1, 10_000),
     "batch_size": (1, 2**20),
     "eval_every": (1, 2**31),
+    "min_clients": (1, 2**31),
+    "max_repeats": (0, 1000),
     "train_examples": (0, 2**31),
     "test_examples": (0, 2**31),
     "partition.alpha": (1e-6, math.inf),
@@ -38,6 +40,17 @@ RANGES = {
     "mask.kappa_final": (1e-6, 1.0),
     "mask.lambda0": (1.0, math.inf),
     "fedavg.learning_rate": (0.0, math.inf),
+    "robust.trim": (0.0, 0.49),
+    "robust.max_flip_rate": (0.0, 1.0),
+    "faults.dropout": (0.0, 1.0),
+    "faults.straggler": (0.0, 1.0),
+    "faults.step_seconds": (0.0, math.inf),
+    "faults.speed_spread": (0.0, 10.0),
+    "faults.deadline": (0.0, math.inf),
+    "attack.share": (0.0, 1.0),
+    "attack.flip_rate": (0.0, 1.0),
+    "checkpoint.every": (1, 2**31),
+    "checkpoint.keep": (1, 1000),
     "cohort.chunk": (1, 2**20),
 }
 
@@ -49,6 +62,9 @@ CHOICES = {
     "mask.uniforms": ("shared", "per_client"),
     "mask.aggregator": ("beta", "control_variate"),
     "mask.evaluate": ("mean", "threshold"),
+    "robust.aggregator": ("mean", "trimmed", "median", "clip"),
+    "attack.kind": ("none", "corrupt", "truncate", "replay", "wrong_d", "all_flip", "random_flip"),
+    "resume": ("auto", "fresh"),
     "cohort.backend": ("vmap", "loop"),
 }
 
@@ -86,6 +102,11 @@ def validate(config: ConfigDict) -> None:
             raise ValueError(f"config.{name}={value}: must be {bounds}")
     for name, choices in CHOICES.items():
         look_up(f"config.{name}", flat[name], dict.fromkeys(choices))
+    cohort = max(1, int(config.participation * config.clients + 0.5))
+    if config.min_clients > cohort:
+        raise ValueError(
+            f"config.min_clients={config.min_clients}: a round asks only {cohort} clients; lower it"
+        )
     if config.prefix_cache not in ("memory", "off") and "/" not in config.prefix_cache:
         raise ValueError(
             f"config.prefix_cache={config.prefix_cache!r}: must be 'memory', 'off' or a folder like ./cache"

@@ -1,42 +1,68 @@
 """One federated run, from config to results.
 
-set up the problem; then each round: play it, evaluate, write its line; then summary and pictures
+set up the problem, or pick it up where it was left; then each round: play it, evaluate, write its line and a
+checkpoint; then pictures and the summary
 """
 
+import dataclasses
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
+from deltamask_jax import checkpoint, methods, metrics
 from deltamask_jax import config as config_lib
-from deltamask_jax import methods, metrics
-from deltamask_jax.data import partition
 from deltamask_jax.heads import linear_probe_accuracy, with_head
 from deltamask_jax.problem import set_up
-from deltamask_jax.rounds import MAIN_PHASE, Round, evaluator, play_round
+from deltamask_jax.rounds import Round, evaluator, play_until_enough
 
 
 def run(config, workdir: str | Path) -> dict[str, Any]:
     """Run the experiment `config` describes and leave its results in `workdir`.
 
+    A run that was interrupted continues; one that is finished is not repeated (checkpoint.py).
+
     Returns:
         The contents of summary.json.
 
     Raises:
-        ValueError: a setting, the data or the checkpoint is wrong; the message says what to change.
+        ValueError: a setting, the data or the checkpoint is wrong, or the workdir holds another run; the
+            message says what to change.
         OSError: the workdir cannot be written.
+        FloatingPointError: the network's outputs are not finite.
+        TooFewClients: a round could not gather `config.min_clients`, however often it was repeated.
+        MemoryError: the device or the machine has too little memory for a round.
     """
     started = time.time()
     config_lib.validate(config)
     methods.check(config)
-    workdir = _new_workdir(Path(workdir))
-    metrics.write_json(workdir / "config.json", config.to_dict())
+    workdir = Path(workdir)
+    with checkpoint.Journal(workdir, config) as journal:
+        if journal.summary is None:
+            with _naming_the_culprit(config):
+                journal.summary = _run(config, workdir, journal, started)
+        else:
+            print(f"{workdir} is finished already; --config.resume=fresh runs it again")
+        print(_closing_table(journal.summary, workdir))
+        return journal.summary
 
-    problem, head_round = with_head(set_up(config, workdir))
-    probe_accuracy = linear_probe_accuracy(problem)
+
+def _run(config, workdir: Path, journal: checkpoint.Journal, started: float) -> dict[str, Any]:
+    problem = set_up(config, workdir)
+    saved = journal.load(problem)
+    if saved is None:
+        problem, head_round = with_head(problem)
+        probe_accuracy = linear_probe_accuracy(problem)
+    else:
+        task = dataclasses.replace(problem.task, head=jax.device_put(saved.head))
+        problem, probe_accuracy = dataclasses.replace(problem, task=task), saved.probe_accuracy
+        started -= saved.seconds
     method = methods.build(config, problem.task)
     d, rounds = problem.task.index.d, config.rounds
     print(
@@ -45,8 +71,9 @@ def run(config, workdir: str | Path) -> dict[str, Any]:
     )
 
     accuracy_of = evaluator(problem, method)
-    state = method.init()
-    records = []
+    state, records = method.init(), []
+    if saved is not None:
+        state, records = checkpoint.restore_state(state, saved.state), saved.records
 
     def record(number: int, result: Round, accuracy: float | None, seconds: float) -> None:
         records.append(
@@ -56,58 +83,81 @@ def run(config, workdir: str | Path) -> dict[str, Any]:
                 "train_loss": result.train_loss,
                 "flip_rate": None,
                 "clients": result.clients,
+                "merged": result.merged,
+                "lost": result.lost,
+                "rejected": result.rejected,
+                "repeats": result.repeats,
                 "uplink_bytes": result.uplink_bytes,
-                "uplink_bpp": metrics.bits_per_parameter(result.uplink_bytes, result.clients, d),
+                "uplink_bpp": metrics.bits_per_parameter(result.uplink_bytes, result.senders, d),
                 "downlink_bytes": result.downlink_bytes,
                 "downlink_bpp": metrics.bits_per_parameter(result.downlink_bytes, result.clients, d),
                 "seconds": seconds,
                 **result.details,
             }
         )
-        metrics.append(workdir / "metrics.jsonl", records[-1])
+        if number == rounds:
+            metrics.payload_image(result.payload).save(workdir / "payload.png")
+        now = checkpoint.Progress(
+            state, problem.task.head, probe_accuracy, list(records), time.time() - started
+        )
+        journal.commit(now, last=number == rounds)
 
-    # Round 0 is the head's: what it sent, and how good the network is before the first round.
-    record(0, head_round, accuracy_of(state), time.time() - started)
-    progress = tqdm(range(1, rounds + 1), desc=method.name, unit="round", dynamic_ncols=True)
+    def evaluated(number: int) -> float:
+        try:
+            return accuracy_of(state)
+        except FloatingPointError as error:
+            raise FloatingPointError(f"round {number}: {error}") from None
+
+    if saved is None:
+        # Round 0 is the head's: what it sent, and how good the network is before the first round.
+        record(0, head_round, evaluated(0), time.time() - started)
+    first = records[-1]["round"] + 1
+    progress = tqdm(
+        range(first, rounds + 1),
+        desc=method.name,
+        unit="round",
+        dynamic_ncols=True,
+        initial=first - 1,
+        total=rounds,
+    )
     for number in progress:
         round_started = time.time()
-        clients = partition.cohort(config.clients, config.participation, config.seed, number)
-        state, result = play_round(problem, method, state, number, clients, MAIN_PHASE, config.local_epochs)
+        state, result = play_until_enough(problem, method, state, number)
         evaluate = number % config.eval_every == 0 or number == rounds
-        accuracy = accuracy_of(state) if evaluate else None
+        accuracy = evaluated(number) if evaluate else None
         record(number, result, accuracy, time.time() - round_started)
         shown = next(r["accuracy"] for r in reversed(records) if r["accuracy"] is not None)
         progress.set_postfix_str(
             f"accuracy {shown:.1%}, loss {result.train_loss:.3f}, {records[-1]['uplink_bpp']:.4f} bpp up"
         )
 
-    summary = _summarise(config, records, list(result.details), probe_accuracy, d, time.time() - started)
-    metrics.write_json(workdir / "summary.json", summary)
-    metrics.payload_image(result.payload).save(workdir / "payload.png")
+    details = [  # what the method itself measured: round 0 is not its own
+        key
+        for key, value in records[-1].items()
+        if value is not None and records[0].get(key) is None and not key.endswith("seconds")
+    ]
     save_file(method.export(state), workdir / f"{method.name}.safetensors")
     metrics.draw_curves(
         workdir / "curves.png", records, probe_accuracy, f"{method.name}, {config.model.name}, {config.data}"
     )
-    print(_closing_table(summary, workdir))
+    summary = _summarise(config, records, details, probe_accuracy, d, time.time() - started)
+    journal.finish(summary)
     return summary
 
 
-def _new_workdir(workdir: Path) -> Path:
-    """An empty, writable folder; what an earlier run left there is moved aside, never overwritten."""
-    if (workdir / "metrics.jsonl").exists():
-        aside = next(
-            p for i in range(1, 10**6) if not (p := workdir.with_name(f"{workdir.name}.{i}")).exists()
-        )
-        workdir.rename(aside)
-        print(f"{workdir} held an earlier run: moved to {aside}")
+@contextmanager
+def _naming_the_culprit(config) -> Iterator[None]:
+    """Errors of memory in words that say which setting to change."""
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / "config.json").touch()
-    except OSError as error:
-        raise OSError(
-            f"cannot write to workdir {workdir}: {error.strerror}; choose another --workdir"
-        ) from None
-    return workdir
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        first = (str(error).strip().splitlines() or ["out of memory"])[0]
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in first:
+            raise
+        raise MemoryError(
+            f"out of memory ({first[:160]}): lower config.cohort.chunk (now {config.cohort.chunk}), "
+            f"config.batch_size or config.model.trained_blocks; rounds already in the workdir are kept"
+        ) from error
 
 
 def _summarise(config, records, details, probe_accuracy, d, seconds) -> dict[str, Any]:

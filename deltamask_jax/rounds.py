@@ -1,6 +1,8 @@
 """One federated round of any method: broadcast → local training → encode → bytes → decode → aggregate."""
 
 import dataclasses
+import logging
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -9,7 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deltamask_jax import cohort
+from deltamask_jax import attacks, cohort, faults
+from deltamask_jax.codecs import PayloadError
+from deltamask_jax.data import partition
 from deltamask_jax.methods import Method, Task
 
 EVALUATION_CHUNK = 256  # examples
@@ -35,7 +39,15 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True)
 class Round:
-    """What one round cost and gave; `payload` is the last client's, for looking at."""
+    """What one round cost and gave.
+
+    Attributes:
+        clients: how many were asked.
+        payload: the last client's, for looking at.
+        lost: how many of them sent nothing, by reason.
+        rejected: how many sent bytes that did not count, by reason.
+        repeats: how often the round was played again; all numbers are sums over the attempts.
+    """
 
     train_loss: float
     uplink_bytes: int
@@ -43,6 +55,51 @@ class Round:
     clients: int
     details: dict[str, float]
     payload: bytes
+    lost: dict[str, int] = dataclasses.field(default_factory=dict)
+    rejected: dict[str, int] = dataclasses.field(default_factory=dict)
+    repeats: int = 0
+
+    @property
+    def senders(self) -> int:
+        """Clients whose bytes reached the server."""
+        return self.clients - sum(self.lost.values())
+
+    @property
+    def merged(self) -> int:
+        """Clients whose updates the new state holds."""
+        return self.senders - sum(self.rejected.values())
+
+
+class TooFewClients(RuntimeError):
+    """A round merged fewer payloads than it must; `spent` is what it cost all the same."""
+
+    def __init__(self, message: str, spent: Round):
+        super().__init__(message)
+        self.spent = spent
+
+
+def play_until_enough(problem: Problem, method: Method, state: Any, number: int) -> tuple[Any, Round]:
+    """A round of the main phase, played again with a new cohort while fewer than `min_clients` are merged.
+
+    Raises:
+        TooFewClients: `max_repeats` repeats did not help.
+    """
+    config, spent = problem.config, []
+    for attempt in range(config.max_repeats + 1):
+        clients = partition.cohort(config.clients, config.participation, config.seed, number, attempt)
+        try:
+            state, result = play_round(
+                problem, method, state, number, clients, MAIN_PHASE, config.local_epochs, attempt
+            )
+            return state, _with_failed_attempts(result, spent)
+        except TooFewClients as error:
+            spent.append(error.spent)
+            reason = error
+    raise TooFewClients(
+        f"{reason}, after {config.max_repeats} repeats: raise config.max_repeats and give the same command, "
+        f"or lower config.min_clients in a new run",
+        _with_failed_attempts(spent[-1], spent[:-1]),
+    )
 
 
 def play_round(
@@ -53,8 +110,11 @@ def play_round(
     clients: np.ndarray,
     phase: int,
     epochs: int,
+    attempt: int = 0,
 ) -> tuple[Any, Round]:
     """One federated round; every byte that crosses the wire exists and is counted.
+
+    Clients may fail and lie in the main phase only. Whatever is lost or rejected has no part in the merge.
 
     Args:
         state: the method's server state.
@@ -62,9 +122,10 @@ def play_round(
         clients: ids of the cohort, i[k].
         phase: one of the phases above.
         epochs: local epochs, E.
+        attempt: how often this round was played before.
 
     Raises:
-        FloatingPointError: a client's loss is not finite.
+        TooFewClients: fewer than `config.min_clients` (outside the main phase: 1) could be merged.
     """
     config = problem.config
     plan = cohort.schedule(
@@ -76,53 +137,130 @@ def play_round(
         round_number=number,
         purpose=phase,
     )
+    lost = faults.without_examples(plan)
+    if phase == MAIN_PHASE:
+        plan, failing = faults.draw(config, plan, clients, number, attempt)
+        lost = failing | lost
     broadcast = method.broadcast(state, number)
     round_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), phase), number)
+    keys = jax.vmap(partial(jax.random.fold_in, round_key))(jnp.asarray(clients))
+    received = method.receive(broadcast, number)
+    examples = {"inputs": problem.inputs[method.inputs][0], "labels": problem.labels[0]}
     updates, losses = cohort.train(
         method.training,
         method.frozen,
-        method.receive(broadcast, number),
-        {"inputs": problem.inputs[method.inputs][0], "labels": problem.labels[0]},
+        received,
+        examples,
         plan,
         method.private(number, clients),
-        jax.vmap(partial(jax.random.fold_in, round_key))(jnp.asarray(clients)),
+        keys,
         backend=config.cohort.backend,
         chunk=config.cohort.chunk,
     )
-    for client, loss in zip(clients, losses, strict=True):
-        if not np.isfinite(loss):
-            raise FloatingPointError(
-                f"round {number}: the loss of client {client} is {loss}; lower the learning rate"
-            )
+    for row in np.flatnonzero(~np.isfinite(losses)):
+        at = cohort.first_not_finite(method.training, method.frozen, received, examples, plan, row, keys[row])
+        step, what = at or ("unknown", "loss")
+        lost[int(row)] = faults.NOT_FINITE
+        logging.warning(
+            "round %d: client %d dropped, its %s is not finite at step %s", number, clients[row], what, step
+        )
     updates = jax.device_get(updates)
     payloads = method.encode(
         state, [jax.tree.map(lambda x, k=k: x[k], updates) for k in range(len(clients))], number, clients
     )
-    received = method.decode(state, payloads, number, clients)
-    examples = [len(problem.parts[client]) for client in clients]
-    new_state = method.aggregate(state, received, clients, examples, number)
-    return new_state, Round(
-        train_loss=float(np.mean(losses)),
-        uplink_bytes=sum(len(payload) for payload in payloads),
+    if phase == MAIN_PHASE:
+        updates, payloads = attacks.strike(config, method, state, updates, payloads, number, clients)
+
+    senders = np.setdiff1d(np.arange(len(clients)), list(lost)).astype(int)
+    decoded, rejected = _decode_valid(
+        method, state, [payloads[row] for row in senders], number, clients[senders]
+    )
+    merged = np.delete(senders, list(rejected))
+    spent = Round(
+        train_loss=float(np.mean(losses[senders])) if len(senders) else float("nan"),
+        uplink_bytes=sum(len(payloads[row]) for row in senders),
         downlink_bytes=len(broadcast) * len(clients),
         clients=len(clients),
-        details=method.describe(updates, received),
-        payload=payloads[-1],
+        details={},
+        payload=payloads[senders[-1]] if len(senders) else b"",
+        lost=dict(Counter(lost.values())),
+        rejected=dict(Counter(rejected.values())),
     )
+    needed = config.min_clients if phase == MAIN_PHASE else 1
+    if len(merged) < needed:
+        why = ", ".join(f"{count} {reason}" for reason, count in (spent.lost | spent.rejected).items())
+        raise TooFewClients(
+            f"round {number}: {len(merged)} of {len(clients)} clients could be merged, {needed} must be"
+            + (f" ({why})" if why else ""),
+            spent,
+        )
+    seen = faults.examples_seen(plan)[merged].tolist()
+    new_state = method.aggregate(state, decoded, clients[merged], seen, number)
+    if len(merged) < len(clients):
+        updates = jax.tree.map(lambda x: x[merged], updates)
+    return new_state, dataclasses.replace(spent, details=method.describe(updates, decoded))
+
+
+def _decode_valid(
+    method: Method, state: Any, payloads: list[bytes], number: int, clients: np.ndarray
+) -> tuple[Any, dict[int, str]]:
+    """What the valid payloads say together, and why each of the others was rejected, by its place."""
+    rejected = {}
+    if not payloads:
+        return None, rejected
+    try:
+        return method.decode(state, payloads, number, clients), rejected
+    except PayloadError:
+        for place, payload in enumerate(payloads):
+            try:
+                method.decode(state, [payload], number, clients[place : place + 1])
+            except PayloadError as error:
+                rejected[place] = error.reason
+    valid = np.delete(np.arange(len(payloads)), list(rejected))
+    if not len(valid):
+        return None, rejected
+    return method.decode(state, [payloads[k] for k in valid], number, clients[valid]), rejected
+
+
+def _with_failed_attempts(result: Round, failed: list[Round]) -> Round:
+    """A round with the cost of the attempts before it; what those attempts could merge was thrown away."""
+    for attempt in failed:
+        thrown = {"round repeated": attempt.merged} if attempt.merged else {}
+        result = dataclasses.replace(
+            result,
+            uplink_bytes=result.uplink_bytes + attempt.uplink_bytes,
+            downlink_bytes=result.downlink_bytes + attempt.downlink_bytes,
+            clients=result.clients + attempt.clients,
+            lost=dict(Counter(result.lost) + Counter(attempt.lost)),
+            rejected=dict(Counter(result.rejected) + Counter(attempt.rejected) + Counter(thrown)),
+            repeats=result.repeats + 1,
+        )
+    return result
 
 
 def evaluator(problem: Problem, method: Method) -> Callable[[Any], float]:
-    """Accuracy of a server state's network on the test split, as a function of the state."""
+    """Accuracy of a server state's network on the test split, as a function of the state.
+
+    The function raises FloatingPointError where the network's outputs are not finite: argmax would call
+    them class 0.
+    """
     inputs, labels = problem.inputs[method.inputs][1], problem.labels[1]
     forward = problem.task.model.suffix if method.inputs == "tokens" else lambda params, x: x
 
     @jax.jit
     def predict(params, head, x):
-        return jnp.argmax(forward(params, x) @ head["kernel"] + head["bias"], axis=-1)
+        logits = forward(params, x) @ head["kernel"] + head["bias"]
+        return jnp.where(jnp.all(jnp.isfinite(logits), axis=-1), jnp.argmax(logits, axis=-1), -1)
 
     def accuracy(state) -> float:
         params, head = method.eval_params(state)
-        return float(jnp.mean(in_chunks(partial(predict, params, head), inputs) == labels))
+        predictions = in_chunks(partial(predict, params, head), inputs)
+        if broken := int(jnp.sum(predictions < 0)):
+            raise FloatingPointError(
+                f"the network's logits are not finite for {broken} of {len(labels)} test examples: "
+                f"lower the learning rate, or use config.model.dtype='float32'"
+            )
+        return float(jnp.mean(predictions == labels))
 
     return accuracy
 

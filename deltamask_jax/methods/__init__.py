@@ -13,6 +13,8 @@ from deltamask_jax.registry import look_up
 
 __all__ = ["METHODS", "Method", "Task", "build", "check"]
 
+SEND_FLIPS = ("deltamask",)  # updates are packed flips against the global mask
+
 METHODS = {"deltamask": deltamask, "fedavg": fedavg, "linear_probe": linear_probe}
 
 
@@ -24,6 +26,14 @@ def check(config) -> None:
     """
     look_up("config.method", config.method, METHODS)
     flip_codecs(config)
+    if config.method not in SEND_FLIPS:
+        asked = {"robust.aggregator": config.robust.aggregator, "attack.kind": config.attack.kind}
+        for name, value in asked.items():
+            if value in ("trimmed", "median", "clip", "all_flip", "random_flip"):
+                raise ValueError(
+                    f"config.{name}={value!r} is about flips, which method {config.method!r} does not send: "
+                    f"use one of {', '.join(SEND_FLIPS)}"
+                )
 
 
 def build(config, task: Task) -> Method:
