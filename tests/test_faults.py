@@ -137,10 +137,11 @@ def test_a_client_whose_loss_turns_nan_is_dropped_and_named(problem, backend, ca
         evaluator(broken, method)(state)
 
 
-def test_a_training_state_that_overflows_is_found_though_the_loss_was_finite(problem):
-    overflowing, method = build(problem, head__learning_rate=3e38)
-    with pytest.raises(TooFewClients, match="not finite"):
-        play(overflowing, method, np.array([1, 3]))
+def test_a_training_state_that_overflows_is_found_though_the_loss_was_finite(problem, caplog):
+    overflowing, method = build(problem, head__learning_rate=float("inf"))
+    with pytest.raises(TooFewClients, match="2 not finite"):
+        play(overflowing, method, np.array([0, 3]))  # they have one step
+    assert "client 3 dropped, its training state is not finite at step 1" in caplog.text
 
 
 def test_a_round_with_too_few_survivors_is_repeated_with_a_new_cohort_and_paid_for(problem):
