@@ -2,9 +2,9 @@
 
 The quick start with a tiny network, few clients and few rounds runs in a process that is killed at a random
 moment (uniform in time, or a random while after a line or an unfinished checkpoint appears on the disk). The
-same command is given again until it finishes; then from an empty folder, until there were enough kills. Every
-finished run must equal the uninterrupted one: metrics.jsonl and summary.json apart from fields of seconds, and
-the learned arrays and the picture of the last payload, byte for byte.
+same command is given again until it finishes; then from an empty folder, until there were enough kills.
+Every finished run must equal the uninterrupted one: metrics.jsonl and summary.json apart from fields of
+seconds, and the learned arrays and the picture of the last payload, byte for byte.
 """
 
 import hashlib

@@ -74,7 +74,7 @@ class Journal:
         done = workdir / "summary.json"
         self.summary = json.loads(done.read_text()) if done.exists() else None
         self._writing = threading.Lock()  # held while files change; SIGTERM waits for it
-        self._last: Progress | None = None
+        self._last: Progress | None = None  # committed, in no checkpoint yet
         self._saved = -1  # round of the newest checkpoint
 
     def __enter__(self) -> "Journal":
@@ -158,7 +158,7 @@ class Journal:
             self._manager.save(number, args=args, force=True)
         except Exception as error:  # tensorstore reports a full disk in words of its own
             raise OSError(self._cannot(f"write the checkpoint of round {number}", error)) from error
-        self._saved = number
+        self._saved, self._last = number, None
 
     def _read(self, number: int) -> Progress | None:
         """One checkpoint, or None where it is damaged."""
@@ -204,7 +204,7 @@ class Journal:
     def _close_before_exit(self) -> str:
         self._writing.acquire()  # and never released: the process ends
         try:
-            if self._last is not None and self._last.round > self._saved:
+            if self._last is not None:
                 self._save()
         except Exception as error:  # a full disk, or buffers that the round in progress has taken over
             logging.warning("the last round is not kept: %s", _first_line(error))

@@ -7,7 +7,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -173,23 +172,29 @@ def test_sigkill_in_codec_metrics_and_checkpoint(tmp_path, compile_once):
     assert outcome(killed) == outcome(tmp_path / "whole")
 
 
-def test_sigterm_leaves_a_resumable_run_and_status_143(tmp_path, uninterrupted, compile_once):
-    program = (
-        "import sys; from deltamask_jax import experiment; from tests.conftest import tiny_config;"
-        "from tests.test_checkpoint import CONFIG;"
-        "experiment.run(tiny_config(**CONFIG, checkpoint__every=100), sys.argv[1])"
-    )
+TERMINATED = """
+import os, signal, sys, threading
+from deltamask_jax import experiment
+from tests.conftest import tiny_config
+from tests.test_checkpoint import CONFIG
+
+def play(problem, method, state, number):
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGTERM)
+        threading.Event().wait()  # for ever, like a round that takes longer than a cluster's patience
+    return original_play(problem, method, state, number)
+original_play, experiment.play_until_enough = experiment.play_until_enough, play
+experiment.run(tiny_config(**CONFIG, checkpoint__every=100), sys.argv[1])
+"""
+
+
+def test_sigterm_keeps_the_last_round_and_ends_with_status_143(tmp_path, uninterrupted, compile_once):
     environment = os.environ | compile_once | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    child = subprocess.Popen(
-        [sys.executable, "-c", program, str(tmp_path)], env=environment, stderr=subprocess.PIPE, text=True
-    )
-    while child.poll() is None and not workdir.lines(tmp_path / "metrics.jsonl"):
-        time.sleep(0.05)  # any moment after round 0 will do
-    child.send_signal(signal.SIGTERM)
-    message = child.communicate()[1]
-    if child.returncode == 143:  # it may have finished first on a slow day
-        assert "SIGTERM: stopped after round" in message and "the same command continues" in message
-        assert not (tmp_path / "summary.json").exists()
+    child = [sys.executable, "-c", TERMINATED, str(tmp_path)]
+    result = subprocess.run(child, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 143
+    assert "SIGTERM: stopped after round 2; the same command continues" in result.stderr
+    assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [0, 2]
     experiment.run(tiny_config(**CONFIG, checkpoint__every=100), tmp_path)
     assert outcome(tmp_path) == uninterrupted
 
