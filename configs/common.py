@@ -19,6 +19,11 @@ def get_config() -> ConfigDict:
     config.eval_every = 1  # rounds between evaluations; the last round is always evaluated
     config.per_client_evaluation = False  # also the accuracy on each client's own share of the test examples
     config.byte_budget = 0  # bytes, up and down of all clients, after which no round starts; 0 = no limit
+    config.resume = (
+        "auto"  # 'auto': the same command continues its run; 'fresh': an earlier one is moved aside
+    )
+    config.min_clients = 1  # payloads; a round that merges fewer is played again with a new cohort
+    config.max_repeats = 3  # times a round is played again before the run gives up
 
     # Data: 'digits', 'idx:DIR', 'folder:DIR', 'npz:FILE', 'tfds:NAME' (docs/data.md).
     config.data = "digits"
@@ -131,6 +136,29 @@ def get_config() -> ConfigDict:
     config.peft.prompt_depth = "deep"  # 'deep': prompts in every block; 'shallow': before the first
     config.peft.lora_rank = 4  # of the updates of queries and values
     config.peft.wire = "float32"  # values both ways: 'float32', 'float16', '8bit' (stochastic rounding)
+
+    config.robust = ConfigDict()
+    config.robust.aggregator = "mean"  # of a cohort's flips: 'mean', 'trimmed', 'median', 'clip' (robust.py)
+    config.robust.trim = 0.2  # fraction of clients that 'trimmed' cuts off at each end, 0 … 0.49
+    config.robust.max_flip_rate = 0.5  # a payload that flips a larger fraction of the weights is rejected
+
+    # Simulated failures of clients, in the rounds after the head's (docs/reliability.md).
+    config.faults = ConfigDict()
+    config.faults.dropout = 0.0  # probability that a client never answers in a round
+    config.faults.straggler = 0.0  # probability that a client finishes only some of its local steps
+    config.faults.step_seconds = 1.0  # simulated seconds, median over clients of a local step
+    config.faults.speed_spread = 0.5  # σ of the logarithm of a client's own step time
+    config.faults.deadline = 0.0  # simulated seconds after which a payload no longer counts; 0 = none
+
+    # Simulated hostile clients.
+    config.attack = ConfigDict()
+    config.attack.kind = "none"  # 'corrupt', 'truncate', 'replay', 'wrong_d', 'all_flip', 'random_flip'
+    config.attack.share = 0.0  # fraction of the clients that is hostile, in every round
+    config.attack.flip_rate = 0.3  # fraction of the weights that 'random_flip' flips
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every = 1  # rounds between checkpoints; round 0 and the last are always kept
+    config.checkpoint.keep = 2  # checkpoints kept; a damaged one is replaced by the one before
 
     config.cohort = ConfigDict()
     config.cohort.backend = "vmap"  # 'vmap', or 'loop' for debugging: one client, one step at a time

@@ -114,7 +114,9 @@ def train_in_chunks(
 
     Yields:
         Rows of the cohort i[k], in order; their updates, a pytree of device arrays with leading axis k; and
-        their mean losses f32[k]. All computed, not merely dispatched.
+        their mean losses f32[k]: 0 for a client without steps; NaN for one whose loss or training state was
+        not finite, and its update is that of a client which did not train. All computed, not merely
+        dispatched.
 
     Raises:
         MemoryError: one client alone does not fit into a device's memory.
@@ -170,6 +172,16 @@ def _client_step(training, frozen, received, examples, batches, key, step, carry
     return state, total + loss
 
 
+def _only_finite(start, state, total):
+    """A client whose loss or training state is not finite ends where it started, its loss NaN."""
+    finite = jnp.isfinite(total)
+    for leaf in jax.tree.leaves(state):
+        if jnp.issubdtype(leaf.dtype, jnp.inexact):
+            finite &= jnp.all(jnp.isfinite(leaf))
+    state = jax.tree.map(partial(jnp.where, finite), state, start)
+    return state, jnp.where(finite, total, jnp.nan)
+
+
 @partial(jax.jit, static_argnums=(0, 1))
 def _train_chunk(training, mesh, frozen, received, examples, steps, batches, private, keys):
     """A chunk of clients on every device. Nothing crosses from client to client."""
@@ -185,6 +197,7 @@ def _train_chunk(training, mesh, frozen, received, examples, steps, batches, pri
         state = training.init(frozen, received)
         carries = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(steps), *jnp.shape(x))), (state, 0.0))
         states, totals = jax.lax.fori_loop(0, jnp.max(steps), advance, carries)
+        states, totals = jax.vmap(partial(_only_finite, state))(states, totals)
         final = jax.vmap(lambda state, private: training.final(frozen, received, state, private))
         return final(states, private), totals / jnp.maximum(steps, 1)
 
@@ -208,6 +221,23 @@ def _train_loop(training, frozen, received, examples, plan, private, keys):
         for step in range(int(steps)):
             carry = _loop_step(training, frozen, received, examples, plan.batches[k], keys[k], step, carry)
         mine = jax.tree.map(lambda x, k=k: x[k], private)
-        update = training.final(frozen, received, carry[0], mine)
+        state, total = _only_finite(training.init(frozen, received), *carry)
+        update = training.final(frozen, received, state, mine)
         one = jax.tree.map(lambda x: x[None], update)
-        yield np.array([k]), one, carry[1][None] / max(int(steps), 1)
+        yield np.array([k]), one, total[None] / max(int(steps), 1)
+
+
+def first_not_finite(training, frozen, received, examples, plan, row, key) -> tuple[int, str] | None:
+    """Replay one client step by step: the first step, from 1, that leaves a value not finite.
+
+    Returns:
+        (step, 'loss' or 'training state'), or None where every step is finite.
+    """
+    carry = (training.init(frozen, received), jnp.float32(0))
+    for step in range(int(plan.steps[row])):
+        carry = _loop_step(training, frozen, received, examples, plan.batches[row], key, step, carry)
+        if not jnp.isfinite(carry[1]):
+            return step + 1, "loss"
+        if not jnp.isfinite(_only_finite(carry[0], *carry)[1]):
+            return step + 1, "training state"
+    return None

@@ -22,6 +22,8 @@ RANGES = {
     "batch_size": (1, 2**20),
     "eval_every": (1, 2**31),
     "byte_budget": (0, 2**62),
+    "min_clients": (1, 2**31),
+    "max_repeats": (0, 1000),
     "train_examples": (0, 2**31),
     "test_examples": (0, 2**31),
     "partition.alpha": (1e-6, math.inf),
@@ -56,6 +58,17 @@ RANGES = {
     "cohort.chunk": (0, 2**20),
     "cohort.memory": (0.0, math.inf),
     "cohort.weight_shards": (1, 2**20),
+    "robust.trim": (0.0, 0.49),
+    "robust.max_flip_rate": (0.0, 1.0),
+    "faults.dropout": (0.0, 1.0),
+    "faults.straggler": (0.0, 1.0),
+    "faults.step_seconds": (0.0, math.inf),
+    "faults.speed_spread": (0.0, 10.0),
+    "faults.deadline": (0.0, math.inf),
+    "attack.share": (0.0, 1.0),
+    "attack.flip_rate": (0.0, 1.0),
+    "checkpoint.every": (1, 2**31),
+    "checkpoint.keep": (1, 1000),
 }
 
 # Settings whose names no registry owns.
@@ -76,6 +89,9 @@ CHOICES = {
     "fedavg.trained": ("kernels", "blocks", "backbone"),
     "fedavg.server": ("sgd", "adam", "yogi"),
     "fedavg.downlink": ("float32", "float16", "bfloat16"),
+    "robust.aggregator": ("mean", "trimmed", "median", "clip"),
+    "attack.kind": ("none", "corrupt", "truncate", "replay", "wrong_d", "all_flip", "random_flip"),
+    "resume": ("auto", "fresh"),
     "cohort.backend": ("vmap", "loop"),
 }
 
@@ -113,6 +129,11 @@ def validate(config: ConfigDict) -> None:
             raise ValueError(f"config.{name}={value}: must be {bounds}")
     for name, choices in CHOICES.items():
         look_up(f"config.{name}", flat[name], dict.fromkeys(choices))
+    cohort = max(1, int(config.participation * config.clients + 0.5))
+    if config.min_clients > cohort:
+        raise ValueError(
+            f"config.min_clients={config.min_clients}: a round asks only {cohort} clients; lower it"
+        )
     if config.prefix_cache not in ("memory", "off") and "/" not in config.prefix_cache:
         raise ValueError(
             f"config.prefix_cache={config.prefix_cache!r}: must be 'memory', 'off' or a folder like ./cache"

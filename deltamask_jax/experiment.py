@@ -1,22 +1,27 @@
 """One federated run, from config to results.
 
-set up the problem; then each round: play it, evaluate, write its line; then summary and pictures
+set up the problem, or pick it up where it was left; then each round: play it, evaluate, write its line and a
+checkpoint; then pictures and the summary
 """
 
+import dataclasses
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
+from deltamask_jax import checkpoint, devices, methods, metrics
 from deltamask_jax import config as config_lib
-from deltamask_jax import devices, methods, metrics
 from deltamask_jax.data import partition
 from deltamask_jax.heads import linear_probe_accuracy, with_head
 from deltamask_jax.problem import set_up
-from deltamask_jax.rounds import MAIN_PHASE, Round, correctness, play_round
+from deltamask_jax.rounds import Round, correctness, play_until_enough
 
 SECONDS = ("compile_seconds", "codec_seconds", "codec_exposed_seconds")
 
@@ -24,22 +29,44 @@ SECONDS = ("compile_seconds", "codec_seconds", "codec_exposed_seconds")
 def run(config, workdir: str | Path) -> dict[str, Any]:
     """Run the experiment `config` describes and leave its results in `workdir`.
 
+    A run that was interrupted continues; one that is finished is not repeated (checkpoint.py).
+
     Returns:
         The contents of summary.json.
 
     Raises:
-        ValueError: a setting, the data or the checkpoint is wrong; the message says what to change.
+        ValueError: a setting, the data or the checkpoint is wrong, or the workdir holds another run; the
+            message says what to change.
         OSError: the workdir cannot be written.
+        FloatingPointError: the network's outputs are not finite.
+        TooFewClients: a round could not gather `config.min_clients`, however often it was repeated.
+        MemoryError: the device or the machine has too little memory for a round.
     """
     started = time.time()
-    compilations = devices.Compilations()
     config_lib.validate(config)
     methods.check(config)
-    workdir = _new_workdir(Path(workdir))
-    metrics.write_json(workdir / "config.json", config.to_dict())
+    workdir = Path(workdir)
+    with checkpoint.Journal(workdir, config) as journal:
+        if journal.summary is None:
+            with _naming_the_culprit(config):
+                journal.summary = _run(config, workdir, journal, started)
+        else:
+            print(f"{workdir} is finished already; --config.resume=fresh runs it again")
+        print(_closing_table(journal.summary, workdir))
+        return journal.summary
 
-    problem, head_round = with_head(set_up(config, workdir))
-    probe_accuracy = linear_probe_accuracy(problem)
+
+def _run(config, workdir: Path, journal: checkpoint.Journal, started: float) -> dict[str, Any]:
+    compilations = devices.Compilations()
+    problem = set_up(config, workdir)
+    saved = journal.load(problem)
+    if saved is None:
+        problem, head_round = with_head(problem)
+        probe_accuracy = linear_probe_accuracy(problem)
+    else:
+        task = dataclasses.replace(problem.task, head=jax.device_put(saved.head))
+        problem, probe_accuracy = dataclasses.replace(problem, task=task), saved.probe_accuracy
+        started -= saved.seconds
     method = methods.build(config, problem.task)
     d, rounds = problem.task.index.d, config.rounds
     print(
@@ -48,19 +75,23 @@ def run(config, workdir: str | Path) -> dict[str, Any]:
     )
 
     correct_of = correctness(problem, method)
-    state = method.init()
-    records = []
+    state, records = method.init(), []
+    if saved is not None:
+        state, records = checkpoint.restore_state(state, saved.state), saved.records
 
     shares = None
     if config.per_client_evaluation:
         shares = partition.test_split(problem.parts, *map(np.asarray, problem.labels), seed=config.seed)
 
-    def evaluated(state) -> dict[str, float]:
-        correct = correct_of(state)
+    def evaluated(state, number: int) -> dict[str, float]:
+        try:
+            correct = correct_of(state)
+        except FloatingPointError as error:
+            raise FloatingPointError(f"round {number}: {error}") from None
         per_client = metrics.fairness(correct, shares) if shares else {}
         return {"accuracy": float(np.mean(correct)), **per_client}
 
-    def record(number: int, result: Round, evaluation: dict[str, float], seconds: float) -> None:
+    def record(number: int, result: Round, evaluation: dict[str, float], seconds: float, last: bool) -> None:
         records.append(
             {
                 "round": number,
@@ -69,8 +100,12 @@ def run(config, workdir: str | Path) -> dict[str, Any]:
                 "train_loss": result.train_loss,
                 "flip_rate": None,
                 "clients": result.clients,
+                "merged": result.merged,
+                "lost": result.lost,
+                "rejected": result.rejected,
+                "repeats": result.repeats,
                 "uplink_bytes": result.uplink_bytes,
-                "uplink_bpp": metrics.bits_per_parameter(result.uplink_bytes, result.clients, d),
+                "uplink_bpp": metrics.bits_per_parameter(result.uplink_bytes, result.senders, d),
                 "downlink_bytes": result.downlink_bytes,
                 "downlink_bpp": metrics.bits_per_parameter(result.downlink_bytes, result.clients, d),
                 "seconds": seconds,
@@ -80,20 +115,33 @@ def run(config, workdir: str | Path) -> dict[str, Any]:
                 **result.details,
             }
         )
-        metrics.append(workdir / "metrics.jsonl", records[-1])
+        if last:
+            metrics.payload_image(result.payload).save(workdir / "payload.png")
+        now = checkpoint.Progress(
+            state, problem.task.head, probe_accuracy, list(records), time.time() - started
+        )
+        journal.commit(now, last=last)
 
-    # Round 0 is the head's: what it sent, and how good the network is before the first round.
-    record(0, head_round, evaluated(state), time.time() - started)
-    spent = head_round.uplink_bytes + head_round.downlink_bytes
-    progress = tqdm(range(1, rounds + 1), desc=method.name, unit="round", dynamic_ncols=True)
+    if saved is None:
+        # Round 0 is the head's: what it sent, and how good the network is before the first round.
+        record(0, head_round, evaluated(state, 0), time.time() - started, last=rounds == 0)
+    first = records[-1]["round"] + 1
+    spent = sum(r["uplink_bytes"] + r["downlink_bytes"] for r in records)
+    progress = tqdm(
+        range(first, first if 0 < config.byte_budget <= spent else rounds + 1),
+        desc=method.name,
+        unit="round",
+        dynamic_ncols=True,
+        initial=first - 1,
+        total=rounds,
+    )
     for number in progress:
         round_started = time.time()
-        clients = partition.cohort(config.clients, config.participation, config.seed, number)
-        state, result = play_round(problem, method, state, number, clients, MAIN_PHASE, config.local_epochs)
+        state, result = play_until_enough(problem, method, state, number)
         spent += result.uplink_bytes + result.downlink_bytes
         last = number == rounds or 0 < config.byte_budget <= spent
-        evaluation = evaluated(state) if last or number % config.eval_every == 0 else {}
-        record(number, result, evaluation, time.time() - round_started)
+        evaluation = evaluated(state, number) if last or number % config.eval_every == 0 else {}
+        record(number, result, evaluation, time.time() - round_started, last)
         shown = next(r["accuracy"] for r in reversed(records) if r["accuracy"] is not None)
         progress.set_postfix_str(
             f"accuracy {shown:.1%}, loss {result.train_loss:.3f}, {records[-1]['uplink_bpp']:.4f} bpp up"
@@ -101,33 +149,33 @@ def run(config, workdir: str | Path) -> dict[str, Any]:
         if last:
             break
 
-    summary = _summarise(config, records, list(result.details), probe_accuracy, d, time.time() - started)
-    metrics.write_json(workdir / "summary.json", summary)
-    metrics.payload_image(result.payload).save(workdir / "payload.png")
+    details = [  # what the method itself measured: round 0 is not its own
+        key
+        for key, value in records[-1].items()
+        if value is not None and records[0].get(key) is None and not key.endswith("seconds")
+    ]
     save_file(method.export(state), workdir / f"{method.name}.safetensors")
     metrics.draw_curves(
         workdir / "curves.png", records, probe_accuracy, f"{method.name}, {config.model.name}, {config.data}"
     )
-    print(_closing_table(summary, workdir))
+    summary = _summarise(config, records, details, probe_accuracy, d, time.time() - started)
+    journal.finish(summary)
     return summary
 
 
-def _new_workdir(workdir: Path) -> Path:
-    """An empty, writable folder; what an earlier run left there is moved aside, never overwritten."""
-    if (workdir / "metrics.jsonl").exists():
-        aside = next(
-            p for i in range(1, 10**6) if not (p := workdir.with_name(f"{workdir.name}.{i}")).exists()
-        )
-        workdir.rename(aside)
-        print(f"{workdir} held an earlier run: moved to {aside}")
+@contextmanager
+def _naming_the_culprit(config) -> Iterator[None]:
+    """Errors of memory in words that say which setting to change."""
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / "config.json").touch()
-    except OSError as error:
-        raise OSError(
-            f"cannot write to workdir {workdir}: {error.strerror}; choose another --workdir"
-        ) from None
-    return workdir
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        first = (str(error).strip().splitlines() or ["out of memory"])[0]
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in first:
+            raise
+        raise MemoryError(
+            f"out of memory ({first[:160]}): lower config.cohort.chunk (now {config.cohort.chunk}), "
+            f"config.batch_size or config.model.trained_blocks; rounds already in the workdir are kept"
+        ) from error
 
 
 def _summarise(config, records, details, probe_accuracy, d, seconds) -> dict[str, Any]:

@@ -63,17 +63,18 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 def main(argv: list[str]) -> None:
     from deltamask_jax import devices, experiment, hosts  # jax, after the command line is known to be good
+    from deltamask_jax.rounds import TooFewClients
 
     try:
         devices.keep_compilations()
         hosts.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         experiment.run(_CONFIG.value, hosts.workdir(_WORKDIR.value or "runs/" + _CONFIG.value.method))
-    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
+    except (ValueError, OSError, FloatingPointError, MemoryError, TooFewClients) as error:
         if _DEBUG.value:
             raise
         _stop(error)
     except KeyboardInterrupt:
-        _stop("interrupted")
+        _stop("interrupted; the same command continues the run")
 
 
 def entry_point() -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -45,17 +46,35 @@ def fairness(correct: np.ndarray, shares: list[np.ndarray]) -> dict[str, float]:
     }
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a JSON file whole or not at all."""
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(json.dumps(value, indent=2) + "\n")
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all, on the disk when this returns."""
+    scratch = path.with_name(path.name + ".tmp")
+    with scratch.open("w") as file:
+        file.write(text)
+        _sync(file)
     scratch.replace(path)
 
 
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON file whole or not at all."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
 def append(path: Path, record: dict[str, Any]) -> None:
-    """Append one JSON object as a line."""
+    """Append one JSON object as a line, on the disk when this returns."""
     with path.open("a") as file:
         file.write(json.dumps(record) + "\n")
+        _sync(file)
+
+
+def rewrite(path: Path, records: list[dict[str, Any]]) -> None:
+    """Replace a file of JSON lines by these, whole or not at all."""
+    write_text(path, "".join(json.dumps(record) + "\n" for record in records))
+
+
+def _sync(file) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def payload_image(payload: bytes) -> Image.Image:

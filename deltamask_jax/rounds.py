@@ -1,7 +1,9 @@
 """One federated round of any method: broadcast → local training → encode → bytes → decode → aggregate."""
 
 import dataclasses
+import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -10,7 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deltamask_jax import cohort, uplink
+from deltamask_jax import attacks, cohort, faults, uplink
+from deltamask_jax.codecs import PayloadError
+from deltamask_jax.data import partition
 from deltamask_jax.methods import Method, Task
 
 EVALUATION_CHUNK = 256  # examples
@@ -36,10 +40,16 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True)
 class Round:
-    """What one round cost and gave; `payload` is the last client's, for looking at.
+    """What one round cost and gave.
 
-    `codec_seconds` go to making and reading payloads, up and down; of these, `codec_exposed_seconds` passed
-    while no client was training.
+    Attributes:
+        clients: how many were asked.
+        payload: the last client's, for looking at.
+        codec_seconds: spent making and reading payloads, up and down.
+        codec_exposed_seconds: of these, while no client was training.
+        lost: how many of them sent nothing, by reason.
+        rejected: how many sent bytes that did not count, by reason.
+        repeats: how often the round was played again; all numbers are sums over the attempts.
     """
 
     train_loss: float
@@ -50,6 +60,51 @@ class Round:
     payload: bytes
     codec_seconds: float = 0.0
     codec_exposed_seconds: float = 0.0
+    lost: dict[str, int] = dataclasses.field(default_factory=dict)
+    rejected: dict[str, int] = dataclasses.field(default_factory=dict)
+    repeats: int = 0
+
+    @property
+    def senders(self) -> int:
+        """Clients whose bytes reached the server."""
+        return self.clients - sum(self.lost.values())
+
+    @property
+    def merged(self) -> int:
+        """Clients whose updates the new state holds."""
+        return self.senders - sum(self.rejected.values())
+
+
+class TooFewClients(RuntimeError):
+    """A round merged fewer payloads than it must; `spent` is what it cost all the same."""
+
+    def __init__(self, message: str, spent: Round):
+        super().__init__(message)
+        self.spent = spent
+
+
+def play_until_enough(problem: Problem, method: Method, state: Any, number: int) -> tuple[Any, Round]:
+    """A round of the main phase, played again with a new cohort while fewer than `min_clients` are merged.
+
+    Raises:
+        TooFewClients: `max_repeats` repeats did not help.
+    """
+    config, spent = problem.config, []
+    for attempt in range(config.max_repeats + 1):
+        clients = partition.cohort(config.clients, config.participation, config.seed, number, attempt)
+        try:
+            state, result = play_round(
+                problem, method, state, number, clients, MAIN_PHASE, config.local_epochs, attempt
+            )
+            return state, _with_failed_attempts(result, spent)
+        except TooFewClients as error:
+            spent.append(error.spent)
+            reason = error
+    raise TooFewClients(
+        f"{reason}, after {config.max_repeats} repeats: raise config.max_repeats and give the same command, "
+        f"or lower config.min_clients in a new run",
+        _with_failed_attempts(spent[-1], spent[:-1]),
+    )
 
 
 def play_round(
@@ -60,8 +115,11 @@ def play_round(
     clients: np.ndarray,
     phase: int,
     epochs: int,
+    attempt: int = 0,
 ) -> tuple[Any, Round]:
     """One federated round; every byte that crosses the wire exists and is counted.
+
+    Clients may fail and lie in the main phase only. Whatever is lost or rejected has no part in the merge.
 
     Args:
         state: the method's server state.
@@ -69,9 +127,10 @@ def play_round(
         clients: ids of the cohort, i[k].
         phase: one of the phases above.
         epochs: local epochs, E.
+        attempt: how often this round was played before.
 
     Raises:
-        FloatingPointError: a client's loss is not finite.
+        TooFewClients: fewer than `config.min_clients` (outside the main phase: 1) could be merged.
     """
     config = problem.config
     plan = cohort.schedule(
@@ -83,43 +142,100 @@ def play_round(
         round_number=number,
         purpose=phase,
     )
+    lost = faults.without_examples(plan)
+    if phase == MAIN_PHASE:
+        plan, failing = faults.draw(config, plan, clients, number, attempt)
+        lost = failing | lost
     started = time.perf_counter()
     broadcast = method.broadcast(state, number)
-    start = method.receive(broadcast, number)
+    received = method.receive(broadcast, number)
     server_seconds = time.perf_counter() - started
-    sent = uplink.train_and_send(
-        config,
-        method,
-        state,
-        start,
-        {"inputs": problem.inputs[method.inputs][0], "labels": problem.labels[0]},
-        plan,
-        clients,
-        number,
-        jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), phase), number),
-    )
-    for client, loss in zip(clients, sent.losses, strict=True):
-        if not np.isfinite(loss):
-            raise FloatingPointError(
-                f"round {number}: the loss of client {client} is {loss}; lower the learning rate"
-            )
+    round_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), phase), number)
+    examples = {"inputs": problem.inputs[method.inputs][0], "labels": problem.labels[0]}
+    sent = uplink.train_and_send(config, method, state, received, examples, plan, clients, number, round_key)
+    for row in np.flatnonzero(~np.isfinite(sent.losses)):
+        key = jax.random.fold_in(round_key, clients[row])
+        at = cohort.first_not_finite(method.training, method.frozen, received, examples, plan, row, key)
+        step, what = at or ("unknown", "loss")
+        lost[int(row)] = faults.NOT_FINITE
+        logging.warning(
+            "round %d: client %d dropped, its %s is not finite at step %s", number, clients[row], what, step
+        )
+    updates, payloads = sent.updates, sent.payloads
+    if phase == MAIN_PHASE:
+        updates, payloads = attacks.strike(config, method, state, updates, payloads, number, clients)
+
     started = time.perf_counter()
-    each = [jax.tree.map(lambda x, k=k: x[k], sent.updates) for k in range(len(clients))]
-    state = method.remember(state, each, sent.payloads, number, clients)
-    received = method.decode(state, sent.payloads, number, clients)
+    senders = np.setdiff1d(np.arange(len(clients)), list(lost)).astype(int)
+    own = [jax.tree.map(lambda x, k=k: x[k], sent.updates) for k in senders]
+    state = method.remember(state, own, [sent.payloads[k] for k in senders], number, clients[senders])
+    decoded, rejected = _decode_valid(
+        method, state, [payloads[row] for row in senders], number, clients[senders]
+    )
     server_seconds += time.perf_counter() - started
-    examples = [len(problem.parts[client]) for client in clients]
-    new_state = method.aggregate(state, received, clients, examples, number)
-    return new_state, Round(
-        train_loss=float(np.mean(sent.losses)),
-        uplink_bytes=sum(len(payload) for payload in sent.payloads),
+    merged = np.delete(senders, list(rejected))
+    spent = Round(
+        train_loss=float(np.mean(sent.losses[senders])) if len(senders) else float("nan"),
+        uplink_bytes=sum(len(payloads[row]) for row in senders),
         downlink_bytes=len(broadcast) * len(clients),
         clients=len(clients),
-        details=method.describe(sent.updates, received),
-        payload=sent.payloads[-1],
+        details={},
+        payload=payloads[senders[-1]] if len(senders) else b"",
         codec_seconds=sent.codec_seconds + server_seconds,
         codec_exposed_seconds=sent.exposed_seconds + server_seconds,
+        lost=dict(Counter(lost.values())),
+        rejected=dict(Counter(rejected.values())),
     )
+    needed = config.min_clients if phase == MAIN_PHASE else 1
+    if len(merged) < needed:
+        why = ", ".join(f"{count} {reason}" for reason, count in (spent.lost | spent.rejected).items())
+        raise TooFewClients(
+            f"round {number}: {len(merged)} of {len(clients)} clients could be merged, {needed} must be"
+            + (f" ({why})" if why else ""),
+            spent,
+        )
+    seen = faults.examples_seen(plan)[merged].tolist()
+    new_state = method.aggregate(state, decoded, clients[merged], seen, number)
+    if len(merged) < len(clients):
+        updates = jax.tree.map(lambda x: x[merged], updates)
+    return new_state, dataclasses.replace(spent, details=method.describe(updates, decoded))
+
+
+def _decode_valid(
+    method: Method, state: Any, payloads: list[bytes], number: int, clients: np.ndarray
+) -> tuple[Any, dict[int, str]]:
+    """What the valid payloads say together, and why each of the others was rejected, by its place."""
+    rejected = {}
+    if not payloads:
+        return None, rejected
+    try:
+        return method.decode(state, payloads, number, clients), rejected
+    except PayloadError:
+        for place, payload in enumerate(payloads):
+            try:
+                method.decode(state, [payload], number, clients[place : place + 1])
+            except PayloadError as error:
+                rejected[place] = error.reason
+    valid = np.delete(np.arange(len(payloads)), list(rejected))
+    if not len(valid):
+        return None, rejected
+    return method.decode(state, [payloads[k] for k in valid], number, clients[valid]), rejected
+
+
+def _with_failed_attempts(result: Round, failed: list[Round]) -> Round:
+    """A round with the cost of the attempts before it; what those attempts could merge was thrown away."""
+    for attempt in failed:
+        thrown = {"round repeated": attempt.merged} if attempt.merged else {}
+        result = dataclasses.replace(
+            result,
+            uplink_bytes=result.uplink_bytes + attempt.uplink_bytes,
+            downlink_bytes=result.downlink_bytes + attempt.downlink_bytes,
+            clients=result.clients + attempt.clients,
+            lost=dict(Counter(result.lost) + Counter(attempt.lost)),
+            rejected=dict(Counter(result.rejected) + Counter(attempt.rejected) + Counter(thrown)),
+            repeats=result.repeats + 1,
+        )
+    return result
 
 
 def evaluator(problem: Problem, method: Method) -> Callable[[Any], float]:
@@ -129,17 +245,28 @@ def evaluator(problem: Problem, method: Method) -> Callable[[Any], float]:
 
 
 def correctness(problem: Problem, method: Method) -> Callable[[Any], np.ndarray]:
-    """Which test examples a server state's network gets right, bool[m], as a function of the state."""
+    """Which test examples a server state's network gets right, bool[m], as a function of the state.
+
+    The function raises FloatingPointError where the network's outputs are not finite: argmax would call
+    them class 0.
+    """
     inputs, labels = problem.inputs[method.inputs][1], problem.labels[1]
     forward = problem.task.model.suffix if method.inputs == "tokens" else lambda params, x: x
 
     @jax.jit
     def predict(params, head, x):
-        return jnp.argmax(forward(params, x) @ head["kernel"] + head["bias"], axis=-1)
+        logits = forward(params, x) @ head["kernel"] + head["bias"]
+        return jnp.where(jnp.all(jnp.isfinite(logits), axis=-1), jnp.argmax(logits, axis=-1), -1)
 
     def correct(state) -> np.ndarray:
         params, head = method.eval_params(state)
-        return np.asarray(in_chunks(partial(predict, params, head), inputs) == labels)
+        predictions = in_chunks(partial(predict, params, head), inputs)
+        if broken := int(jnp.sum(predictions < 0)):
+            raise FloatingPointError(
+                f"the network's logits are not finite for {broken} of {len(labels)} test examples: "
+                f"lower the learning rate, or use config.model.dtype='float32'"
+            )
+        return np.asarray(predictions == labels)
 
     return correct
 

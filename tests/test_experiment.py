@@ -21,6 +21,7 @@ def finished(tmp_path_factory):
 def test_files_left(finished):
     workdir, config, summary = finished
     assert {p.name for p in workdir.iterdir()} == {
+        "checkpoints",
         "config.json",
         "curves.png",
         "deltamask.safetensors",
@@ -71,13 +72,16 @@ def test_learned_arrays(finished):
     assert arrays["head/kernel"].shape == (32, 10)
 
 
-def test_the_same_seed_gives_the_same_run_and_an_earlier_run_is_kept(finished):
+def test_a_finished_run_is_not_repeated_unless_fresh_and_the_same_seed_gives_the_same(finished, capsys):
     workdir, config, summary = finished
-    again = experiment.run(config, workdir)
+    assert experiment.run(config, workdir) == summary
+    assert "finished already" in capsys.readouterr().out
+    again = experiment.run(tiny_config(rounds=3, eval_every=2, resume="fresh"), workdir)
     assert {k: v for k, v in again.items() if "seconds" not in k} == {
         k: v for k, v in summary.items() if "seconds" not in k
     }
-    assert (workdir.with_name("work.1") / "summary.json").exists()
+    assert json.loads((workdir.with_name("work.1") / "summary.json").read_text()) == summary
+    assert "it holds checkpoints, config.json" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

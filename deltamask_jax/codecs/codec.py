@@ -7,7 +7,15 @@ import numpy as np
 
 
 class PayloadError(ValueError):
-    """Received bytes are not a valid payload: the one exception that decoding any bytes raises."""
+    """Received bytes are not a valid payload: the one exception that decoding any bytes raises.
+
+    Attributes:
+        reason: one of few short names, by which a server counts what it rejected.
+    """
+
+    def __init__(self, message: str, reason: str = "malformed body"):
+        super().__init__(message)
+        self.reason = reason
 
 
 @dataclass(frozen=True)

@@ -91,26 +91,29 @@ def unpack(
     view = memoryview(payload).cast("B")
     if len(view) < SIZE:
         raise PayloadError(
-            f"payload of {len(view)} bytes is shorter than its {SIZE}-byte header (truncated?)"
+            f"payload of {len(view)} bytes is shorter than its {SIZE}-byte header (truncated?)",
+            reason="wrong length",
         )
     magic, version, got_id, flags, got_d, n, got_round, got_client, length = _FIELDS.unpack_from(view)
     if magic != MAGIC:
-        raise PayloadError("payload does not start with DMJX: not written by deltamask_jax")
+        raise PayloadError("payload does not start with DMJX: not written by deltamask_jax", reason="foreign")
     if version != VERSION:
         raise PayloadError(
-            f"payload has format version {version}, this program reads {VERSION}: use the same release"
+            f"payload has format version {version}, this program reads {VERSION}: use the same release",
+            reason="other version",
         )
     if length != len(view) - SIZE:
         raise PayloadError(
-            f"payload body has {len(view) - SIZE} bytes, header says {length} (truncated or padded)"
+            f"payload body has {len(view) - SIZE} bytes, header says {length} (truncated or padded)",
+            reason="wrong length",
         )
     (crc,) = struct.unpack_from("<I", view, SIZE - 4)
     if crc != zlib.crc32(view[SIZE:], zlib.crc32(view[: SIZE - 4])):
-        raise PayloadError("payload checksum does not match: corrupted on the way")
+        raise PayloadError("payload checksum does not match: corrupted on the way", reason="checksum")
     expectations = (("codec id", codec_id, got_id), ("d", d, got_d), ("round", round, got_round))
     for field, expected, got in (*expectations, ("client", client, got_client)):
         if expected is not None and expected != got:
-            raise PayloadError(f"payload has {field} {got}, expected {expected}")
+            raise PayloadError(f"payload has {field} {got}, expected {expected}", reason=f"other {field}")
     if n > got_d:
         raise PayloadError(f"payload claims {n} keys of only {got_d} positions")
     return Envelope(got_id, flags, got_d, n, got_round, got_client, view[SIZE:])

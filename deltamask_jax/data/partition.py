@@ -170,8 +170,8 @@ def test_split(
 test_split.__test__ = False  # a partitioner, whatever pytest makes of its name
 
 
-def cohort(num_clients: int, participation: float, seed: int, round: int) -> np.ndarray:
-    """The clients of a round, drawn without replacement from (seed, round): sorted i64[≥ 1].
+def cohort(num_clients: int, participation: float, seed: int, round: int, attempt: int = 0) -> np.ndarray:
+    """The clients of a round, drawn without replacement from (seed, round, attempt): sorted i64[≥ 1].
 
     Raises:
         ValueError: participation is not in (0, 1].
@@ -179,7 +179,8 @@ def cohort(num_clients: int, participation: float, seed: int, round: int) -> np.
     if not 0 < participation <= 1:
         raise ValueError(f"participation must be in (0, 1], got {participation}")
     size = max(1, int(np.floor(participation * num_clients + 0.5)))
-    return np.sort(np.random.default_rng([seed, round]).choice(num_clients, size, replace=False))
+    words = [seed, round, attempt] if attempt else [seed, round]
+    return np.sort(np.random.default_rng(words).choice(num_clients, size, replace=False))
 
 
 def save(

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from deltamask_jax import codecs, masks
+from deltamask_jax import codecs, masks, robust
 from deltamask_jax.methods import masking
 from deltamask_jax.methods.method import Method, Task
 from deltamask_jax.metrics import binary_entropy
@@ -30,7 +30,8 @@ from deltamask_jax.registry import look_up
 
 @dataclasses.dataclass(frozen=True)
 class Votes:
-    """A cohort's flips: `change` i32[d], how far Σ m̂_k is from Σ m_g,k; `flips`, how many there were."""
+    """A cohort's flips: `change` [d], how far Σ m̂_k is from Σ m_g,k (or a robust estimate of that, see
+    `robust`); `flips`, how many there were."""
 
     change: np.ndarray
     flips: int
@@ -87,17 +88,27 @@ def flip_method(name: str, config, task: Task, codec_of: list[codecs.Codec], kap
     def decode(state, payloads, round_number, clients):
         """The received flips as one signed count a position: +1 for each 0 → 1, −1 for each 1 → 0."""
         mine = [codec_of[client] for client in clients]
-        if shared:  # every client flips from the same mask
-            known = list(contexts(state, round_number, clients))
-            flips = codecs.decode_counts(mine, payloads, known).astype(np.int32)
-            direction = np.where(masks.draw(state.theta, known[0].uniforms), -1, 1)
-            return Votes(flips * direction, int(flips.sum()))
-        change, total = np.zeros(index.d, np.int32), 0
         known = list(contexts(state, round_number, clients))
-        for flips, context in zip(codecs.decode_cohort(mine, payloads, known), known, strict=True):
-            change[flips] += np.where(masks.draw(state.theta[flips], context.uniforms[flips]), -1, 1)
-            total += len(flips)
-        return Votes(change, total)
+        kind, trim, limit = (config.robust[key] for key in ("aggregator", "trim", "max_flip_rate"))
+        if shared and kind != "clip":  # every client flips from the same mask: counting them is enough
+            flips = codecs.decode_counts(mine, payloads, known).astype(np.int32)
+            total = int(flips.sum())
+            if total <= limit * index.d:  # then so does each of them
+                ones = masks.draw(state.theta, known[0].uniforms)
+                ups, downs = np.where(ones, 0, flips), np.where(ones, flips, 0)
+                return Votes(robust.total_change(kind, trim, ups, downs, len(clients)), total)
+        decoded = []
+        for flips in codecs.decode_cohort(mine, payloads, known):
+            robust.check_flips(len(flips), index.d, limit)
+            decoded.append(flips)
+        sizes = [len(flips) for flips in decoded]
+        ups, downs = np.zeros((2, index.d), np.float32 if kind == "clip" else np.int32)
+        weights = robust.client_weights(kind, sizes).astype(ups.dtype)
+        for flips, context, weight in zip(decoded, known, weights, strict=True):
+            ones = masks.draw(state.theta[flips], context.uniforms[flips])
+            ups[flips[~ones]] += weight
+            downs[flips[ones]] += weight
+        return Votes(robust.total_change(kind, trim, ups, downs, len(clients)), sum(sizes))
 
     def tally(state, votes, round_number, clients):
         """Σ m̂_k = Σ m_g,k + the signed flips."""

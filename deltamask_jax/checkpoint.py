@@ -1,0 +1,268 @@
+"""A run that may end at any moment: its journal, its checkpoints, and how the same command continues it.
+
+A workdir holds, in the order a run writes them:
+    config.json            whose run this is
+    metrics.jsonl          a line a round
+    checkpoints/ROUND/     after the line: `arrays` (server state, head) and `ledger` (all else), by orbax,
+                           which renames a checkpoint into place when it is whole
+    summary.json           last of all: the run is finished
+
+A run continues from its newest whole checkpoint; lines of later rounds are cut off and played again. All
+randomness is derived from the seed and the round, so they come out the same. docs/reliability.md promises
+what follows from this.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import threading
+import zlib
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from deltamask_jax import metrics, sigterm
+from deltamask_jax.workdir import WAYS_OUT, claim, lines
+
+FORMAT = 1  # of a checkpoint; raised when an older program could not read a newer one, or the reverse
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """Everything a continued run must know.
+
+    Attributes:
+        state: the method's server state, a pytree of arrays; where it was just loaded, its arrays by name.
+        head: {'kernel': f32[features, classes], 'bias': f32[classes]}.
+        probe_accuracy: the linear probe's.
+        records: the lines of metrics.jsonl, the ledger of bytes and accuracies; the last is of the round that
+            this progress is.
+        seconds: spent so far, by all processes that worked on the run.
+    """
+
+    state: Any
+    head: dict[str, Any]
+    probe_accuracy: float
+    records: list[dict[str, Any]]
+    seconds: float
+
+    @property
+    def round(self) -> int:
+        return self.records[-1]["round"]
+
+
+class Journal:
+    """A workdir while a run writes to it. Within its `with`, SIGTERM ends the process between two files.
+
+    Attributes:
+        summary: of a run that is finished already, else None.
+
+    Raises:
+        ValueError, OSError: as `workdir.claim`.
+    """
+
+    def __init__(self, workdir: Path, config):
+        self._cleanup = ExitStack()
+        self._workdir, self._config = workdir, config
+        self._lines = workdir / "metrics.jsonl"
+        self._cleanup.callback(os.close, claim(workdir, config))
+        done = workdir / "summary.json"
+        self.summary = json.loads(done.read_text()) if done.exists() else None
+        self._writing = threading.Lock()  # held while files change; SIGTERM waits for it
+        self._last: Progress | None = None  # committed, in no checkpoint yet
+        self._saved = -1  # round of the newest checkpoint
+
+    def __enter__(self) -> "Journal":
+        self._cleanup.enter_context(sigterm.ends_the_process(self._close_before_exit))
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._cleanup.close()
+
+    def load(self, problem) -> Progress | None:
+        """Where the run stands, or None where nothing was kept yet. The files of lines then end there too.
+
+        Args:
+            problem: must have the data and pretrained weights the run started with.
+
+        Raises:
+            ValueError: the checkpoints are of another problem or format, or rounds were played and no
+                checkpoint of them can be read.
+        """
+        self._identity = {"problem": fingerprint(problem), "root_key": _root_key(self._config)}
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=self._config.checkpoint.keep, enable_async_checkpointing=False
+        )
+        # Opening it also removes what a killed process left half-written.
+        self._manager = ocp.CheckpointManager((self._workdir / "checkpoints").absolute(), options=options)
+        self._cleanup.callback(self._manager.close)
+        for number in sorted(self._manager.all_steps(), reverse=True):
+            progress = self._read(number)
+            if progress is not None:
+                self._saved = progress.round
+                metrics.rewrite(self._lines, progress.records)
+                for path in set(self._workdir.glob("*.jsonl")) - {self._lines}:
+                    metrics.rewrite(path, [r for r in lines(path) if r.get("round", 0) <= progress.round])
+                print(f"{self._workdir}: continuing after round {progress.round}")
+                return progress
+        played = max((record["round"] for record in lines(self._lines)), default=0)
+        if played > 0:
+            raise ValueError(
+                f"{self._workdir} has {played} rounds in metrics.jsonl and no checkpoint that can be read: "
+                f"{WAYS_OUT}"
+            )
+        for path in self._workdir.glob("*.jsonl"):
+            path.unlink()
+        return None
+
+    def commit(self, progress: Progress, *, last: bool = False) -> None:
+        """Append the round's line, then write a checkpoint where one is due.
+
+        Raises:
+            OSError: no space left, or the workdir is gone; what was written before stays.
+        """
+        with self._writing:
+            try:
+                metrics.append(self._lines, progress.records[-1])
+            except OSError as error:
+                raise OSError(self._cannot("append to metrics.jsonl", error)) from error
+            self._last = progress
+            if progress.round % self._config.checkpoint.every == 0 or last:
+                self._save()
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Write summary.json, the last file: from here on the run is finished."""
+        with self._writing:
+            metrics.write_json(self._workdir / "summary.json", summary)
+
+    def _save(self) -> None:
+        progress, number = self._last, self._last.round
+        arrays = named_arrays({"state": progress.state, "head": progress.head})
+        ledger = {
+            "format": FORMAT,
+            **self._identity,
+            "checksum": _checksum(arrays),
+            "probe_accuracy": progress.probe_accuracy,
+            "records": progress.records,
+            "seconds": progress.seconds,
+        }
+        args = ocp.args.Composite(ledger=ocp.args.JsonSave(ledger), arrays=ocp.args.StandardSave(arrays))
+        try:
+            if number in self._manager.all_steps():  # one that could not be read
+                self._manager.delete(number)
+            self._manager.save(number, args=args, force=True)
+        except Exception as error:  # tensorstore reports a full disk in words of its own
+            raise OSError(self._cannot(f"write the checkpoint of round {number}", error)) from error
+        self._saved, self._last = number, None
+
+    def _read(self, number: int) -> Progress | None:
+        """One checkpoint, or None where it is damaged."""
+        try:
+            args = ocp.args.Composite(ledger=ocp.args.JsonRestore())
+            ledger = dict(self._manager.restore(number, args=args).ledger)
+            format_ = ledger.pop("format")
+        except Exception as error:  # whatever orbax makes of missing or damaged files
+            return self._damaged(number, error)
+        if format_ != FORMAT:
+            raise ValueError(
+                f"{self._workdir} holds checkpoints of format {format_}, this program reads {FORMAT}: "
+                f"{WAYS_OUT}"
+            )
+        try:
+            args = ocp.args.Composite(arrays=ocp.args.StandardRestore())
+            arrays = dict(self._manager.restore(number, args=args).arrays)
+            if ledger.pop("checksum") != _checksum(arrays):
+                raise ValueError("its checksum does not match")
+        except Exception as error:
+            return self._damaged(number, error)
+        if ledger.pop("problem") != self._identity["problem"]:
+            raise ValueError(
+                f"{self._workdir} was begun with other data or weights of the same name: {WAYS_OUT}"
+            )
+        if ledger.pop("root_key") != self._identity["root_key"]:
+            raise ValueError(
+                f"{self._workdir} was begun with another random generator than this jax has: {WAYS_OUT}"
+            )
+        head = {name[5:]: array for name, array in arrays.items() if name.startswith("head/")}
+        return Progress(arrays, head, **ledger)
+
+    def _damaged(self, number: int, error: Exception) -> None:
+        logging.warning("checkpoint %d in %s is damaged: %s", number, self._workdir, _first_line(error))
+
+    def _cannot(self, what: str, error: Exception) -> str:
+        if not self._workdir.exists():
+            return f"cannot {what}: workdir {self._workdir} is gone; the same command starts over"
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else _first_line(error)
+        goes_on = f"continues after round {self._saved}" if self._saved >= 0 else "starts over"
+        return f"cannot {what} in {self._workdir}: {reason}; mend that, then the same command {goes_on}"
+
+    def _close_before_exit(self) -> str:
+        self._writing.acquire()  # and never released: the process ends
+        try:
+            if self._last is not None:
+                self._save()
+        except Exception as error:  # a full disk, or buffers that the round in progress has taken over
+            logging.warning("the last round is not kept: %s", _first_line(error))
+        return (
+            f"stopped after round {self._saved}; the same command continues"
+            if self._saved >= 0
+            else "stopped before round 0; the same command starts over"
+        )
+
+
+def named_arrays(tree: Any) -> dict[str, np.ndarray]:
+    """The leaves of a pytree as NumPy arrays by their path, for example 'state/posterior/alpha'."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+
+
+def restore_state(like: Any, arrays: dict[str, np.ndarray]) -> Any:
+    """A server state from `Progress.state` as it was loaded.
+
+    Args:
+        like: a state of the same method and problem, whose structure and kinds of arrays it takes.
+
+    Raises:
+        ValueError: names, shapes or types differ: the method's state has changed since.
+    """
+    expected = named_arrays({"state": like})
+    for name, array in expected.items():
+        if name not in arrays or (arrays[name].dtype, arrays[name].shape) != (array.dtype, array.shape):
+            raise ValueError(
+                f"the checkpoint has no {name} of {array.dtype}{list(array.shape)}, which this program's "
+                f"server state needs: {WAYS_OUT}"
+            )
+    leaves, structure = jax.tree.flatten(like)
+    restored = [
+        jax.device_put(arrays[name], leaf.sharding) if isinstance(leaf, jax.Array) else arrays[name]
+        for name, leaf in zip(expected, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(structure, restored)
+
+
+def fingerprint(problem) -> str:
+    """CRC32 of labels, split and pretrained weights: what a config names but does not contain."""
+    leaves = [*problem.labels, *problem.parts, *jax.tree.leaves(problem.task.params)]
+    return _checksum({str(k): np.asarray(leaf) for k, leaf in enumerate(leaves)})
+
+
+def _checksum(arrays: dict[str, np.ndarray]) -> str:
+    crc = 0
+    for name, array in sorted(arrays.items()):
+        crc = zlib.crc32(f"{name} {array.dtype} {array.shape}".encode(), crc)
+        crc = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8), crc)
+    return f"{crc:08x}"
+
+
+def _root_key(config) -> list[int]:
+    """Words drawn from the root key: a jax with another generator draws others."""
+    return jax.random.bits(jax.random.key(config.seed), (2,), "uint32").tolist()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

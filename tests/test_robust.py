@@ -1,0 +1,67 @@
+"""Robust merges of flips equal their definition on the cohort's dense changes."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deltamask_jax import methods, robust
+from deltamask_jax.public_random import EVERY_CLIENT, MASK, stream_key, uniforms
+from tests.conftest import tiny_config
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 12), st.floats(0, 0.49), st.integers(0, 2**32 - 1))
+def test_trimmed_mean_and_median_from_counts(voters, trim, seed):
+    changes = np.random.default_rng(seed).integers(-1, 2, (voters, 50))
+    ups, downs = (changes > 0).sum(0), (changes < 0).sum(0)
+    median = robust.total_change("median", trim, ups, downs, voters) / voters
+    np.testing.assert_allclose(median, np.median(changes, axis=0), atol=1e-6)
+    cut = min(int(trim * voters), (voters - 1) // 2)
+    expected = np.sort(changes, axis=0)[cut : voters - cut].mean(0)
+    trimmed = robust.total_change("trimmed", trim, ups, downs, voters) / voters
+    np.testing.assert_allclose(trimmed, expected, atol=1e-6)
+    np.testing.assert_array_equal(robust.total_change("mean", trim, ups, downs, voters), changes.sum(0))
+
+
+def test_clipping_scales_large_payloads_to_the_median():
+    np.testing.assert_allclose(robust.client_weights("clip", [10, 20, 40, 0, 20]), [1, 1, 0.5, 1, 1])
+    np.testing.assert_array_equal(robust.client_weights("mean", [1, 1000]), [1, 1])
+
+
+@pytest.mark.parametrize("who", ["shared", "per_client"])
+@pytest.mark.parametrize("aggregator", ["mean", "trimmed", "median", "clip"])
+def test_what_is_decoded_is_the_robust_merge_of_dense_changes(problem, who, aggregator):
+    config = tiny_config(
+        mask__uniforms=who, codec__name="rice", robust__aggregator=aggregator, robust__trim=0.3
+    )
+    method, d, clients = methods.build(config, problem.task), problem.task.index.d, np.array([0, 1, 2, 4, 5])
+    rng, state = np.random.default_rng(3), method.init()
+    theta = rng.integers(700, 64800, d).astype(np.uint16)
+    state = type(state)(theta, state.posterior)
+    flips = rng.random((5, d)) < np.array([0.05, 0.1, 0.2, 0.3, 0.45])[:, None]
+    flips[:, : d // 2] |= flips[:1, : d // 2]  # half of the positions agree more than chance
+    packed = [np.packbits(row) for row in flips]
+    votes = method.decode(state, method.encode(state, packed, 1, clients), 1, clients)
+    words = [EVERY_CLIENT if who == "shared" else int(client) for client in clients]
+    globe = np.stack([uniforms(stream_key(0, 1, word, MASK), d) < theta for word in words])
+    changes = flips * np.where(globe, -1, 1)
+    ordered = np.sort(changes, axis=0)
+    scale = np.minimum(1, np.median(flips.sum(1)) / flips.sum(1))[:, None]
+    expected = {
+        "mean": changes.mean(0),
+        "trimmed": ordered[1:4].mean(0),
+        "median": ordered[2],
+        "clip": (scale * changes).mean(0),
+    }[aggregator]
+    np.testing.assert_allclose(votes.change / 5, expected, atol=1e-5)
+    assert votes.flips == flips.sum()
+
+
+def test_a_cap_below_the_cohorts_sum_does_not_reject_honest_payloads(problem):
+    """Shared uniforms are decoded as counts first; their sum may pass the cap though no payload does."""
+    config = tiny_config(codec__name="rice", robust__max_flip_rate=0.2)
+    method, d, clients = methods.build(config, problem.task), problem.task.index.d, np.arange(3)
+    packed = [np.packbits(np.arange(d) % 10 == k) for k in clients]  # 10 % each, 30 % together
+    payloads = method.encode(method.init(), packed, 1, clients)
+    assert method.decode(method.init(), payloads, 1, clients).flips == pytest.approx(0.3 * d, abs=3)
