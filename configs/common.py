@@ -79,6 +79,9 @@ def get_config() -> ConfigDict:
     config.fedavg = ConfigDict()
     config.fedavg.learning_rate = 1e-4  # Adam
 
+    config.tensorboard = False  # also write every round's numbers to workdir/tensorboard ([report] extra)
+    config.wandb = ""  # Weights & Biases project to report to ([wandb] extra); '' = none
+
     config.cohort = ConfigDict()
     config.cohort.backend = "vmap"  # 'vmap', or 'loop' for debugging: one client, one step at a time
     config.cohort.chunk = (

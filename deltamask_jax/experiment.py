@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
-from tqdm import tqdm
 
 from deltamask_jax import config as config_lib
-from deltamask_jax import methods, metrics
+from deltamask_jax import environment, methods, metrics, progress
 from deltamask_jax.data import partition
 from deltamask_jax.heads import linear_probe_accuracy, with_head
 from deltamask_jax.problem import set_up
 from deltamask_jax.rounds import MAIN_PHASE, Round, evaluator, play_round
+from deltamask_jax.trackers import open_trackers
 
 
 def run(config, workdir: str | Path) -> dict[str, Any]:
@@ -34,6 +34,8 @@ def run(config, workdir: str | Path) -> dict[str, Any]:
     methods.check(config)
     workdir = _new_workdir(Path(workdir))
     metrics.write_json(workdir / "config.json", config.to_dict())
+    metrics.write_json(workdir / "environment.json", environment.describe())
+    trackers = open_trackers(config, workdir)
 
     problem, head_round = with_head(set_up(config, workdir))
     probe_accuracy = linear_probe_accuracy(problem)
@@ -61,15 +63,20 @@ def run(config, workdir: str | Path) -> dict[str, Any]:
                 "downlink_bytes": result.downlink_bytes,
                 "downlink_bpp": metrics.bits_per_parameter(result.downlink_bytes, result.clients, d),
                 "seconds": seconds,
+                **result.seconds,
                 **result.details,
             }
         )
         metrics.append(workdir / "metrics.jsonl", records[-1])
+        if result.diagnostics:
+            metrics.append(workdir / "diagnostics.jsonl", {"round": number, **result.diagnostics})
+        for tracker in trackers:
+            tracker.log(records[-1])
 
     # Round 0 is the head's: what it sent, and how good the network is before the first round.
     record(0, head_round, accuracy_of(state), time.time() - started)
-    progress = tqdm(range(1, rounds + 1), desc=method.name, unit="round", dynamic_ncols=True)
-    for number in progress:
+    bar = progress.over(range(1, rounds + 1), method.name)
+    for number in bar:
         round_started = time.time()
         clients = partition.cohort(config.clients, config.participation, config.seed, number)
         state, result = play_round(problem, method, state, number, clients, MAIN_PHASE, config.local_epochs)
@@ -77,7 +84,7 @@ def run(config, workdir: str | Path) -> dict[str, Any]:
         accuracy = accuracy_of(state) if evaluate else None
         record(number, result, accuracy, time.time() - round_started)
         shown = next(r["accuracy"] for r in reversed(records) if r["accuracy"] is not None)
-        progress.set_postfix_str(
+        bar.set_postfix_str(
             f"accuracy {shown:.1%}, loss {result.train_loss:.3f}, {records[-1]['uplink_bpp']:.4f} bpp up"
         )
 
@@ -88,6 +95,8 @@ def run(config, workdir: str | Path) -> dict[str, Any]:
     metrics.draw_curves(
         workdir / "curves.png", records, probe_accuracy, f"{method.name}, {config.model.name}, {config.data}"
     )
+    for tracker in trackers:
+        tracker.close()
     print(_closing_table(summary, workdir))
     return summary
 

@@ -1,6 +1,7 @@
 """One federated round of any method: broadcast → local training → encode → bytes → decode → aggregate."""
 
 import dataclasses
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ from deltamask_jax import cohort
 from deltamask_jax.methods import Method, Task
 
 EVALUATION_CHUNK = 256  # examples
+STEPS = ("train_seconds", "encode_seconds", "decode_seconds", "aggregate_seconds")  # of a round, timed
 HEAD_PHASE, MAIN_PHASE, PROBE_PHASE = range(3)  # each shuffles its examples with a stream of its own
 
 
@@ -35,7 +37,14 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True)
 class Round:
-    """What one round cost and gave; `payload` is the last client's, for looking at."""
+    """What one round cost and gave.
+
+    Attributes:
+        details: numbers of the method's own for the round's line.
+        payload: the last client's, for looking at.
+        seconds: of each step, by name.
+        diagnostics: the method's line of diagnostics.jsonl.
+    """
 
     train_loss: float
     uplink_bytes: int
@@ -43,6 +52,8 @@ class Round:
     clients: int
     details: dict[str, float]
     payload: bytes
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    diagnostics: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def play_round(
@@ -76,6 +87,7 @@ def play_round(
         round_number=number,
         purpose=phase,
     )
+    marks = [time.perf_counter()]
     broadcast = method.broadcast(state, number)
     round_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), phase), number)
     updates, losses = cohort.train(
@@ -95,12 +107,16 @@ def play_round(
                 f"round {number}: the loss of client {client} is {loss}; lower the learning rate"
             )
     updates = jax.device_get(updates)
+    marks.append(time.perf_counter())
     payloads = method.encode(
         state, [jax.tree.map(lambda x, k=k: x[k], updates) for k in range(len(clients))], number, clients
     )
+    marks.append(time.perf_counter())
     received = method.decode(state, payloads, number, clients)
+    marks.append(time.perf_counter())
     examples = [len(problem.parts[client]) for client in clients]
     new_state = method.aggregate(state, received, clients, examples, number)
+    marks.append(time.perf_counter())
     return new_state, Round(
         train_loss=float(np.mean(losses)),
         uplink_bytes=sum(len(payload) for payload in payloads),
@@ -108,6 +124,8 @@ def play_round(
         clients=len(clients),
         details=method.describe(updates, received),
         payload=payloads[-1],
+        seconds=dict(zip(STEPS, np.diff(marks).tolist(), strict=True)),
+        diagnostics=method.diagnose(new_state, updates),
     )
 
 

@@ -23,6 +23,7 @@ import optax
 
 from deltamask_jax import aggregation, codecs, masks
 from deltamask_jax.codecs import dense
+from deltamask_jax.diagnostics import mask_diagnostics
 from deltamask_jax.local_training import mask_training
 from deltamask_jax.methods.method import Method, Task
 from deltamask_jax.metrics import binary_entropy
@@ -192,6 +193,7 @@ def deltamask(config, task: Task) -> Method:
         eval_params=eval_params,
         describe=describe,
         export=export,
+        diagnose=lambda state, packed: mask_diagnostics(index, state.theta, packed),
     )
 
 

@@ -48,6 +48,7 @@ class Method:
         eval_params: (state) -> (params, head) of the network that is evaluated.
         describe: (updates with leading axis k, decoded) -> numbers for the round's line in metrics.jsonl.
         export: (state) -> named arrays worth keeping, saved as safetensors.
+        diagnose: (state after the round, updates with leading axis k) -> what goes to diagnostics.jsonl.
     """
 
     name: str
@@ -64,3 +65,4 @@ class Method:
     eval_params: Callable[[Any], tuple[Any, dict[str, Any]]]
     describe: Callable[[Any, Any], dict[str, float]]
     export: Callable[[Any], dict[str, np.ndarray]]
+    diagnose: Callable[[Any, Any], dict[str, Any]] = lambda state, updates: {}
