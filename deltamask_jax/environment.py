@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from importlib import metadata
@@ -26,8 +27,15 @@ def describe() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu_cores": os.cpu_count(),
         "devices": f"{len(devices)} × {devices[0].device_kind}",
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": _command(sys.argv),
     }
+
+
+def _command(argv: list[str]) -> str:
+    program = Path(argv[0])
+    if program == Path(__file__).with_name("main.py"):
+        return shlex.join(["python", "-m", "deltamask_jax.main", *argv[1:]])
+    return shlex.join([program.name, *argv[1:]])
 
 
 def _commit(folder: Path) -> str | None:
