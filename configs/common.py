@@ -62,6 +62,7 @@ def get_config() -> ConfigDict:
     config.mask.kappa_final = (
         0.8  # and in the last round, on a cosine between (the paper's end is not known to us)
     )
+    config.mask.ranking = "kl"  # which flips are the best: 'kl', or 'random' (the ablation)
     config.mask.aggregator = "beta"  # 'beta': posterior reset every 1/ρ rounds (paper); 'control_variate'
     config.mask.lambda0 = 1.0  # prior α = β = λ₀
     config.mask.evaluate = "threshold"  # network evaluated: 'threshold' [θ > ½] ⊙ w, or 'mean' θ ⊙ w

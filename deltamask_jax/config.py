@@ -47,6 +47,7 @@ CHOICES = {
     "model.dtype": ("float32", "bfloat16"),
     "head.init": ("lp", "fit", "he"),
     "mask.uniforms": ("shared", "per_client"),
+    "mask.ranking": ("kl", "random"),
     "mask.aggregator": ("beta", "control_variate"),
     "mask.evaluate": ("mean", "threshold"),
     "cohort.backend": ("vmap", "loop"),

@@ -1,9 +1,12 @@
 """Where config files lie: in a clone's configs/, or inside the package where a wheel was installed."""
 
 import importlib.util
+import runpy
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+
+from ml_collections import ConfigDict
 
 _PACKAGE = Path(__file__).parent
 # A wheel carries the clone's configs/ as deltamask_jax/configs (package-dir in pyproject.toml).
@@ -12,6 +15,18 @@ FOLDER = next(
     for folder in (_PACKAGE.parent / "configs", _PACKAGE / "configs")
     if (folder / "common.py").is_file() or folder.parent == _PACKAGE
 )
+
+
+def load(named: str) -> ConfigDict:
+    """The config of a file, for example 'configs/vit_b16.py:smoke'.
+
+    Raises:
+        OSError: no such file.
+        ValueError: an option after the colon is unknown.
+    """
+    path, _, options = locate(named).partition(":")
+    get_config = runpy.run_path(path)["get_config"]
+    return get_config(options) if options else get_config()
 
 
 def locate(named: str) -> str:

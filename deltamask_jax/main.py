@@ -3,7 +3,6 @@
 Any setting of configs/common.py can be changed behind it: --config.rounds=10 --config.mask.theta_init=0.9
 """
 
-import runpy
 import sys
 
 from absl import app, flags
@@ -26,10 +25,8 @@ def _stop(message: object) -> None:
 
 def _base_config(argv: list[str]) -> dict:
     """The settings of the config file named on the command line, without its overrides."""
-    named = next(arg.split("=", 1)[1] for arg in argv if arg.startswith(("--config=", "-config=")))
-    path, _, options = named.partition(":")
-    get_config = runpy.run_path(path)["get_config"]
-    return config_lib.flatten(get_config(options) if options else get_config())
+    named = next(arg.split("=", 1)[1] for arg in argv if arg.startswith("--config="))
+    return config_lib.flatten(config_files.load(named))
 
 
 def _located(argv: list[str]) -> list[str]:

@@ -21,6 +21,8 @@ SIZE = (4.4, 2.9)  # inches: one column of a phone at about the text's size
 _COLOURS = ("#1f77b4", "#d95f02", "#2a9d3c", "#c2185b", "#6a4fb0", "#8c564b", "#00838f", "#7f7f7f")
 _LINES = (("-", "solid"), ("--", "dashed"), (":", "dotted"))  # matplotlib's and CSS's names
 
+_MARKERS = {"-": "o", "--": "s", ":": "^"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Style:
@@ -59,6 +61,8 @@ def comparison(groups: list[Any]) -> list[Picture]:
         "flip_rate" in r and r["flip_rate"] is not None for g in groups for run in g.runs for r in run.records
     ):
         pictures.append(_over_rounds(groups, "flip_rate", 100, "% of weights", "Flips a client a round"))
+    if len(groups) > 1:
+        pictures.append(_rate(groups))
     pictures.append(_over_rounds(groups, "train_loss", 1, "loss", "Clients' mean training loss"))
     pictures.append(_seconds(groups))
     return pictures
@@ -91,9 +95,8 @@ def of_run(run: Any) -> list[Picture]:
         ]  # fmt: skip
     if run.split:
         pictures.append(_split(np.array(run.split), run.class_names))
-    per_client = next((r["client_accuracy"] for r in reversed(run.records) if r.get("client_accuracy")), None)
-    if per_client:
-        pictures.append(_client_accuracy(per_client))
+    if any("client_accuracy_mean" in r for r in run.records):
+        pictures.append(_client_accuracy(run.records))
     return pictures
 
 
@@ -132,6 +135,20 @@ def _accuracy(groups, ways: tuple[str, ...] | None, xlabel: str, caption: str) -
         axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel=xlabel, ylabel="test accuracy, %")
     return _picture(figure, caption)
+
+
+def _rate(groups) -> Picture:
+    """A point a run: what it reached at which rate."""
+    figure, axes = _axes()
+    for members in groups:
+        for run in (run for run in members.runs if len(run.records) > 1):
+            accuracy = [r["accuracy"] for r in run.records if r["accuracy"] is not None][-1]
+            rate = np.mean([r["uplink_bpp"] for r in run.records[1:]])
+            marker = _MARKERS[members.style.line]
+            axes.plot(rate, 100 * accuracy, marker, color=members.style.colour, markersize=6, alpha=0.8)
+    axes.set_xscale("log")
+    axes.set(xlabel="bits a masked weight, up", ylabel="final test accuracy, %")
+    return _picture(figure, "Final accuracy against bitrate, a point a run")
 
 
 def _over_rounds(groups, key: str, factor: float, ylabel: str, caption: str) -> Picture:
@@ -212,13 +229,18 @@ def _split(counts: np.ndarray, class_names: list[str]) -> Picture:
     return _picture(figure, f"Who holds what: a colour a class, from below {few}")
 
 
-def _client_accuracy(values: list[float | None]) -> Picture:
+def _client_accuracy(records: list[dict[str, Any]]) -> Picture:
     figure, axes = _axes()
-    tested = sorted(100 * v for v in values if v is not None)
-    axes.bar(range(len(tested)), tested, 0.9)
-    axes.grid(axis="x", visible=False)
-    axes.set(xlabel="clients, sorted", ylabel="accuracy on own test share, %")
-    return _picture(figure, "Per-client accuracy, last evaluation")
+    for key, line, label in (
+        ("client_accuracy_mean", "-", "mean of the clients"),
+        ("client_accuracy_worst", "--", "worst tenth"),
+    ):
+        points = [(r["round"], 100 * r[key]) for r in records if r.get(key) is not None]
+        axes.plot(*zip(*points, strict=True), line, color=_COLOURS[0], label=label)
+    axes.legend(frameon=False)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set(xlabel="round", ylabel="accuracy on own test share, %")
+    return _picture(figure, "Per-client accuracy")
 
 
 def _short_path(path: str) -> str:

@@ -93,7 +93,10 @@ def test_a_run_alone_lists_its_settings(tmp_path):
 def test_client_accuracies_are_drawn_where_the_run_measured_them(tmp_path):
     write_run(tmp_path / "one")
     path = tmp_path / "one" / "metrics.jsonl"
-    last = json.loads(path.read_text().splitlines()[-1]) | {"client_accuracy": [0.5, None, 0.9]}
+    last = json.loads(path.read_text().splitlines()[-1]) | {
+        "client_accuracy_mean": 0.8,
+        "client_accuracy_worst": 0.4,
+    }
     with path.open("a") as file:
         file.write(json.dumps(last) + "\n")
     assert "Per-client accuracy" in report.render([tmp_path / "one"])

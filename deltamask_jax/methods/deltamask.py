@@ -104,8 +104,10 @@ def deltamask(config, task: Task) -> Method:
         return task.model.suffix(params, tokens) @ head["kernel"] + head["bias"]
 
     def final(theta_k, received, key):
-        u = uniforms(key, index.d, jnp)
-        return jnp.packbits(masks.client_flips(theta_k, received["theta"], u, received["kappa"]))
+        u, score = uniforms(key, index.d, jnp), None
+        if options.ranking == "random":  # another stream: the key's words the other way round
+            score = uniforms(key[::-1], index.d, jnp).astype(jnp.float32)
+        return jnp.packbits(masks.client_flips(theta_k, received["theta"], u, received["kappa"], score))
 
     def init():
         theta = clamp(jnp.full(index.d, options.theta_init, jnp.float32))
