@@ -4,8 +4,8 @@
     python launch/table_codec_cost.py --smoke
 
 Run it on each device with the same --out (or copy the JSON files together): table.md has a column a device.
-Times are medians; energy needs a meter at the plug and is not measured. Logits drift by a Gaussian until about
-1 % of the bits flip.
+Times are medians; energy needs a meter at the plug and is not measured. Logits drift by a
+Gaussian until about 1 % of the bits flip.
 """
 
 import argparse
