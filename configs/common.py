@@ -74,6 +74,7 @@ def get_config() -> ConfigDict:
     config.mask.kappa_final = (
         0.8  # and in the last round, on a cosine between (the paper's end is not known to us)
     )
+    config.mask.ranking = "kl"  # which flips are the best: 'kl', or 'random' (the ablation)
     config.mask.aggregator = (
         "beta"  # 'beta': posterior reset every 1/ρ rounds (paper); 'running': never reset; 'control_variate'
     )
@@ -159,6 +160,9 @@ def get_config() -> ConfigDict:
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 1  # rounds between checkpoints; round 0 and the last are always kept
     config.checkpoint.keep = 2  # checkpoints kept; a damaged one is replaced by the one before
+
+    config.tensorboard = False  # also write every round's numbers to workdir/tensorboard ([report] extra)
+    config.wandb = ""  # Weights & Biases project to report to ([wandb] extra); '' = none
 
     config.cohort = ConfigDict()
     config.cohort.backend = "vmap"  # 'vmap', or 'loop' for debugging: one client, one step at a time

@@ -14,14 +14,14 @@ from typing import Any
 import jax
 import numpy as np
 from safetensors.numpy import save_file
-from tqdm import tqdm
 
-from deltamask_jax import checkpoint, devices, methods, metrics
+from deltamask_jax import checkpoint, devices, environment, methods, metrics, progress
 from deltamask_jax import config as config_lib
 from deltamask_jax.data import partition
 from deltamask_jax.heads import linear_probe_accuracy, with_head
 from deltamask_jax.problem import set_up
 from deltamask_jax.rounds import Round, correctness, play_until_enough
+from deltamask_jax.trackers import open_trackers
 
 SECONDS = ("compile_seconds", "codec_seconds", "codec_exposed_seconds")
 
@@ -79,6 +79,8 @@ def _run(config, workdir: Path, journal: checkpoint.Journal, started: float) -> 
     if saved is not None:
         state, records = checkpoint.restore_state(state, saved.state), saved.records
 
+    metrics.write_json(workdir / "environment.json", environment.describe())
+    trackers = open_trackers(config, workdir)
     shares = None
     if config.per_client_evaluation:
         shares = partition.test_split(problem.parts, *map(np.asarray, problem.labels), seed=config.seed)
@@ -111,31 +113,32 @@ def _run(config, workdir: Path, journal: checkpoint.Journal, started: float) -> 
                 "seconds": seconds,
                 "compile_seconds": compilations.lap(),
                 "codec_seconds": result.codec_seconds,
-                "codec_exposed_seconds": result.codec_exposed_seconds,
+                "codec_exposed_seconds": sum(
+                    result.seconds.get(f"{step}_seconds", 0.0) for step in ("broadcast", "encode", "decode")
+                ),
+                **result.seconds,
                 **result.details,
             }
         )
+        if result.diagnostics:
+            metrics.append(workdir / "diagnostics.jsonl", {"round": number, **result.diagnostics})
         if last:
             metrics.payload_image(result.payload).save(workdir / "payload.png")
         now = checkpoint.Progress(
             state, problem.task.head, probe_accuracy, list(records), time.time() - started
         )
         journal.commit(now, last=last)
+        for tracker in trackers:
+            tracker.log(records[-1])
 
     if saved is None:
         # Round 0 is the head's: what it sent, and how good the network is before the first round.
         record(0, head_round, evaluated(state, 0), time.time() - started, last=rounds == 0)
     first = records[-1]["round"] + 1
     spent = sum(r["uplink_bytes"] + r["downlink_bytes"] for r in records)
-    progress = tqdm(
-        range(first, first if 0 < config.byte_budget <= spent else rounds + 1),
-        desc=method.name,
-        unit="round",
-        dynamic_ncols=True,
-        initial=first - 1,
-        total=rounds,
-    )
-    for number in progress:
+    remaining = range(first, first if 0 < config.byte_budget <= spent else rounds + 1)
+    bar = progress.over(remaining, method.name, total=first - 1 + len(remaining))
+    for number in bar:
         round_started = time.time()
         state, result = play_until_enough(problem, method, state, number)
         spent += result.uplink_bytes + result.downlink_bytes
@@ -143,7 +146,7 @@ def _run(config, workdir: Path, journal: checkpoint.Journal, started: float) -> 
         evaluation = evaluated(state, number) if last or number % config.eval_every == 0 else {}
         record(number, result, evaluation, time.time() - round_started, last)
         shown = next(r["accuracy"] for r in reversed(records) if r["accuracy"] is not None)
-        progress.set_postfix_str(
+        bar.set_postfix_str(
             f"accuracy {shown:.1%}, loss {result.train_loss:.3f}, {records[-1]['uplink_bpp']:.4f} bpp up"
         )
         if last:
@@ -160,6 +163,8 @@ def _run(config, workdir: Path, journal: checkpoint.Journal, started: float) -> 
     )
     summary = _summarise(config, records, details, probe_accuracy, d, time.time() - started)
     journal.finish(summary)
+    for tracker in trackers:
+        tracker.close()
     return summary
 
 

@@ -3,13 +3,13 @@
 Any setting of configs/common.py can be changed behind it: --config.rounds=10 --config.mask.theta_init=0.9
 """
 
-import runpy
 import sys
 
 from absl import app, flags
 from ml_collections import config_flags
 
 from deltamask_jax import config as config_lib
+from deltamask_jax import config_files
 
 FLAGS = flags.FLAGS
 _CONFIG = config_flags.DEFINE_config_file(
@@ -28,14 +28,24 @@ def _stop(message: object) -> None:
 
 def _base_config(argv: list[str]) -> dict:
     """The settings of the config file named on the command line, without its overrides."""
-    named = next(arg.split("=", 1)[1] for arg in argv if arg.startswith(("--config=", "-config=")))
-    path, _, options = named.partition(":")
-    get_config = runpy.run_path(path)["get_config"]
-    return config_lib.flatten(get_config(options) if options else get_config())
+    named = next(arg.split("=", 1)[1] for arg in argv if arg.startswith("--config="))
+    return config_lib.flatten(config_files.load(named))
+
+
+def _located(argv: list[str]) -> list[str]:
+    """The command line with the config's file found, and `--config FILE` written `--config=FILE`."""
+    at = next((i for i, arg in enumerate(argv) if arg.lstrip("-").split("=")[0] == "config"), None)
+    if at is None or argv[at:] == ["--config"]:
+        return argv
+    if "=" not in argv[at]:
+        argv = [*argv[:at], f"--config={argv[at + 1]}", *argv[at + 2 :]]
+    named = argv[at].partition("=")[2]
+    return [*argv[:at], f"--config={config_files.locate(named)}", *argv[at + 1 :]]
 
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parse the command line; a mistake ends the program with one line that says what to change."""
+    argv = _located(argv)
     try:
         rest = FLAGS(argv)
         if _CONFIG.value is None:
@@ -52,7 +62,9 @@ def parse_flags(argv: list[str]) -> list[str]:
                 _stop(f"unknown setting config.{name}: {config_lib.nearest(name, known)}")
         raise
     except OSError as error:
-        _stop(f"cannot load the config file: {' '.join(str(error).split()[-12:])}")
+        shipped = ", ".join(sorted(file.stem for file in config_files.FOLDER.glob("*.py")))
+        reason = " ".join(str(error).split()[-12:])
+        _stop(f"cannot load the config file: {reason}; configs/NAME.py of the package: {shipped}")
     except flags.Error as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         cause = lines[-1] if "Traceback" in str(error) else lines[0]

@@ -103,16 +103,21 @@ def top_kappa(flips: jax.Array, score: jax.Array, kappa: float | jax.Array) -> j
 
 
 def client_flips(
-    theta_k: jax.Array, theta_g: jax.Array, uniforms: jax.Array, kappa: float | jax.Array
+    theta_k: jax.Array,
+    theta_g: jax.Array,
+    uniforms: jax.Array,
+    kappa: float | jax.Array,
+    score: jax.Array | None = None,
 ) -> jax.Array:
-    """Step 3–4: flips between the client's mask and the global one, the top κ of them by KL.
+    """Step 3–4: flips between the client's mask and the global one, the top κ of them.
 
     Args:
         theta_k, theta_g, uniforms: u16[d].
         kappa: fraction kept, 0 … 1.
+        score: what ranks the flips, f32[d]; by default KL(θ_k ‖ θ_g).
 
     Returns:
         bool[d].
     """
     flips = draw(theta_k, uniforms) != draw(theta_g, uniforms)
-    return top_kappa(flips, bernoulli_kl(theta_k, theta_g), kappa)
+    return top_kappa(flips, bernoulli_kl(theta_k, theta_g) if score is None else score, kappa)

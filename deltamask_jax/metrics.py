@@ -95,16 +95,14 @@ def draw_curves(path: Path, records: list[dict[str, Any]], linear_probe: float, 
         records: the lines of metrics.jsonl.
         linear_probe: accuracy drawn as the lower bracket.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure  # no pyplot: no global state, no display
 
     up = np.cumsum([r["uplink_bytes"] for r in records]) / 1e6
     down = np.cumsum([r["downlink_bytes"] for r in records]) / 1e6
     evaluated = [i for i, r in enumerate(records) if r["accuracy"] is not None]
     accuracy = [100 * records[i]["accuracy"] for i in evaluated]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
     left.plot([records[i]["round"] for i in evaluated], accuracy, marker=".")
     left.set(xlabel="round", ylabel="test accuracy (%)")
     left.xaxis.get_major_locator().set_params(integer=True)
@@ -117,7 +115,6 @@ def draw_curves(path: Path, records: list[dict[str, Any]], linear_probe: float, 
         axes.legend()
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def table(rows: list[tuple[str, str]]) -> str:

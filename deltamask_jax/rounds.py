@@ -44,9 +44,11 @@ class Round:
 
     Attributes:
         clients: how many were asked.
+        details: numbers of the method's own for the round's line.
         payload: the last client's, for looking at.
-        codec_seconds: spent making and reading payloads, up and down.
-        codec_exposed_seconds: of these, while no client was training.
+        seconds: what each step took, by name; `encode_seconds` are those that training did not hide.
+        codec_seconds: spent making and reading payloads, up and down, hidden or not.
+        diagnostics: the method's line of diagnostics.jsonl.
         lost: how many of them sent nothing, by reason.
         rejected: how many sent bytes that did not count, by reason.
         repeats: how often the round was played again; all numbers are sums over the attempts.
@@ -58,8 +60,9 @@ class Round:
     clients: int
     details: dict[str, float]
     payload: bytes
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     codec_seconds: float = 0.0
-    codec_exposed_seconds: float = 0.0
+    diagnostics: dict[str, Any] = dataclasses.field(default_factory=dict)
     lost: dict[str, int] = dataclasses.field(default_factory=dict)
     rejected: dict[str, int] = dataclasses.field(default_factory=dict)
     repeats: int = 0
@@ -146,10 +149,10 @@ def play_round(
     if phase == MAIN_PHASE:
         plan, failing = faults.draw(config, plan, clients, number, attempt)
         lost = failing | lost
-    started = time.perf_counter()
+    marks = [time.perf_counter()]
     broadcast = method.broadcast(state, number)
     received = method.receive(broadcast, number)
-    server_seconds = time.perf_counter() - started
+    marks.append(time.perf_counter())
     round_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), phase), number)
     examples = {"inputs": problem.inputs[method.inputs][0], "labels": problem.labels[0]}
     sent = uplink.train_and_send(config, method, state, received, examples, plan, clients, number, round_key)
@@ -165,14 +168,14 @@ def play_round(
     if phase == MAIN_PHASE:
         updates, payloads = attacks.strike(config, method, state, updates, payloads, number, clients)
 
-    started = time.perf_counter()
+    marks.append(time.perf_counter())
     senders = np.setdiff1d(np.arange(len(clients)), list(lost)).astype(int)
     own = [jax.tree.map(lambda x, k=k: x[k], sent.updates) for k in senders]
     state = method.remember(state, own, [sent.payloads[k] for k in senders], number, clients[senders])
     decoded, rejected = _decode_valid(
         method, state, [payloads[row] for row in senders], number, clients[senders]
     )
-    server_seconds += time.perf_counter() - started
+    marks.append(time.perf_counter())
     merged = np.delete(senders, list(rejected))
     spent = Round(
         train_loss=float(np.mean(sent.losses[senders])) if len(senders) else float("nan"),
@@ -181,8 +184,6 @@ def play_round(
         clients=len(clients),
         details={},
         payload=payloads[senders[-1]] if len(senders) else b"",
-        codec_seconds=sent.codec_seconds + server_seconds,
-        codec_exposed_seconds=sent.exposed_seconds + server_seconds,
         lost=dict(Counter(lost.values())),
         rejected=dict(Counter(rejected.values())),
     )
@@ -196,9 +197,23 @@ def play_round(
         )
     seen = faults.examples_seen(plan)[merged].tolist()
     new_state = method.aggregate(state, decoded, clients[merged], seen, number)
+    marks.append(time.perf_counter())
     if len(merged) < len(clients):
         updates = jax.tree.map(lambda x: x[merged], updates)
-    return new_state, dataclasses.replace(spent, details=method.describe(updates, decoded))
+    broadcasting, training, decoding, aggregating = np.diff(marks).tolist()
+    return new_state, dataclasses.replace(
+        spent,
+        seconds={
+            "broadcast_seconds": broadcasting,
+            "train_seconds": training - sent.exposed_seconds,
+            "encode_seconds": sent.exposed_seconds,
+            "decode_seconds": decoding,
+            "aggregate_seconds": aggregating,
+        },
+        codec_seconds=broadcasting + sent.codec_seconds + decoding,
+        details=method.describe(updates, decoded),
+        diagnostics=method.diagnose(new_state, updates),
+    )
 
 
 def _decode_valid(

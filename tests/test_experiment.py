@@ -25,6 +25,8 @@ def test_files_left(finished):
         "config.json",
         "curves.png",
         "deltamask.safetensors",
+        "diagnostics.jsonl",
+        "environment.json",
         "metrics.jsonl",
         "payload.png",
         "split.json",

@@ -88,7 +88,7 @@ def _compute(prefix_fn, images, preprocessing, chunk, dtype, create) -> np.ndarr
     outputs = jax.eval_shape(prefix_fn, jax.ShapeDtypeStruct(shape, jnp.float32))
     features = create((n, *outputs.shape[1:]), dtype)
     waiting = None  # the chunk on the device, while the host prepares the next one
-    with tqdm(total=n, desc="frozen prefix", unit=" images", leave=False) as bar:
+    with tqdm(total=n, desc="frozen prefix", unit=" images", leave=False, disable=None) as bar:
         for start in [*range(0, n, chunk), None]:
             computed = None
             if start is not None:

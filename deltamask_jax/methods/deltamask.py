@@ -21,6 +21,7 @@ import numpy as np
 import optax
 
 from deltamask_jax import codecs, masks, robust
+from deltamask_jax.diagnostics import mask_diagnostics
 from deltamask_jax.methods import masking
 from deltamask_jax.methods.method import Method, Task
 from deltamask_jax.metrics import binary_entropy
@@ -77,8 +78,10 @@ def flip_method(name: str, config, task: Task, codec_of: list[codecs.Codec], kap
             yield codecs.Context(index.d, state.theta, u, round_number, int(client))
 
     def final(theta_k, received, key):
-        u = uniforms(key, index.d, jnp)
-        return jnp.packbits(masks.client_flips(theta_k, received["theta"], u, received["kappa"]))
+        u, score = uniforms(key, index.d, jnp), None
+        if config.mask.ranking == "random":  # another stream: the key's words the other way round
+            score = uniforms(key[::-1], index.d, jnp).astype(jnp.float32)
+        return jnp.packbits(masks.client_flips(theta_k, received["theta"], u, received["kappa"], score))
 
     def encode(state, updates, round_number, clients):
         flips = (np.flatnonzero(np.unpackbits(packed, count=index.d)).astype(np.uint32) for packed in updates)
@@ -135,6 +138,7 @@ def flip_method(name: str, config, task: Task, codec_of: list[codecs.Codec], kap
         decode=decode,
         tally=tally,
         describe=describe,
+        diagnose=lambda state, packed: mask_diagnostics(index, state.theta, packed),
         schedules={"kappa": kappa},
     )
 

@@ -65,6 +65,7 @@ def mask_method(
     decode: Callable[[State, list[bytes], int, np.ndarray], Any],
     tally: Callable[[State, Any, int, np.ndarray], Tally],
     describe: Callable[[Any, Any], dict[str, float]],
+    diagnose: Callable[[State, Any], dict[str, Any]] = lambda state, updates: {},
     schedules: dict[str, optax.Schedule] | None = None,
     start_clip: float | None = None,
     **training,
@@ -149,6 +150,7 @@ def mask_method(
         eval_params=eval_params,
         describe=describe,
         export=export,
+        diagnose=diagnose,
     )
 
 

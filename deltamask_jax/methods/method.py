@@ -50,6 +50,7 @@ class Method:
         eval_params: (state) -> (params, head) of the network that is evaluated.
         describe: (updates with leading axis k, decoded) -> numbers for the round's line in metrics.jsonl.
         export: (state) -> named arrays worth keeping, saved as safetensors.
+        diagnose: (state after the round, updates with leading axis k) -> what goes to diagnostics.jsonl.
     """
 
     name: str
@@ -69,3 +70,4 @@ class Method:
     remember: Callable[[Any, list, list[bytes], int, np.ndarray], Any] = (
         lambda state, updates, payloads, round_number, clients: state
     )
+    diagnose: Callable[[Any, Any], dict[str, Any]] = lambda state, updates: {}

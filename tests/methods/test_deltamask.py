@@ -137,3 +137,19 @@ def test_clients_may_use_different_codecs(problem):
     config.codec.clients = {"0-9": {"bits": 16}}
     with pytest.raises(ValueError, match="0 .. 5"):
         methods.check(config)
+
+
+def test_random_ranking_keeps_as_many_flips_but_others(problem):
+    index, clients, kept = problem.task.index, np.array([0]), {}
+    for ranking in ("kl", "random"):
+        method = build(problem, mask__kappa=0.5, mask__kappa_final=0.5, mask__ranking=ranking)
+        state, (theta_k,) = random_round(method, index, clients)
+        received = method.receive(method.broadcast(state, 1), 1)
+        private = jax.tree.map(lambda x: x[0], method.private(1, clients))
+        kept[ranking] = np.unpackbits(_final(method, index, theta_k, received, private), count=index.d)
+        flips = masks.client_flips(
+            theta_k, state.theta, uniforms(stream_key(0, 1, EVERY_CLIENT, MASK), index.d), 1.0
+        )
+        assert kept[ranking].sum() == np.ceil(flips.sum() / 2) and not (kept[ranking] & ~flips).any()
+    shared = (kept["kl"] & kept["random"]).sum() / kept["kl"].sum()
+    assert 0.4 < shared < 0.6  # chance

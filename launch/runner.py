@@ -1,0 +1,189 @@
+"""Runs a list of experiments, several seeds each; what is done is skipped, so a stopped set continues.
+
+Every script beside this one that says `runner.main(__doc__, runs)` takes the same options:
+
+    python launch/table_iid.py --out=runs/iid --seeds=3      # one process, one run after the other
+    python launch/table_iid.py --smoke                       # the same list in small: minutes on two cores
+    python launch/table_iid.py --match='cifar10/(deltamask|eden)'   # only runs whose name matches
+    python launch/table_iid.py --list                        # what would run, numbered
+    python launch/table_iid.py --only=7                      # one of them, for job arrays (launch/README.md)
+
+In --out are afterwards one folder NAME/seedS a run, `table.md`, `table.json` and `report.html`.
+"""
+
+import argparse
+import dataclasses
+import json
+import re
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from deltamask_jax import config as config_lib
+from deltamask_jax import config_files, experiment, methods, metrics, report
+
+# The quick start's network and data, made small enough that a run takes seconds once it is compiled.
+SMOKE_CONFIG = "configs/quickstart.py"
+SMOKE = {
+    "rounds": 2,
+    "clients": 4,
+    "train_examples": 160,
+    "test_examples": 100,
+    "head.epochs": 3,
+    "model.trained_blocks": 2,
+}
+
+# Every method of the comparison, in the tables' order.
+METHODS = (
+    "linear_probe",
+    "fedavg",
+    "deltamask",
+    "fedpm",
+    "fedmask",
+    "deepreduce",
+    "klms",
+    "eden",
+    "drive",
+    "qsgd",
+    "signsgd",
+    "peft",
+)
+DATA_SETS = (
+    "cifar10",
+    "cifar100",
+    "svhn_cropped",
+    "emnist",
+    "fashion_mnist",
+    "eurosat",
+    "food101",
+    "cars196",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One experiment, to be run with several seeds.
+
+    Attributes:
+        name: its line in the table and its folder below --out.
+        config: file, with options after a colon; replaced by the quick start under --smoke.
+        changes: dotted setting -> value, on top.
+    """
+
+    name: str
+    config: str
+    changes: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def settings(run: Run, seed: int, smoke: bool) -> ConfigDict:
+    """The config of a run, checked.
+
+    Raises:
+        ValueError: a setting or method does not exist; the run is named.
+    """
+    config = config_files.load(SMOKE_CONFIG if smoke else run.config)
+    changes = {**(SMOKE if smoke else {}), **run.changes, "seed": seed}
+    try:
+        with config.unlocked():
+            config.update_from_flattened_dict(_known(changes, config))
+        config_lib.validate(config)
+        methods.check(config)
+    except ValueError as error:
+        raise ValueError(f"{run.name}: {error}") from None
+    return config
+
+
+def _known(changes: dict[str, Any], config: ConfigDict) -> dict[str, Any]:
+    known = config_lib.flatten(config)
+    for name in changes:
+        if name not in known:
+            raise ValueError(f"unknown setting config.{name}: {config_lib.nearest(name, known)}")
+    return changes
+
+
+def is_done(workdir: Path, config: ConfigDict) -> bool:
+    """Whether the workdir holds this very run, finished.
+
+    Raises:
+        ValueError: it holds another one.
+    """
+    if not (workdir / "summary.json").exists():
+        return False
+    found = config_lib.flatten(ConfigDict(json.loads((workdir / "config.json").read_text())))
+    wanted = config_lib.flatten(ConfigDict(json.loads(json.dumps(config.to_dict()))))
+    changed = [name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)]
+    if changed:
+        raise ValueError(
+            f"{workdir} holds a run with another {', '.join(sorted(changed))}; choose another --out"
+        )
+    return True
+
+
+def gather(out: Path, workdirs: list[Path]) -> None:
+    """Write table.md, table.json and report.html about the runs that have begun."""
+    begun = [workdir for workdir in workdirs if (workdir / "metrics.jsonl").exists()]
+    if not begun:
+        return
+    loaded = [report.load(workdir, str(workdir.relative_to(out))) for workdir in begun]
+    rows = {members.label: report.summary_row(members) for members in report.group(loaded)}
+    columns = list(next(iter(rows.values())))
+    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    lines += [f"| {label} | " + " | ".join(row.values()) + " |" for label, row in rows.items()]
+    (out / "table.md").write_text("\n".join(lines) + "\n")
+    metrics.write_json(out / "table.json", rows)
+    (out / "report.html").write_text(report.render(begun), encoding="utf-8")
+    print(f"{out / 'table.md'}, {out / 'report.html'}: {len(begun)} of {len(workdirs)} runs")
+
+
+def main(doc: str, runs: Callable[[bool], list[Run]], argv: list[str] | None = None) -> None:
+    """The command line of a launch script.
+
+    Args:
+        doc: the script's docstring; its first line describes it.
+        runs: smoke -> the list of experiments.
+    """
+    script = Path(sys.argv[0]).stem
+    parser = argparse.ArgumentParser(description=doc.split("\n")[0])
+    parser.add_argument("--out", type=Path, help=f"default: runs/{script}, with --smoke runs/{script}-smoke")
+    parser.add_argument("--seeds", type=int, default=1, help="seeds 0 … n−1 of each run")
+    parser.add_argument("--smoke", action="store_true", help="the quick start's network, in small")
+    parser.add_argument("--match", default="", help="regular expression; only runs whose name it finds")
+    parser.add_argument("--list", action="store_true", help="print the runs, numbered, and stop")
+    parser.add_argument("--only", type=int, help="run this number of the list and gather nothing")
+    options = parser.parse_args(argv)
+    out = options.out or Path("runs") / (script + "-smoke" * options.smoke)
+    chosen = [run for run in runs(options.smoke) if re.search(options.match, run.name)]
+    jobs = [(run, seed) for seed in range(options.seeds) for run in chosen]
+    workdirs = [out / run.name / f"seed{seed}" for run, seed in jobs]
+    if options.list or not jobs:
+        print("\n".join(f"{i} {workdir}" for i, workdir in enumerate(workdirs)) or "no run matches")
+        return
+    try:  # every setting of every run, before the first of them starts
+        configs = [settings(run, seed, options.smoke) for run, seed in jobs]
+        done = [is_done(*pair) for pair in zip(workdirs, configs, strict=True)]
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    failed = []
+    for i in range(len(jobs)) if options.only is None else [options.only]:
+        if done[i]:
+            print(f"{workdirs[i]}: done before")
+            continue
+        print(f"=== {i + 1} of {len(jobs)}: {workdirs[i]}", flush=True)
+        started = time.time()
+        try:
+            experiment.run(configs[i], workdirs[i])
+            print(f"=== {time.time() - started:.0f} s", flush=True)
+        except Exception as error:  # one run's failure must not cost the others
+            traceback.print_exc()
+            failed.append(f"{workdirs[i]}: {error}")
+        jax.clear_caches()  # compiled programs of one run are of no use to the next
+    if options.only is None:
+        gather(out, workdirs)
+    if failed:
+        sys.exit("error: failed\n  " + "\n  ".join(failed))

@@ -1,0 +1,111 @@
+"""What one client's encoding and decoding costs on this device, for each network's number of masked weights.
+
+    python launch/table_codec_cost.py --device="Raspberry Pi 5" --out=runs/codec_cost
+    python launch/table_codec_cost.py --smoke
+
+Run it on each device with the same --out (or copy the JSON files together): table.md has a column a device.
+Times are medians; energy needs a meter at the plug and is not measured. Logits drift by a
+Gaussian until about 1 % of the bits flip.
+"""
+
+import argparse
+import json
+import platform
+import re
+import resource
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+
+from deltamask_jax import codecs
+
+WEIGHTS = {
+    "ConvMixer-768/32": 3_137_280,
+    "ViT-S": 8_847_360,
+    "ViT-B": 35_389_440,
+    "ViT-L": 62_914_560,
+}
+CODECS = ({"name": "bfuse"}, {"name": "bfuse", "container": "zstd"}, {"name": "rice"}, {"name": "side_info"})
+
+
+def drifted(d: int, seed: int = 0) -> tuple[np.ndarray, codecs.Context]:
+    """About 1 % flips of d mask bits, and what both ends know."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(2, 2, d).astype(np.float32)
+    moved = logits + 0.115 * rng.standard_normal(d, np.float32)
+    theta, theta_k = (np.clip(65536 / (1 + np.exp(-x)), 0, 65535).astype(np.uint16) for x in (logits, moved))
+    u = rng.integers(0, 1 << 16, d, dtype=np.uint16)
+    return np.flatnonzero((u < theta) != (u < theta_k)).astype(np.uint32), codecs.Context(d, theta, u)
+
+
+def seconds(function, repeats: int) -> float:
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def measure(d: int, repeats: int) -> dict[str, dict[str, float]]:
+    """Codec -> share of flips, bits per parameter, seconds each way."""
+    flips, context = drifted(d)
+    rows = {}
+    for settings in CODECS:
+        codec = codecs.get(**settings)
+        payload = codec.encode(flips, context)
+        rows[codec.name] = {
+            "flip_rate": len(flips) / d,
+            "bpp": 8 * len(payload) / d,
+            "encode_seconds": seconds(lambda codec=codec: codec.encode(flips, context), repeats),
+            "decode_seconds": seconds(
+                lambda codec=codec, payload=payload: codec.decode(payload, context), repeats
+            ),
+        }
+    return rows
+
+
+def table(measured: list[dict]) -> str:
+    """A row a network and codec, a column a device: bits per parameter, then encode / decode seconds."""
+    devices = [one["device"] for one in measured]
+    lines = ["| network | codec | bpp | " + " | ".join(devices) + " |", "|---" * (3 + len(devices)) + "|"]
+    for network, rows in measured[0]["networks"].items():
+        for codec, row in rows.items():
+            cells = []
+            for one in measured:
+                theirs = one["networks"].get(network, {}).get(codec)
+                cells.append(
+                    f"{theirs['encode_seconds']:.3f} / {theirs['decode_seconds']:.3f}" if theirs else "–"
+                )
+            lines.append(f"| {network} | {codec} | {row['bpp']:.4f} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n\nseconds to encode / to decode one client's update\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--device", default=f"{platform.node()} ({platform.machine()})", help="name in the table"
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/codec_cost"))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--smoke", action="store_true", help="one small network")
+    options = parser.parse_args()
+    networks = {"glyph ViT": 983_040} if options.smoke else WEIGHTS
+    found = {name: measure(d, options.repeats) for name, d in networks.items()}
+    result = {
+        "device": options.device,
+        "networks": found,
+        "peak_memory_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,  # Linux counts in KiB
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    file = options.out / (re.sub(r"\W+", "-", options.device).strip("-") + ".json")
+    file.write_text(json.dumps(result, indent=2) + "\n")
+    text = table([json.loads(path.read_text()) for path in sorted(options.out.glob("*.json"))])
+    (options.out / "table.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

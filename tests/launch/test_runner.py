@@ -1,0 +1,111 @@
+"""Launch scripts: every run they list is valid, done ones are skipped, failures cost only themselves."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from deltamask_jax import methods
+from tests.test_report import write_run
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "launch"))
+
+import runner  # noqa: E402
+import table_codec_cost  # noqa: E402
+
+SCRIPTS = sorted(path.stem for path in (ROOT / "launch").glob("*.py") if "runner.main(" in path.read_text())
+SCRIPTS.remove("runner")  # its docstring says so
+RUNS = [runner.Run("a", "configs/quickstart.py"), runner.Run("b", "configs/quickstart.py", {"rounds": 3})]
+
+
+@pytest.mark.parametrize("smoke", [True, False], ids=["smoke", "full"])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_listed_run_is_valid(script, smoke):
+    runs = importlib.import_module(script).runs(smoke)
+    assert len({run.name for run in runs}) == len(runs)
+    checked = 0
+    for run in runs:
+        method = "peft" if "fedpeft" in run.config else run.changes.get("method", "deltamask")
+        if method in methods.METHODS:
+            config = runner.settings(run, 1, smoke)
+            assert config.seed == 1 and config.data == ("digits" if smoke else config.data)
+            checked += 1
+    assert checked or script == "table_fedpeft"
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"method": "deltamsk"}, "x: unknown config.method 'deltamsk'"),
+        ({"mask.kapa": 1}, "did you mean 'mask.kappa'"),
+        ({"rounds": 0}, "x: config.rounds=0"),
+    ],
+)
+def test_a_run_that_cannot_start_is_named_before_any_starts(tmp_path, monkeypatch, changes, message):
+    monkeypatch.setattr(runner.experiment, "run", lambda *_: pytest.fail("started"))
+    runs = [*RUNS, runner.Run("x", "configs/quickstart.py", changes)]
+    with pytest.raises(SystemExit, match=message):
+        runner.main("doc", lambda smoke: runs, [f"--out={tmp_path}"])
+
+
+def pretend(calls, fail=()):
+    """In the place of experiment.run: leaves a workdir as a run does."""
+
+    def run(config, workdir):
+        calls.append(str(workdir.relative_to(workdir.parents[1])))
+        if calls[-1] in fail:
+            raise RuntimeError("out of memory")
+        write_run(workdir)
+        (workdir / "config.json").write_text(json.dumps(config.to_dict()))
+
+    return run
+
+
+def test_a_set_continues_where_it_stopped(tmp_path, monkeypatch, capsys):
+    calls = []
+    launch = lambda *options: runner.main("doc", lambda smoke: RUNS, [f"--out={tmp_path}", *options])  # noqa: E731
+    with monkeypatch.context() as patched, pytest.raises(SystemExit, match="b/seed0: out of memory"):
+        patched.setattr(runner.experiment, "run", pretend(calls, fail=["b/seed0"]))
+        patched.setattr(runner.report, "render", lambda workdirs: "page")
+        launch("--seeds=2")
+    assert calls == ["a/seed0", "b/seed0", "a/seed1", "b/seed1"]  # the failure cost only itself
+    calls.clear()
+    monkeypatch.setattr(runner.experiment, "run", pretend(calls))
+    launch("--seeds=2")
+    assert calls == ["b/seed0"]
+    table = (tmp_path / "table.md").read_text().splitlines()
+    assert len(table) == 4 and table[2].startswith("| a | 2 | 80.00")
+    assert "b" in json.loads((tmp_path / "table.json").read_text())
+    assert "Settings that differ" in (tmp_path / "report.html").read_text()
+
+
+def test_one_of_a_list_and_matching_ones(tmp_path, monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr(runner.experiment, "run", pretend(calls))
+    monkeypatch.setattr(runner.report, "render", lambda workdirs: "page")
+    launch = lambda *options: runner.main("doc", lambda smoke: RUNS, [f"--out={tmp_path}", *options])  # noqa: E731
+    launch("--list", "--seeds=2")
+    assert capsys.readouterr().out.splitlines()[3] == f"3 {tmp_path}/b/seed1"
+    launch("--only=3", "--seeds=2")
+    launch("--match=^a$")
+    assert calls == ["b/seed1", "a/seed0"]
+
+
+def test_a_folder_with_another_run_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner.experiment, "run", pretend([]))
+    monkeypatch.setattr(runner.report, "render", lambda workdirs: "page")
+    runner.main("doc", lambda smoke: RUNS[:1], [f"--out={tmp_path}"])
+    other = [runner.Run("a", "configs/quickstart.py", {"rounds": 5})]
+    with pytest.raises(SystemExit, match="another rounds; choose another --out"):
+        runner.main("doc", lambda smoke: other, [f"--out={tmp_path}"])
+
+
+def test_codec_cost_measures_real_payloads():
+    rows = table_codec_cost.measure(60_000, repeats=1)
+    for row in rows.values():
+        assert 0.005 < row["flip_rate"] < 0.02 and 0.02 < row["bpp"] < 0.3 and row["encode_seconds"] > 0
+    text = table_codec_cost.table([{"device": "x", "networks": {"tiny": rows}}])
+    assert text.count("\n| tiny |") == len(rows)

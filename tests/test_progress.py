@@ -1,0 +1,28 @@
+"""The progress display: lines in a log file, a bar in a terminal."""
+
+import io
+
+from deltamask_jax import progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def play(file):
+    bar = progress.over(range(3), "deltamask", file=file)
+    for number in bar:
+        bar.set_postfix_str(f"accuracy {number}%")
+    return file.getvalue()
+
+
+def test_a_log_file_gets_one_line_a_step():
+    lines = play(io.StringIO()).splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith("deltamask 1/3 [") and lines[2].endswith("accuracy 2%")
+
+
+def test_a_terminal_gets_a_bar():
+    text = play(Terminal())
+    assert "\r" in text and "100%" in text and "accuracy 2%" in text

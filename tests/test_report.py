@@ -1,0 +1,120 @@
+"""The report: what runs wrote, on one page that needs nothing else."""
+
+import base64
+import json
+import re
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deltamask_jax import report
+from tests.conftest import tiny_config
+
+
+def write_run(workdir, *, seed=0, rounds=3, finished=True, **changes):
+    """A workdir as a run leaves it, without the run."""
+    workdir.mkdir(parents=True)
+    config = tiny_config(seed=seed, rounds=3, **changes)
+    (workdir / "config.json").write_text(json.dumps(config.to_dict()))
+    (workdir / "environment.json").write_text(json.dumps({"jax": "0.10", "commit": "f00", "command": "x"}))
+    lines, diagnostics = [], []
+    for r in range(rounds + 1):
+        sent = {"uplink_bytes": 1000, "uplink_bpp": 0.5, "downlink_bytes": 9000, "downlink_bpp": 2.0}
+        timing = {"seconds": 2.0, "train_seconds": 1.5, "encode_seconds": 0.2}
+        accuracy = None if r == 1 else 0.5 + 0.1 * r + 0.01 * seed
+        line = {"round": r, "accuracy": accuracy, "train_loss": 1.0, "flip_rate": 0.01 if r else None}
+        lines.append(line | sent | timing)
+        layers = {"theta_histogram": {"a/kernel": [r] * 16}, "flip_rate_by_layer": {"a/kernel": 0.01 * r}}
+        diagnostics += [{"round": r, **layers}] if r else []
+    lines = [lines[-1] | {"accuracy": 0.01}, *lines]  # a resumed run repeats rounds: the later line counts
+    for name, rows in (("metrics", lines), ("diagnostics", diagnostics)):
+        (workdir / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if finished:
+        summary = {"linear_probe_accuracy": 0.6, "mean_flip_entropy_bpp": 0.08}
+        (workdir / "summary.json").write_text(json.dumps(summary))
+        clients = [{"examples": 3, "labels": [1, 2], "indices": [0, 1, 2]}] * 4
+        (workdir / "split.json").write_text(json.dumps({"class_names": ["<b>", "b"], "clients": clients}))
+        Image.fromarray(np.arange(90_000, dtype=np.uint8).reshape(100, 900)).save(workdir / "payload.png")
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("set")
+    write_run(folder / "mask" / "seed0")
+    write_run(folder / "mask" / "seed1", seed=1)
+    write_run(folder / "full", rounds=2, finished=False, method="fedavg")
+    return report.render(report.find([folder]))
+
+
+def test_nothing_outside_the_page_is_needed(page):
+    sources = re.findall(r'(?:src|href)="([^"]{0,40})', page)
+    assert len(sources) > 15 and all(source.startswith("data:image/") for source in sources)
+    assert "default-src 'none'" in page
+
+
+def test_every_picture_is_a_drawing(page):
+    drawings = re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', page)
+    for drawing in drawings:
+        root = ElementTree.fromstring(base64.b64decode(drawing))
+        assert root.tag.endswith("svg") and len(list(root.iter())) > 30
+    for caption in (
+        "Accuracy against megabytes sent up and down",
+        "θ over rounds",
+        "θ by layer",
+        "Who holds",
+    ):
+        assert caption in page
+
+
+def test_seeds_are_one_line_of_the_summary_and_unfinished_runs_say_so(page):
+    rows = re.findall(r"<tr><td><span class=\"key\".*?</tr>", page, flags=re.S)
+    assert len(rows) == 2
+    masks = next(row for row in rows if "</span>mask</td>" in row)
+    # 80 % and 81 %; probe 60 % in both; 4 rounds of 1,000 bytes
+    for cell in ("2", "80.50 ± 0.71", "60.00", "0.5000", "0.0800", "2.000"):
+        assert f"<td>{cell}</td>" in masks
+    assert "full is unfinished: 2 of 3 rounds" in page
+
+
+def test_settings_that_differ(page):
+    table = page.split("Settings that differ")[1].split("</table>")[0]
+    assert re.findall(r'class="name">([^<]+)<', table) == ["method", "seed"]
+    assert "fedavg" in table and "&lt;b&gt;" in page and "<b>" not in page
+
+
+def test_a_run_alone_lists_its_settings(tmp_path):
+    write_run(tmp_path / "one", finished=False, rounds=0)
+    page = report.render(report.find([tmp_path / "one"]))
+    assert "mask.theta_init" in page and "Inside the run" in page
+
+
+def test_client_accuracies_are_drawn_where_the_run_measured_them(tmp_path):
+    write_run(tmp_path / "one")
+    path = tmp_path / "one" / "metrics.jsonl"
+    last = json.loads(path.read_text().splitlines()[-1]) | {
+        "client_accuracy_mean": 0.8,
+        "client_accuracy_worst": 0.4,
+    }
+    with path.open("a") as file:
+        file.write(json.dumps(last) + "\n")
+    assert "Per-client accuracy" in report.render([tmp_path / "one"])
+
+
+def test_large_payloads_are_cropped(tmp_path):
+    write_run(tmp_path / "one")
+    shown = report.payload(report.load(tmp_path / "one", "one"))
+    assert "900 × 100; its top left 512 × 100" in shown["caption"]
+
+
+def test_the_command_line_names_what_is_wrong(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="holds no metrics.jsonl"):
+        report.main([str(tmp_path)])
+    write_run(tmp_path / "one")
+    (tmp_path / "one" / "summary.json").write_text("{")
+    with pytest.raises(SystemExit, match="damaged"):
+        report.main([str(tmp_path)])
+    (tmp_path / "one" / "summary.json").unlink()
+    report.main([str(tmp_path)])
+    assert (tmp_path / "report.html").stat().st_size > 20_000 and "1 run" in capsys.readouterr().out
