@@ -1,6 +1,6 @@
 """Writes docs/configuration.md from configs/common.py, its comments, and the ranges in config.py.
 
-python docs/configuration.py
+python -m docs.configuration
 """
 
 import ast
@@ -15,7 +15,7 @@ from deltamask_jax import config as config_lib
 
 HEAD = """# Configuration reference
 
-Every setting of a run, with its default. Written by `python docs/configuration.py` from
+Every setting of a run, with its default. Written by `python -m docs.configuration` from
 [`configs/common.py`](../configs/common.py); other configs start there and change a few lines. On the
 command line: `--config.mask.theta_init=0.9`.
 """

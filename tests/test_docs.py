@@ -51,7 +51,7 @@ def config_of(path):
 
 def test_the_configuration_reference_is_current():
     page = runpy.run_path(str(ROOT / "docs" / "configuration.py"))["page"]()
-    assert (ROOT / "docs" / "configuration.md").read_text() == page, "run: python docs/configuration.py"
+    assert (ROOT / "docs" / "configuration.md").read_text() == page, "run: python -m docs.configuration"
     assert not re.search(r"\|\s+\|$", page, flags=re.M), "a setting without a comment"
 
 
