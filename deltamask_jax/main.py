@@ -5,7 +5,7 @@ Any setting of configs/common.py can be changed behind it: --config.rounds=10 --
 
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from deltamask_jax import config as config_lib
@@ -79,6 +79,8 @@ def main(argv: list[str]) -> None:
 
     try:
         devices.keep_compilations()
+        if FLAGS["verbosity"].using_default_value:  # orbax and jax tell a story a round
+            logging.set_verbosity(logging.WARNING)
         hosts.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         experiment.run(_CONFIG.value, hosts.workdir(_WORKDIR.value or "runs/" + _CONFIG.value.method))
     except (ValueError, OSError, FloatingPointError, MemoryError, TooFewClients) as error:

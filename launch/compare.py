@@ -34,7 +34,13 @@ from deltamask_jax import experiment, main, methods, metrics
 
 # What a method needs changed on a network (`config.model.name`), found by a search of the same size for every
 # method: {network: {method: {setting: value}}}. What is not here runs with the config's own values.
-SETTINGS: dict[str, dict[str, dict[str, Any]]] = {}
+SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
+    "glyph_vit": {
+        # Neither has masks drawn from public uniforms, so no control variate.
+        "fedmask": {"mask.aggregator": "beta"},
+        "klms": {"mask.aggregator": "beta"},
+    }
+}
 
 # What --smoke leaves of a config; smaller values stay.
 SMOKE = {"rounds": 2, "clients": 4, "local_epochs": 1, "head.epochs": 2, "batch_size": 8}

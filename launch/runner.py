@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from compare import SETTINGS  # what a method needs changed on a network
 from ml_collections import ConfigDict
 
 from deltamask_jax import config as config_lib
@@ -88,7 +89,9 @@ def settings(run: Run, seed: int, smoke: bool) -> ConfigDict:
         ValueError: a setting or method does not exist; the run is named.
     """
     config = config_files.load(SMOKE_CONFIG if smoke else run.config)
-    changes = {**(SMOKE if smoke else {}), **run.changes, "seed": seed}
+    method = run.changes.get("method", config.method)
+    own = SETTINGS.get(config.model.name, {}).get(method, {})
+    changes = {**(SMOKE if smoke else {}), **own, **run.changes, "seed": seed}
     try:
         with config.unlocked():
             config.update_from_flattened_dict(_known(changes, config))

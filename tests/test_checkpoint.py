@@ -258,7 +258,7 @@ def test_what_cannot_be_continued_is_refused_and_fresh_moves_it_aside(left, caps
     assert (left.with_name("run.1") / "metrics.jsonl").read_text() == lines
     assert not (left / "metrics.jsonl").exists()
     assert (
-        f"moving {left} aside to {left}.1: it holds checkpoints, config.json, metrics.jsonl"
+        f"moving {left} aside to {left}.1: it holds checkpoints, config.json, environment.json, metrics.jsonl"
         in capsys.readouterr().out
     )
 
@@ -339,14 +339,14 @@ def test_out_of_memory_names_the_settings_to_lower(left, error):
 
 
 def test_logits_that_are_not_finite_stop_the_run_naming_the_round(left):
-    def evaluator(*args):
-        def accuracy(state):
+    def correctness(*args):
+        def correct(state):
             raise FloatingPointError("the network's logits are not finite")
 
-        return accuracy
+        return correct
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "evaluator", evaluator)
+        patch.setattr(experiment, "correctness", correctness)
         with pytest.raises(FloatingPointError, match="round 3: the network's logits"):
             experiment.run(tiny_config(**CONFIG), left)
 

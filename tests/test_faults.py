@@ -6,6 +6,7 @@ import logging
 import jax
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 from deltamask_jax import attacks, cohort, faults, methods
 from deltamask_jax.codecs import PayloadError, envelope
@@ -24,7 +25,7 @@ EVERYONE = np.arange(6)
 
 def build(problem, **changes):
     """Linear probing is the quickest method to compile; its weights are examples."""
-    config = tiny_config(**({"method": "linear_probe", "head__learning_rate": 0.1} | changes))
+    config = tiny_config(**({"method": "linear_probe", "linear_probe__learning_rate": 0.1} | changes))
     problem = dataclasses.replace(problem, config=config)
     return problem, methods.build(config, problem.task)
 
@@ -104,7 +105,8 @@ def test_the_merge_is_the_weighted_mean_of_the_survivors(problem):
         part = jax.tree.map(lambda x, count=count: count * np.asarray(x[0]), alone)
         expected = part if expected is None else jax.tree.map(np.add, expected, part)
         total += count
-    jax.tree.map(lambda e, s: np.testing.assert_allclose(e / total, s, rtol=1e-4, atol=1e-6), expected, state)
+    start, end = (ravel_pytree(at.weights)[0] for at in (method.init(), state))
+    np.testing.assert_allclose(start + ravel_pytree(expected)[0] / total, end, rtol=1e-4, atol=1e-6)
 
 
 def test_a_client_without_examples_is_left_out_and_one_with_a_single_example_counts(problem):
@@ -138,7 +140,7 @@ def test_a_client_whose_loss_turns_nan_is_dropped_and_named(problem, backend, ca
 
 
 def test_a_training_state_that_overflows_is_found_though_the_loss_was_finite(problem, caplog):
-    overflowing, method = build(problem, head__learning_rate=float("inf"))
+    overflowing, method = build(problem, linear_probe__learning_rate=float("inf"))
     with pytest.raises(TooFewClients, match="2 not finite"):
         play(overflowing, method, np.array([0, 3]))  # they have one step
     assert "client 3 dropped, its training state is not finite at step 1" in caplog.text
@@ -157,7 +159,8 @@ def test_a_round_with_too_few_survivors_is_repeated_with_a_new_cohort_and_paid_f
     assert result.senders == 3 + result.rejected.get("round repeated", 0)
     broadcast = len(method.broadcast(method.init(), number))
     assert result.downlink_bytes == broadcast * result.clients
-    assert result.uplink_bytes == pytest.approx(len(result.payload) * result.senders, rel=0.2)
+    one = len(result.payload)  # others compress more or less, but travel too
+    assert 0.5 * one * result.senders < result.uplink_bytes < 2 * one * result.senders
     problem.config.max_repeats = result.repeats - 1
     with pytest.raises(TooFewClients, match=f"after {result.repeats - 1} repeats: raise config.max_repeats"):
         play_until_enough(problem, method, method.init(), number)

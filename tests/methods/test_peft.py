@@ -92,7 +92,7 @@ def test_each_kind_learns_and_its_payloads_are_as_long_as_its_values(problem, ch
 def test_tuning_the_head_alone_is_linear_probing(problem):
     _, tuned, state, _ = play(problem, 2, peft__kind="head", peft__learning_rate=0.01)
     _, probe, head, _ = play(problem, 2, method="linear_probe")
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state["head"], head)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state["head"], head.weights)
     assert evaluator(problem, tuned)(state) == evaluator(problem, probe)(head)
 
 
