@@ -1,0 +1,76 @@
+"""What a finished run learned, as a network: compact, and in the format the checkpoint came in.
+
+    python -m deltamask_jax.export runs/quickstart              # into runs/quickstart/export
+    python -m deltamask_jax.export runs/quickstart --out=DIR
+
+DIR/compact.safetensors holds the mask's bits and the head, tied to the base checkpoint's hash;
+DIR/huggingface the masked network with its head, as the family's own library loads it, where it has a format.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from deltamask_jax import models, pretrained
+
+
+def export(workdir: str | Path, out: str | Path | None = None) -> list[Path]:
+    """Write the network that a finished run learned.
+
+    Args:
+        workdir: of a run of a method that learns a mask.
+        out: folder, by default `export` inside the workdir.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ValueError: no finished run, or one that learned no mask.
+        FileNotFoundError: the run's checkpoint is no longer there.
+    """
+    workdir = Path(workdir)
+    out = Path(out) if out else workdir / "export"
+    try:
+        config = ConfigDict(json.loads((workdir / "config.json").read_text()))
+        learned = load_file(workdir / f"{config.method}.safetensors")
+        class_names = json.loads((workdir / "split.json").read_text())["class_names"]
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"{workdir} holds no finished run: {error}") from None
+    if "mask" not in learned:
+        raise ValueError(f"{workdir}: method {config.method!r} learned no mask, there is nothing to export")
+    model = models.build(config.model)
+    params = pretrained.load(config.model, model)
+    head = {name: learned[f"head/{name}"] for name in ("kernel", "bias")}
+    compact = out / "compact.safetensors"
+    mask = np.unpackbits(learned["mask"], count=len(learned["theta"]))
+    size = pretrained.export_compact(compact, model, params, mask, head)
+    print(f"{compact}: {size:,} bytes for {mask.size:,} masked weights and the head")
+    masked, head = pretrained.load_compact(compact, params)
+    try:
+        pretrained.export_huggingface(out / "huggingface", model, masked, head, class_names)
+    except ValueError as error:  # the architecture has no published format
+        print(f"no {out / 'huggingface'}: {error}")
+        return [compact]
+    print(f"{out / 'huggingface'}: the masked network and its head")
+    return [compact, out / "huggingface"]
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("workdir", help="folder of a finished run")
+    parser.add_argument("--out", help="where to write; by default `export` inside it")
+    options = parser.parse_args(argv)
+    try:
+        export(options.workdir, options.out)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
