@@ -20,7 +20,7 @@ run: install
 	$(BIN)/python -m deltamask_jax.main --config=configs/quickstart.py --workdir=$(WORKDIR)
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .

@@ -79,7 +79,7 @@ def main(argv: list[str]) -> None:
 
     try:
         devices.keep_compilations()
-        if FLAGS["verbosity"].using_default_value:  # orbax and jax tell a story a round
+        if not FLAGS["verbosity"].present:  # orbax and jax tell a story a round
             logging.set_verbosity(logging.WARNING)
         hosts.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         experiment.run(_CONFIG.value, hosts.workdir(_WORKDIR.value or "runs/" + _CONFIG.value.method))
