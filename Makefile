@@ -6,7 +6,7 @@ BIN := .venv/bin
 comma := ,
 INSTALLED := .venv/installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: install run test lint clean
+.PHONY: install run test test-slow lint clean
 
 install: $(INSTALLED)
 
@@ -20,7 +20,10 @@ run: install
 	$(BIN)/python -m deltamask_jax.main --config=configs/quickstart.py --workdir=$(WORKDIR)
 
 test: install
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
+
+test-slow: install
+	$(BIN)/python -m pytest -n auto --dist loadfile -m slow
 
 lint: install
 	$(BIN)/ruff check .

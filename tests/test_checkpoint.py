@@ -156,6 +156,7 @@ DELTAMASK = {
 }
 
 
+@pytest.mark.slow
 def test_sigkill_in_codec_metrics_and_checkpoint(tmp_path, compile_once):
     experiment.run(tiny_config(**DELTAMASK), tmp_path / "whole")
     killed = tmp_path / "killed"
