@@ -62,6 +62,16 @@ def test_idx_names_the_package_when_missing(tmp_path):
         (gzip.compress(b"\0\0"), "not an IDX file"),
         (gzip.compress(_idx(IMAGES[:4])), "4 train images, 5 labels"),
     ],
+    # Bytes would name the tests by the second (gzip stamps the time); pytest-xdist wants one list of names.
+    ids=[
+        "cut gzip",
+        "no gzip",
+        "cut data",
+        "a byte too many",
+        "labels for images",
+        "two bytes",
+        "an image short",
+    ],
 )
 def test_idx_damage(tmp_path, content, message):
     _write_idx(tmp_path, zipped=True)
