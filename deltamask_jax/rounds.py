@@ -51,7 +51,8 @@ class Round:
         diagnostics: the method's line of diagnostics.jsonl.
         lost: how many of them sent nothing, by reason.
         rejected: how many sent bytes that did not count, by reason.
-        repeats: how often the round was played again; all numbers are sums over the attempts.
+        repeats: how often the round was played again; bytes and counts are sums over the attempts, seconds
+            the last one's.
     """
 
     train_loss: float

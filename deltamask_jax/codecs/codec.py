@@ -59,6 +59,20 @@ class Codec:
     count: Callable[[Sequence[bytes], Sequence[Context], np.ndarray], None] | None = None
 
 
+def check_values(codec: str, vector: np.ndarray) -> np.ndarray:
+    """Returns the values as f32[n].
+
+    Raises:
+        ValueError: not one-dimensional, or a value that is not finite.
+    """
+    vector = np.asarray(vector, np.float32)
+    if vector.ndim != 1 or not np.isfinite(vector).all():
+        raise ValueError(
+            f"{codec} takes finite f32[n], got {list(vector.shape)} or values that are not finite"
+        )
+    return vector
+
+
 def check_positions(positions: np.ndarray, d: int) -> np.ndarray:
     """Returns the positions as u32[n].
 

@@ -16,7 +16,7 @@ import struct
 import numpy as np
 
 from deltamask_jax.codecs import envelope, rans
-from deltamask_jax.codecs.codec import PayloadError
+from deltamask_jax.codecs.codec import PayloadError, check_values
 from deltamask_jax.public_random import QUANTISE, stream_key, uniforms
 
 _ID = envelope.CODEC_IDS["qsgd"]
@@ -38,9 +38,7 @@ def encode(
     Raises:
         ValueError: not such a vector.
     """
-    vector = np.asarray(vector, np.float32)
-    if vector.ndim != 1 or not np.isfinite(vector).all():
-        raise ValueError(f"qsgd takes finite f32[n], got {list(vector.shape)} or values that are not finite")
+    vector = check_values("qsgd", vector)
     n = vector.size
     size = np.abs(np.pad(vector, (0, -n % bucket))).reshape(-1, bucket).astype(np.float64)
     norms = np.sqrt(np.sum(size * size, axis=1)).astype(np.float32)

@@ -9,7 +9,7 @@ Body (little-endian): a float32 mean a bucket, then a bit a value, set where it 
 import numpy as np
 
 from deltamask_jax.codecs import envelope
-from deltamask_jax.codecs.codec import PayloadError
+from deltamask_jax.codecs.codec import PayloadError, check_values
 
 _ID = envelope.CODEC_IDS["signs"]
 BUCKET = 4096  # values that share a scale
@@ -24,9 +24,7 @@ def encode(vector: np.ndarray, *, round_number: int, client: int) -> bytes:
     Raises:
         ValueError: not such a vector.
     """
-    vector = np.asarray(vector, np.float32)
-    if vector.ndim != 1 or not np.isfinite(vector).all():
-        raise ValueError(f"signs takes finite f32[n], got {list(vector.shape)} or values that are not finite")
+    vector = check_values("signs", vector)
     n = vector.size
     sums = np.add.reduceat(np.abs(vector), np.arange(0, n, BUCKET), dtype=np.float64) if n else np.zeros(0)
     means = sums / np.minimum(BUCKET, n - np.arange(0, n, BUCKET))

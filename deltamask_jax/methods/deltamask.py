@@ -84,7 +84,7 @@ def flip_method(name: str, config, task: Task, codec_of: list[codecs.Codec], kap
         return jnp.packbits(masks.client_flips(theta_k, received["theta"], u, received["kappa"], score))
 
     def encode(state, updates, round_number, clients):
-        flips = (np.flatnonzero(np.unpackbits(packed, count=index.d)).astype(np.uint32) for packed in updates)
+        flips = masking.set_positions(updates, index.d)
         mine = [codec_of[client] for client in clients]
         return codecs.encode_cohort(mine, flips, contexts(state, round_number, clients))
 

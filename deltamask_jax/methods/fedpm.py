@@ -74,7 +74,7 @@ def whole_mask_method(
         return [codecs.Context(index.d, theta, None, round_number, int(client)) for client in clients]
 
     def encode(state, updates, round_number, clients):
-        ones = (np.flatnonzero(np.unpackbits(packed, count=index.d)).astype(np.uint32) for packed in updates)
+        ones = masking.set_positions(updates, index.d)
         return codecs.encode_cohort([codec] * len(clients), ones, contexts(state, round_number, clients))
 
     def decode(state, payloads, round_number, clients):

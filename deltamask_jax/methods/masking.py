@@ -13,7 +13,7 @@ Such a method (`deltamask`, `fedpm`, `fedmask`, `deepreduce`, `klms`) adds what 
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -169,6 +169,11 @@ def aggregator(config) -> Callable[[State, Tally, int], tuple[jax.Array, aggrega
             f"{config.method} does not have: use 'beta' or 'running'"
         )
     return partial(chosen, config)
+
+
+def set_positions(updates: list[np.ndarray], d: int) -> Iterator[np.ndarray]:
+    """Positions of the set bits of each client's packed update u8[⌈d/8⌉], u32[n], as codecs take them."""
+    return (np.flatnonzero(np.unpackbits(packed, count=d)).astype(np.uint32) for packed in updates)
 
 
 def evaluated_mask(theta: jax.Array, kind: str) -> jax.Array:
