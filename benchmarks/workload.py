@@ -78,7 +78,7 @@ def step_flops(problem: Problem) -> float:
         "labels": jax.ShapeDtypeStruct((batch,), jnp.int32),
         "weights": jax.ShapeDtypeStruct((batch,), jnp.float32),
     }
-    received = jax.eval_shape(lambda: method.receive(method.broadcast(method.init(), 1), 1))
+    received = method.receive(method.broadcast(method.init(), 1), 1)
     state = jax.eval_shape(method.training.init, method.frozen, received)
     key = jax.eval_shape(lambda: jax.random.key(0))
     lowered = jax.jit(method.training.step).lower(method.frozen, received, state, batch, key)

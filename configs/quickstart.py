@@ -14,7 +14,6 @@ def get_config():
     config.rounds = 16
     config.local_epochs = 2  # a client has about 48 examples: six steps a round
     config.batch_size = 16
-    config.cohort.chunk = 6
     # One round at the default 0.01 gives a head whose confidence is right; from a steeper one (0.1), a few
     # wrong examples dominate every gradient. The probe itself, which has all rounds, is best at 0.1.
     config.linear_probe.learning_rate = 0.1

@@ -2,8 +2,8 @@
 
 A chunk pays where batched products keep a device busier than single ones, and costs one copy of everything
 that trains a client. Accelerators take as many clients as fit, but at least `CHUNKS` chunks a cohort, so that
-the host can code one while the next trains. On CPU a client's own products already fill the cores, and what
-counts is that a chunk's state stays near them (docs/performance.md).
+the host can code one while the next trains. On CPU a client's own products already fill the cores, and
+copies of batched operands cost more than the products gain (docs/performance.md).
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from tqdm import tqdm
 from deltamask_jax import devices
 
 CHUNKS = 4  # a cohort on an accelerator
-CPU_BYTES = 1 << 25  # what clients of a chunk receive, together, on CPU
+CPU_BYTES = 1 << 21  # what clients of a chunk receive, together, on CPU: only linear heads are that small
 MEMORY_SHARE = 0.8  # of what is free: the analysis leaves out the allocator's own losses
 
 _chosen: dict[Any, int] = {}  # program -> chunk

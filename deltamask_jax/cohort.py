@@ -182,6 +182,15 @@ def _only_finite(start, state, total):
     return state, jnp.where(finite, total, jnp.nan)
 
 
+def _alone(function):
+    """`jax.vmap` over an axis of length 1: no batched products, which XLA's CPU back end copies for."""
+
+    def mapped(*arguments):
+        return jax.tree.map(lambda x: x[None], function(*jax.tree.map(itemgetter(0), arguments)))
+
+    return mapped
+
+
 @partial(jax.jit, static_argnums=(0, 1))
 def _train_chunk(training, mesh, frozen, received, examples, steps, batches, private, keys):
     """A chunk of clients on every device. Nothing crosses from client to client."""
@@ -192,13 +201,14 @@ def _train_chunk(training, mesh, frozen, received, examples, steps, batches, pri
                 new = _client_step(training, frozen, received, examples, batches, key, step, carry)
                 return jax.tree.map(partial(jnp.where, step < steps), new, carry)
 
-            return devices.keep_spread(jax.vmap(client)(batches, steps, keys, carries), mesh)
+            return devices.keep_spread(over_clients(client)(batches, steps, keys, carries), mesh)
 
+        over_clients = jax.vmap if len(steps) > 1 else _alone
         state = training.init(frozen, received)
         carries = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(steps), *jnp.shape(x))), (state, 0.0))
         states, totals = jax.lax.fori_loop(0, jnp.max(steps), advance, carries)
-        states, totals = jax.vmap(partial(_only_finite, state))(states, totals)
-        final = jax.vmap(lambda state, private: training.final(frozen, received, state, private))
+        states, totals = over_clients(partial(_only_finite, state))(states, totals)
+        final = over_clients(lambda state, private: training.final(frozen, received, state, private))
         return final(states, private), totals / jnp.maximum(steps, 1)
 
     shared, own = PartitionSpec(), PartitionSpec(devices.CLIENTS)
