@@ -121,4 +121,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    from benchmarks.vs_flower import main  # Ray's workers import the client by name; they cannot from __main__
+
     main()

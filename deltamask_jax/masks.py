@@ -74,7 +74,8 @@ def bernoulli_kl(theta_k: jax.Array, theta_g: jax.Array) -> jax.Array:
 def top_kappa(flips: jax.Array, score: jax.Array, kappa: float | jax.Array) -> jax.Array:
     """Keep the ⌈κ·n⌉ highest-scored of n flips; ties go to the lower position.
 
-    A bisection over the bit patterns of the scores (31 counting passes over d) instead of a sort of d.
+    A bisection over the bit patterns of the scores (at most 31 counting passes over d) instead of a sort of d;
+    it ends at the first threshold that exactly ⌈κ·n⌉ scores reach.
 
     Args:
         flips: bool[d].
@@ -84,22 +85,39 @@ def top_kappa(flips: jax.Array, score: jax.Array, kappa: float | jax.Array) -> j
     Returns:
         bool[d], a subset of `flips`.
     """
-    keep = jnp.ceil(kappa * jnp.sum(flips) - 1e-4).astype(jnp.int32)
+    count = jnp.sum(flips)
+    keep = jnp.ceil(kappa * count - 1e-4).astype(jnp.int32)
+    return jax.lax.cond(keep < count, _highest, lambda flips, *_: flips, flips, score, keep)
+
+
+def _highest(flips: jax.Array, score: jax.Array, keep: jax.Array) -> jax.Array:
+    """The `keep` highest-scored flips, bool[d]."""
     # Non-negative floats compare like their bit patterns; −1 marks positions that did not flip.
     rank = jax.lax.bitcast_convert_type(jnp.maximum(score, 0.0), jnp.int32)
     rank = jnp.where(flips, rank, -1)
 
-    def halve(_, bounds):  # invariant: count(rank ≥ low) ≥ keep > count(rank ≥ high)
-        low, high = bounds
-        middle = low + (high - low) // 2
-        enough = jnp.sum(rank >= middle) >= keep
-        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+    def unsettled(bounds):
+        low, high, reach = bounds
+        return (reach != keep) & (high - low > 1)
 
-    start = (jnp.int32(0), jnp.int32(np.iinfo(np.int32).max))
-    threshold, _ = jax.lax.fori_loop(0, 31, halve, start)
-    above = rank > threshold
-    tied = rank == threshold
-    return above | (tied & (jnp.cumsum(tied) <= keep - jnp.sum(above)))
+    def halve(bounds):  # invariant: reach = count(rank ≥ low) ≥ keep > count(rank ≥ high)
+        low, high, reach = bounds
+        middle = low + (high - low) // 2
+        count = jnp.sum(rank >= middle)
+        enough = count >= keep
+        return (
+            jnp.where(enough, middle, low),
+            jnp.where(enough, high, middle),
+            jnp.where(enough, count, reach),
+        )
+
+    def settle_ties():
+        above, tied = rank > low, rank == low
+        return above | (tied & (jnp.cumsum(tied) <= keep - jnp.sum(above)))
+
+    start = (jnp.int32(0), jnp.int32(np.iinfo(np.int32).max), jnp.sum(flips))
+    low, _, reach = jax.lax.while_loop(unsettled, halve, start)
+    return jax.lax.cond(reach == keep, lambda: rank >= low, settle_ties)
 
 
 def client_flips(

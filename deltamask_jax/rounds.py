@@ -69,6 +69,11 @@ class Round:
     repeats: int = 0
 
     @property
+    def codec_exposed_seconds(self) -> float:
+        """The part of `codec_seconds` that passed while no client trained."""
+        return sum(self.seconds.get(f"{name}_seconds", 0.0) for name in ("broadcast", "encode", "decode"))
+
+    @property
     def senders(self) -> int:
         """Clients whose bytes reached the server."""
         return self.clients - sum(self.lost.values())
