@@ -15,8 +15,6 @@ from deltamask_jax.rounds import evaluator, play_until_enough  # noqa: E402
 AGGREGATORS = ("mean", "trimmed", "median", "clip")
 SHARES = (0.0, 0.1, 0.2, 0.4)
 
-SHARES = (0.0, 0.1, 0.2, 0.4)
-
 
 def attack_config(rounds: int, **changes):
     """The quick start with 20 clients and one trained block; the cap is off unless it is what is shown."""

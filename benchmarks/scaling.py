@@ -3,12 +3,15 @@
     python -m benchmarks.scaling --quick
     python -m benchmarks.scaling --json scaling.json
 
-clients   10 → 1,000, 20 of them in each round: seconds, and the most memory the process ever held.
-d         1 M → 63 M: seconds of a training step of one client, and what XLA says two clients a chunk need.
+clients   10 → 1,000, 20 of them in each round, all on one data set of 8,000 examples: seconds, and the most
+          memory the process ever held.
+d         1 M → 63 M: seconds of a step of two clients in a chunk, and the memory XLA says they need;
+          of one client alone.
 devices   the same eight clients on 1, 2, 4, 8 devices. On CPU these are pretended, they share the cores: the
           row then shows what sharding costs, not what it gains.
 """
 
+import dataclasses
 import json
 import os
 import resource
@@ -29,7 +32,8 @@ from deltamask_jax.rounds import MAIN_PHASE, play_round
 
 
 def against_clients(clients: int, rounds: int = 3) -> dict:
-    problem = workload.problem("glyph", clients, 8, 8, chunk=0)
+    problem = workload.problem("glyph", 1000, 8, 8, chunk=0)  # the data set is the same for every row
+    problem = dataclasses.replace(problem, parts=problem.parts[:clients])
     method = methods.build(problem.config, problem.task)
     state, seconds = method.init(), []
     for number in range(1, rounds + 1):
@@ -53,6 +57,7 @@ def against_d(model: str, batch: int = 8) -> dict:
     state = method.init()
     row = {"scaling": "d", "model": model, "d": problem.task.index.d, "batch": batch}
     row["two clients a chunk, GiB"] = chunk_bytes(problem, method, state) / 2**30
+    row["their step s"] = 2 * train_seconds(problem, method, state, 2)
     problem.config.cohort.chunk = 1
     row["step s"] = train_seconds(problem, method, state, 1)
     return row
@@ -88,23 +93,33 @@ def against_devices() -> list[dict]:
     return rows
 
 
+def in_a_process(part: str, flags: str = "") -> list[dict]:
+    """Rows of one part from a process of its own: so is its peak memory, and its devices may be pretended."""
+    environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {flags}".strip()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "rows.json")
+        command = [sys.executable, "-m", "benchmarks.scaling", f"--part={part}", f"--json={path}"]
+        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+        return json.loads(path.read_text())["rows"]
+
+
 def main() -> None:
-    options = workload.options(__doc__, devices={"action": "store_true", "help": "only that part"})
-    if options.devices:
-        workload.report(against_devices(), options.json)
+    part = {"help": "only 'devices', or this number of clients"}
+    options = workload.options(__doc__, part=part)
+    if options.part:
+        rows = against_devices() if options.part == "devices" else [against_clients(int(options.part))]
+        workload.report(rows, options.json)
         return
-    cpu = jax.default_backend() == "cpu"
-    rows = [against_clients(n) for n in ((10, 100) if options.quick else (10, 100, 1000))]
-    models = ["glyph"] if options.quick else ["glyph", "vit_s14", "vit_b16", "vit_l14"]
-    rows += [against_d(model) for model in models]
-    with tempfile.TemporaryDirectory() as folder:  # a process of its own: devices are pretended at start
-        path = Path(folder, "devices.json")
-        flags = "--xla_force_host_platform_device_count=8" if cpu else os.environ.get("XLA_FLAGS", "")
-        command = [sys.executable, "-m", "benchmarks.scaling", "--devices", f"--json={path}"]
-        if not options.quick:
-            environment = {**os.environ, "XLA_FLAGS": flags, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-            subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
-            rows += json.loads(path.read_text())["rows"]
+    rows = []
+    for clients in (10, 100) if options.quick else (10, 100, 1000):
+        rows += in_a_process(str(clients))
+    rows += [
+        against_d(m) for m in (["glyph"] if options.quick else ["glyph", "vit_s14", "vit_b16", "vit_l14"])
+    ]
+    if not options.quick:
+        pretended = "--xla_force_host_platform_device_count=8" if jax.default_backend() == "cpu" else ""
+        rows += in_a_process("devices", pretended)
     workload.report(rows, options.json)
 
 

@@ -27,6 +27,7 @@ MODELS = {  # name -> (preset, pixels)
     "vit_b16": ("vit_b16", 224),
     "vit_l14": ("dinov2_large", 84),
     "glyph": ("glyph_vit", 32),
+    "tiny": ("tiny_vit", 32),
 }
 
 
