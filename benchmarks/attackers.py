@@ -17,14 +17,15 @@ SHARES = (0.0, 0.1, 0.2, 0.4)
 
 
 def attack_config(rounds: int, **changes):
-    """The quick start with 20 clients and one trained block; the cap is off unless it is what is shown."""
+    """The quick start with 20 clients and one epoch a round; the cap is off unless it is what is shown."""
     config = quickstart.get_config()
     config.update_from_flattened_dict(
         {
             "rounds": rounds,
             "clients": 20,
             "train_examples": 600,
-            "model.trained_blocks": 1,
+            "local_epochs": 1,
+            "model.trained_blocks": 4,
             "robust.max_flip_rate": 1.0,
         }
         | changes

@@ -74,8 +74,8 @@ def bernoulli_kl(theta_k: jax.Array, theta_g: jax.Array) -> jax.Array:
 def top_kappa(flips: jax.Array, score: jax.Array, kappa: float | jax.Array) -> jax.Array:
     """Keep the ⌈κ·n⌉ highest-scored of n flips; ties go to the lower position.
 
-    A bisection over the bit patterns of the scores (at most 31 counting passes over d) instead of a sort of d;
-    it ends at the first threshold that exactly ⌈κ·n⌉ scores reach.
+    A bisection over the bit patterns of the scores (31 counting passes over d or fewer) instead of a sort of
+    d; it ends at the first threshold that exactly ⌈κ·n⌉ scores reach.
 
     Args:
         flips: bool[d].

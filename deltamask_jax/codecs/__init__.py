@@ -5,13 +5,13 @@ payload = codec.encode(positions, context)  # positions: u32[n], sorted
 positions = codec.decode(payload, context)  # raises PayloadError on anything invalid
 """
 
-import difflib
 import inspect
 from collections.abc import Mapping
 
 from deltamask_jax.codecs import arithmetic, bfuse, bitmap, bloom, rice, side_info, xor
 from deltamask_jax.codecs.codec import Codec, Context, PayloadError
 from deltamask_jax.codecs.cohort import decode_cohort, decode_counts, encode_cohort
+from deltamask_jax.registry import look_up
 
 REGISTRY = {
     "bfuse": bfuse.bfuse,
@@ -42,13 +42,9 @@ def get(name: str, **options) -> Codec:
     Raises:
         ValueError: unknown name or option (the nearest valid one is named), or a refused value.
     """
-    if name not in REGISTRY:
-        raise ValueError(f"unknown codec {name!r}: {_nearest(name, list(REGISTRY))}")
-    factory = REGISTRY[name]
-    valid = list(inspect.signature(factory).parameters)
+    factory = look_up("codec", name, REGISTRY)
     for option in options:
-        if option not in valid:
-            raise ValueError(f"codec {name!r} has no option {option!r}: {_nearest(option, valid)}")
+        look_up(f"option of codec {name!r}", option, inspect.signature(factory).parameters)
     return factory(**options)
 
 
@@ -83,8 +79,3 @@ def for_clients(settings: Mapping, num_clients: int) -> list[Codec]:
         if key not in made:
             made[key] = get(**options)
     return [made[tuple(sorted(options.items()))] for options in chosen]
-
-
-def _nearest(word: str, valid: list[str]) -> str:
-    near = difflib.get_close_matches(word, valid, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(valid) or '(none)'}"

@@ -3,12 +3,13 @@
 Every partitioner uses every example exactly once: clients differ in size, none is truncated.
 """
 
-import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+
+from deltamask_jax.registry import look_up
 
 PARTITIONS = ("dirichlet", "iid", "pathological", "users")
 _TRIES = 10_000  # Dirichlet draws before giving up on the minimum; a fraction of a second
@@ -62,9 +63,7 @@ def split(
         case "users":
             parts = _by_user(users, len(labels), num_clients, rng)
         case _:
-            near = difflib.get_close_matches(name, PARTITIONS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(PARTITIONS)}"
-            raise ValueError(f"unknown partition {name!r}: {hint}")
+            look_up("partition", name, dict.fromkeys(PARTITIONS))
     smallest = min(len(part) for part in parts)
     if smallest < min_examples:
         raise ValueError(

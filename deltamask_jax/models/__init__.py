@@ -6,7 +6,6 @@ head is not part of it. Reading and writing checkpoints is the business of
 """
 
 import dataclasses
-import difflib
 import math
 import re
 from collections.abc import Callable
@@ -20,6 +19,7 @@ import numpy as np
 from deltamask_jax.data import preprocessing
 from deltamask_jax.models.convmixer import ConvMixerConfig
 from deltamask_jax.models.vit import VisionTransformer, ViTConfig
+from deltamask_jax.registry import look_up
 
 Params = dict[str, Any]
 
@@ -117,12 +117,8 @@ def build(config: Any) -> Model:
         ValueError: unknown name, image size no multiple of the patch, too many trained blocks, or a
             masking rule that matches nothing or reaches into the frozen prefix.
     """
-    if config.name not in PRESETS:
-        near = difflib.get_close_matches(config.name, PRESETS, n=1, cutoff=0)[0]
-        known = ", ".join(PRESETS)
-        raise ValueError(f"unknown model {config.name!r}; did you mean {near!r}? Known: {known}")
     return from_architecture(
-        PRESETS[config.name],
+        look_up("model", config.name, PRESETS),
         name=config.name,
         image_size=config.image_size,
         trained_blocks=config.trained_blocks,
