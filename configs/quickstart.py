@@ -2,7 +2,7 @@
 
     python -m deltamask_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
-30 clients share 1,437 8×8 digits (Dirichlet 10), 360 are the test. No download; about five minutes on two CPU
+30 clients share 1,437 8×8 digits (Dirichlet 10), 360 are the test. No download; about four minutes on two CPU
 cores. The README has the accuracies to expect.
 """
 
