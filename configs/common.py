@@ -86,6 +86,8 @@ def get_config() -> ConfigDict:
     config.codec.bits = 8  # per filter entry; false positives at rate 2^-bits
     config.codec.arity = 3  # slots a key of 'bfuse': 3 or 4
     config.codec.container = "png"  # around the fingerprints: 'png' (grayscale image, paper), 'zstd', 'raw'
+    config.codec.capacity = 0  # flips a filter has room for: one shape for all decodes faster; 0 = its own
+    config.codec.window = False  # 'bfuse' also sends how far flips lie from θ_g: fewer false ones
     config.codec.fpr = 2.0**-8  # false-positive rate of 'bloom'
     config.codec.clients = (
         ConfigDict()

@@ -58,6 +58,7 @@ RANGES = {
     "cohort.chunk": (0, 2**20),
     "cohort.memory": (0.0, math.inf),
     "cohort.weight_shards": (1, 2**20),
+    "codec.capacity": (0, 2**31),
     "robust.trim": (0.0, 0.49),
     "robust.max_flip_rate": (0.0, 1.0),
     "faults.dropout": (0.0, 1.0),

@@ -11,7 +11,7 @@ from deltamask_jax.codecs.fingerprints import fuse_geometry
 
 
 def bfuse(
-    bits: int = 8, arity: int = 3, container: str = "png", capacity: int | None = None, window: bool = False
+    bits: int = 8, arity: int = 3, container: str = "png", capacity: int = 0, window: bool = False
 ) -> Codec:
     """Creates the codec.
 
@@ -20,7 +20,7 @@ def bfuse(
         arity: slots per key, 3 or 4 (4 is 4 % smaller and slower to build).
         container: 'png', 'zstd' or 'raw'.
         capacity: key count that sets the geometry, so that a cohort shares it and is decoded at
-            once. None: each payload's own n, the smallest. Payloads with more keys fall back to
+            once. 0: each payload's own n, the smallest. Payloads with more keys fall back to
             their own n.
         window: also send the largest distance of a flip's uniform from theta_g (2 bytes), and drop
             decoded positions beyond it, which are false: several times fewer false flips. The

@@ -25,7 +25,7 @@ def filter_codec(
     bits: int,
     arity: int,
     container: str,
-    capacity: int | None,
+    capacity: int,
     window: bool,
     geometry: Callable[[int], Geometry],
     build: Callable[[np.ndarray, int], Filter],
@@ -49,7 +49,7 @@ def filter_codec(
             distance.check(context)
         if positions.size:
             # Receivers accept no capacity beyond d.
-            room = min(max(capacity or 0, len(positions)), context.d)
+            room = min(max(capacity, len(positions)), context.d)
             built = build(positions, room)
             table = built.fingerprints.astype(f"<u{bits // 8}", copy=False).tobytes()
             body = _HEAD.pack(built.seed, room) + containers.pack(table, container)

@@ -7,7 +7,7 @@ from deltamask_jax.codecs.filter_codec import check_options, filter_codec
 from deltamask_jax.codecs.fingerprints import xor_geometry
 
 
-def xor(bits: int = 8, container: str = "png", capacity: int | None = None) -> Codec:
+def xor(bits: int = 8, container: str = "png", capacity: int = 0) -> Codec:
     """Creates the codec.
 
     Args:

@@ -139,6 +139,16 @@ def test_clients_may_use_different_codecs(problem):
         methods.check(config)
 
 
+def test_filters_with_room_for_as_many_flips_have_one_shape(problem):
+    clients = np.array([0, 2, 5])
+    method, index = build(problem, codec__capacity=2000, codec__container="raw"), problem.task.index
+    packed = np.stack([np.packbits(np.arange(index.d) % step == 0) for step in (20, 30, 40)])
+    payloads = method.encode(method.init(), packed, 1, clients)
+    assert len({len(payload) for payload in payloads}) == 1
+    votes = method.decode(method.init(), payloads, 1, clients)
+    assert votes.flips >= sum(np.bitwise_count(p).sum() for p in packed)
+
+
 def test_random_ranking_keeps_as_many_flips_but_others(problem):
     index, clients, kept = problem.task.index, np.array([0]), {}
     for ranking in ("kl", "random"):
