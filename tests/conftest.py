@@ -1,5 +1,6 @@
 """Fixtures shared by the whole suite: one tiny federated problem, built once."""
 
+import dataclasses
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -9,10 +10,10 @@ import numpy as np
 import pytest
 
 from configs import common
-from deltamask_jax import models
+from deltamask_jax import methods, models
 from deltamask_jax.flat_index import FlatIndex
 from deltamask_jax.methods import Task
-from deltamask_jax.rounds import Problem
+from deltamask_jax.rounds import MAIN_PHASE, Problem, play_round
 
 
 def tiny_config(**changes):
@@ -59,3 +60,15 @@ def tiny_problem() -> Problem:
         labels=(jax.numpy.asarray(labels), jax.numpy.asarray(labels)),
         parts=parts,
     )
+
+
+def play(problem, rounds=2, **changes):
+    """(problem with a changed config, its method, state after some rounds of everyone, the rounds)."""
+    config = tiny_config(**changes)
+    problem = dataclasses.replace(problem, config=config)
+    method = methods.build(config, problem.task)
+    state, results, everyone = method.init(), [], np.arange(config.clients)
+    for number in range(1, rounds + 1):
+        state, result = play_round(problem, method, state, number, everyone, MAIN_PHASE, config.local_epochs)
+        results.append(result)
+    return problem, method, state, results

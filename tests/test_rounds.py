@@ -8,20 +8,9 @@ import pytest
 
 from deltamask_jax import methods
 from deltamask_jax.rounds import MAIN_PHASE, evaluator, in_chunks, play_round
-from tests.conftest import tiny_config
+from tests.conftest import play, tiny_config
 
 EVERYONE = np.arange(6)
-
-
-def play(problem, rounds=2, **changes):
-    config = tiny_config(**changes)
-    problem = dataclasses.replace(problem, config=config)
-    method = methods.build(config, problem.task)
-    state, results = method.init(), []
-    for number in range(1, rounds + 1):
-        state, result = play_round(problem, method, state, number, EVERYONE, MAIN_PHASE, config.local_epochs)
-        results.append(result)
-    return problem, method, state, results
 
 
 @pytest.mark.parametrize("name", sorted(methods.METHODS))

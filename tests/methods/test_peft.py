@@ -16,21 +16,16 @@ from deltamask_jax.flat_index import FlatIndex
 from deltamask_jax.methods import Task
 from deltamask_jax.methods.peft import initial_parts
 from deltamask_jax.problem import set_up
-from deltamask_jax.rounds import MAIN_PHASE, evaluator, play_round
+from deltamask_jax.rounds import evaluator
+from tests import conftest
 from tests.conftest import tiny_config
 
 EVERYONE = np.arange(6)
 
 
 def play(problem, rounds, **changes):
-    config = tiny_config(**({"method": "peft", "peft__learning_rate": 3e-3, "local_epochs": 4} | changes))
-    problem = dataclasses.replace(problem, config=config)
-    method = methods.build(config, problem.task)
-    state, results = method.init(), []
-    for number in range(1, rounds + 1):
-        state, result = play_round(problem, method, state, number, EVERYONE, MAIN_PHASE, config.local_epochs)
-        results.append(result)
-    return problem, method, state, results
+    settings = {"method": "peft", "peft__learning_rate": 3e-3, "local_epochs": 4} | changes
+    return conftest.play(problem, rounds, **settings)
 
 
 @pytest.mark.parametrize(
