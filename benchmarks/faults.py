@@ -27,7 +27,7 @@ import attackers  # noqa: E402
 import kills  # noqa: E402
 
 from configs import common  # noqa: E402
-from deltamask_jax import experiment, faults, methods, workdir  # noqa: E402
+from deltamask_jax import devices, experiment, faults, methods, workdir  # noqa: E402
 from deltamask_jax.problem import set_up  # noqa: E402
 from deltamask_jax.rounds import Problem, TooFewClients, play_until_enough  # noqa: E402
 
@@ -271,6 +271,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write all results here; parts left out keep what it holds")
     parser.add_argument("--plot", type=Path, help="write the attack plot here")
     options = parser.parse_args()
+    devices.keep_compilations()  # every row of the attack table is the same program to XLA
     results = {}
     if options.json and options.json.exists():
         results = json.loads(options.json.read_text())
