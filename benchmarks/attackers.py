@@ -23,9 +23,9 @@ def attack_config(rounds: int, **changes):
         {
             "rounds": rounds,
             "clients": 20,
-            "train_examples": 600,
+            "train_examples": 400,
             "local_epochs": 1,
-            "model.trained_blocks": 4,
+            "model.trained_blocks": 3,
             "robust.max_flip_rate": 1.0,
         }
         | changes
