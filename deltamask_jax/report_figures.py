@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 RC = {
     "font.size": 9,
@@ -130,7 +131,7 @@ def _accuracy(groups, ways: tuple[str, ...] | None, xlabel: str, caption: str) -
             "linear probe", (0.01, np.mean(probes)), xycoords=("axes fraction", "data"), va="bottom"
         )
     if ways:
-        axes.set_xscale("log")
+        _log_scale(axes)
     else:
         axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel=xlabel, ylabel="test accuracy, %")
@@ -146,9 +147,19 @@ def _rate(groups) -> Picture:
             rate = np.mean([r["uplink_bpp"] for r in run.records[1:]])
             marker = _MARKERS[members.style.line]
             axes.plot(rate, 100 * accuracy, marker, color=members.style.colour, markersize=6, alpha=0.8)
-    axes.set_xscale("log")
+    _log_scale(axes)
     axes.set(xlabel="bits a masked weight, up", ylabel="final test accuracy, %")
     return _picture(figure, "Final accuracy against bitrate, a point a run")
+
+
+def _log_scale(axes) -> None:
+    """A logarithmic x axis whose labels stay apart, over half a decade as over five."""
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    narrow = high < 100 * low
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,), numticks=8))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _over_rounds(groups, key: str, factor: float, ylabel: str, caption: str) -> Picture:
