@@ -114,9 +114,8 @@ def main() -> None:
     rows = []
     for clients in (10, 100) if options.quick else (10, 100, 1000):
         rows += in_a_process(str(clients))
-    rows += [
-        against_d(m) for m in (["glyph"] if options.quick else ["glyph", "vit_s14", "vit_b16", "vit_l14"])
-    ]
+    models = ("glyph",) if options.quick else ("glyph", "vit_s14", "vit_b16", "vit_l14")
+    rows += [against_d(model) for model in models]
     if not options.quick:
         pretended = "--xla_force_host_platform_device_count=8" if jax.default_backend() == "cpu" else ""
         rows += in_a_process("devices", pretended)

@@ -44,7 +44,10 @@ class Client(NumPyClient):
     def fit(self, parameters, config):
         torch.set_num_threads(1)
         torch.manual_seed(0)
-        network, theta = torch_deltamask.Network(self.shape), torch.from_numpy(parameters[0])
+        network, theta = (
+            torch_deltamask.Network(self.shape),
+            torch.from_numpy(parameters[0].astype(np.float32)),
+        )
         tokens = torch.randn(EXAMPLES, self.shape.tokens, self.shape.width)
         labels = torch.randint(self.shape.classes, (EXAMPLES,))
         torch_deltamask.start(network, theta)
@@ -129,8 +132,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from benchmarks.vs_flower import (
-        main,
-    )  # Ray's workers import the client by name; they cannot from __main__
+    # Ray's workers import the client by name, which they cannot from __main__.
+    from benchmarks import vs_flower
 
-    main()
+    vs_flower.main()

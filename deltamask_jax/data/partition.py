@@ -63,7 +63,7 @@ def split(
         case "users":
             parts = _by_user(users, len(labels), num_clients, rng)
         case _:
-            look_up("partition", name, dict.fromkeys(PARTITIONS))
+            look_up("partition", name, dict.fromkeys(PARTITIONS))  # refuses it, naming the nearest
     smallest = min(len(part) for part in parts)
     if smallest < min_examples:
         raise ValueError(
