@@ -6,8 +6,10 @@ padded to few sizes and positions taken in fixed chunks, so that one compilation
 count and every d.
 
 Clients whose filters share seed and shape share hashes and slots. Their fingerprints are laid out
-[slot][bit][client], so that a slot of up to 32 clients is one short row, and one XOR and a few ORs
-decide for all of them.
+[slot][client], so that a slot of 32 clients at 8 bits is one row of 32 bytes, and words of 4 or 8
+clients are compared at once. What takes the time on a CPU is then not arithmetic but fetching rows
+that no cache holds: there the positions of a chunk are first sorted by the region of the table that
+their rows lie in.
 """
 
 import functools
@@ -23,9 +25,10 @@ from deltamask_jax.codecs.fingerprints import Filter, contains, mix64, slots64
 
 CHUNK = 1 << 20  # positions a call, one filter
 SMALL = 1 << 16  # below this many positions NumPy is faster than compiling
-COHORT = 32  # clients decoded together
+COHORT = 64  # clients decoded together, at most
 _COHORT_CHUNK = 1 << 18  # positions a call, cohort
-_ROWS = 1 << 14  # rows gathered at a time: they should stay in a core's cache
+_SORTED_CHUNK = 1 << 21  # the same on a CPU; the longer, the more positions share what a region fetches
+_REGIONS = 97  # of a table; with a power of two, the sort's buckets would contend for the same cache lines
 
 
 def query_all(filter: Filter, d: int) -> np.ndarray:
@@ -47,8 +50,8 @@ def query_all(filter: Filter, d: int) -> np.ndarray:
 def count_all(filters: Sequence[Filter], counts: np.ndarray) -> None:
     """Adds to counts u16[d] the number of filters that contain each position.
 
-    Filters of equal seed, shape and width are decoded together, others one by one. Memory: 4 * bits
-    bytes per slot of a filter.
+    Filters of equal seed, shape and width are decoded together, others one by one. Memory: 8 * bits
+    bytes per slot of a filter, and on a CPU 64 MB of scratch per core.
     """
     alike: dict[tuple, list[Filter]] = {}
     for filter in filters:
@@ -65,86 +68,56 @@ def count_all(filters: Sequence[Filter], counts: np.ndarray) -> None:
 
 
 def _count_cohort(cohort: list[Filter], counts: np.ndarray) -> None:
-    """Adds the hits of up to 32 filters of equal seed, shape and width to counts u16[d]."""
-    planes = bit_planes([filter.fingerprints for filter in cohort])
-    present = np.uint32((1 << len(cohort)) - 1)
+    """Adds the hits of up to 64 filters of equal seed, shape and width to counts u16[d]."""
     on_cpu, d = jax.default_backend() == "cpu", len(counts)
-    table = None if on_cpu else jnp.asarray(pad_table(planes))
+    table, present = client_rows([filter.fingerprints for filter in cohort], "u8" if on_cpu else "u4")
+    with jax.enable_x64(on_cpu):
+        table, present = jnp.asarray(pad_table(table)), jnp.asarray(present)
+    chunk = min(_SORTED_CHUNK, 1 << (d - 1).bit_length()) if on_cpu else _COHORT_CHUNK
+    count = _count_sorted if on_cpu else _count_in_order
 
     def add(start: int) -> None:
-        if on_cpu:
-            # XLA's gather on the CPU moves word by word; NumPy's moves a row at a time.
-            prints, where = _slots_on_cpu(cohort[0], start)
-            size = min(_COHORT_CHUNK, d - start)
-            hits = _count_rows(planes, prints[:size], [slot[:size] for slot in where], present)
-        else:
-            hashing, kind = _hashing(cohort[0]), cohort[0].geometry.kind
-            hits = _count_chunk(table, present, np.uint32(start), *hashing, kind=kind)
-            hits = np.asarray(hits)[: d - start]
+        hits = count(cohort[0], table, present, start, chunk)[: d - start]
         counts[start : start + len(hits)] += hits
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(add, range(0, d, _COHORT_CHUNK)))
+        list(pool.map(add, range(0, d, chunk)))
 
 
-def _slots_on_cpu(filter: Filter, start: int) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Fingerprints u8[chunk, bits/8] and slots i64[chunk] each, hashed in the CPU's 64-bit words."""
-    shape, octets = filter.geometry, filter.fingerprints.itemsize
+def client_rows(tables: list[np.ndarray], word: str) -> tuple[np.ndarray, np.ndarray]:
+    """Fingerprints of up to 64 clients, each [slots], side by side in words of that dtype.
+
+    Returns:
+        word[slots, n], one lane a client, and word[n] with the highest bit of every client's lane. There
+        are 8, 16, 32 or 64 lanes, so that few shapes are compiled; those without a client are empty.
+    """
+    lanes = max(8, 1 << (len(tables) - 1).bit_length())
+    rows = np.zeros((len(tables[0]), lanes), tables[0].dtype)
+    present = np.zeros(lanes, tables[0].dtype)
+    for client, table in enumerate(tables):
+        rows[:, client] = table
+    present[: len(tables)] = 1 << 8 * rows.itemsize - 1
+    return rows.view(word), present.view(word)
+
+
+def _count_sorted(filter: Filter, table, present, start: int, chunk: int) -> np.ndarray:
+    """Hits of positions start + 0 .. chunk-1, u8[chunk], hashed in the CPU's 64-bit words."""
+    shape, bits = filter.geometry, 8 * filter.fingerprints.itemsize
+    hashing = np.uint64(start), np.uint64(filter.seed)
     lengths = np.uint64(shape.segment_length), np.uint64(shape.start_length)
     with jax.enable_x64(True):
-        prints, *where = _slots_chunk(
-            np.uint64(start), np.uint64(filter.seed), *lengths, kind=shape.kind, bits=8 * octets
-        )
-        where = [np.asarray(slot) for slot in where]
-        prints = np.asarray(prints).astype(f"<u{octets}", copy=False)
-    return prints.view(np.uint8).reshape(-1, octets), where
-
-
-def bit_planes(tables: list[np.ndarray]) -> np.ndarray:
-    """Fingerprints of up to 32 clients, each [slots], as u32[slots, bits]: word b holds bit b of
-    all clients."""
-    bits = 8 * tables[0].itemsize
-    planes = np.zeros((len(tables[0]), bits), np.uint32)
-    for client, table in enumerate(tables):
-        octets = table.astype(f"<u{bits // 8}", copy=False).view(np.uint8)
-        unpacked = np.unpackbits(octets, bitorder="little").reshape(-1, bits)
-        planes |= unpacked.astype(np.uint32) << np.uint32(client)
-    return planes
-
-
-# All-ones words where a byte has its bits set: u32[256, 8], a fingerprint byte as a row of bit
-# planes.
-_BYTE_PLANES = (np.arange(256)[:, None] >> np.arange(8) & 1).astype(np.uint32) * np.uint32(0xFFFFFFFF)
-
-
-def _count_rows(planes, prints, where, present) -> np.ndarray:
-    """Hits per position u8[m]. prints: u8[m, bits/8]; where: slots i64[m] each."""
-    m, bits = len(prints), planes.shape[1]
-    hits, table = np.empty(m, np.uint8), _rows(planes)
-    # Scratch is made once: fresh pages cost more than the arithmetic.
-    expected, gathered = np.empty(_ROWS * bits // 8, "V32"), np.empty(_ROWS, f"V{4 * bits}")
-    either = np.empty(_ROWS, np.uint64)
-    for first in range(0, m, _ROWS):
-        part = slice(first, min(first + _ROWS, m))
-        size = part.stop - first
-        octets, row, differs = expected[: size * bits // 8], gathered[:size], either[:size]
-        np.take(_rows(_BYTE_PLANES), prints[part].ravel(), out=octets, mode="clip")
-        words, others = octets.view(np.uint64), row.view(np.uint64)
-        for slot in where:
-            np.take(table, slot[part], out=row, mode="clip")
-            np.bitwise_xor(words, others, out=words)
-        words = words.reshape(size, bits // 2)  # two planes a word
-        np.bitwise_or(words[:, 0], words[:, 1], out=differs)
-        for column in range(2, bits // 2):
-            np.bitwise_or(differs, words[:, column], out=differs)
-        halves = differs.view(np.uint32).reshape(size, 2)
-        np.bitwise_count(~(halves[:, 0] | halves[:, 1]) & present, out=hits[part])
+        order = np.argsort(np.asarray(_regions(*hashing, chunk=chunk)), kind="stable")
+        found = _count_at(table, present, order, *hashing, *lengths, kind=shape.kind, bits=bits)
+    hits = np.empty(chunk, np.uint8)
+    hits[order] = found
     return hits
 
 
-def _rows(array: np.ndarray) -> np.ndarray:
-    """The rows of a two-dimensional array as opaque items, which NumPy gathers one move each."""
-    return array.view(f"V{array.shape[1] * array.itemsize}").ravel()
+def _count_in_order(filter: Filter, table, present, start: int, chunk: int) -> np.ndarray:
+    """The same on an accelerator, in 32-bit words."""
+    kind, bits = filter.geometry.kind, 8 * filter.fingerprints.itemsize
+    hashing = np.uint32(start), *_hashing(filter)
+    return np.asarray(_count_chunk(table, present, *hashing, chunk=chunk, kind=kind, bits=bits))
 
 
 def _hashing(filter: Filter) -> tuple[np.ndarray, np.uint32, np.uint32]:
@@ -170,23 +143,46 @@ def _contains_chunk(table, start, seed, segment_length, start_length, *, kind):
     return result == 0
 
 
+@functools.partial(jax.jit, static_argnames="chunk")
+def _regions(start, seed, *, chunk):
+    """Region of the table where a position's rows lie in a fuse filter, u8[chunk]: they follow the hash's
+    high bits, whatever the filter's size."""
+    h = mix64(jax.lax.iota(jnp.uint64, chunk) + start + seed)
+    return ((h >> np.uint64(32)) * np.uint64(_REGIONS) >> np.uint64(32)).astype(jnp.uint8)
+
+
 @functools.partial(jax.jit, static_argnames=("kind", "bits"))
-def _slots_chunk(start, seed, segment_length, start_length, *, kind, bits):
-    h = mix64(jax.lax.iota(jnp.uint64, _COHORT_CHUNK) + start + seed)
-    where = slots64(h, kind, segment_length, start_length)
-    prints = (h ^ h >> np.uint64(32)).astype(f"uint{bits}")
-    return prints, *(slot.astype(jnp.int64) for slot in where)
+def _count_at(table, present, order, start, seed, segment_length, start_length, *, kind, bits):
+    h = mix64(order.astype(jnp.uint64) + start + seed)
+    where = [slot.astype(jnp.uint32) for slot in slots64(h, kind, segment_length, start_length)]
+    return _count_matches(table, present, h ^ h >> np.uint64(32), where, bits)
 
 
-@functools.partial(jax.jit, static_argnames="kind")
-def _count_chunk(table, present, start, seed, segment_length, start_length, *, kind):
-    low, high = hash_positions(start, seed, _COHORT_CHUNK)
-    bits = jnp.arange(table.shape[1], dtype=jnp.uint32)
-    words = jnp.uint32(0) - ((low ^ high)[:, None] >> bits & 1)
-    for slot in _slots(low, high, segment_length, start_length, kind):
-        words ^= table.at[slot].get(mode="promise_in_bounds")
-    differs = jax.lax.reduce(words, jnp.uint32(0), jax.lax.bitwise_or, (1,))
-    return jax.lax.population_count(~differs & present).astype(jnp.uint8)
+@functools.partial(jax.jit, static_argnames=("chunk", "kind", "bits"))
+def _count_chunk(table, present, start, seed, segment_length, start_length, *, chunk, kind, bits):
+    low, high = hash_positions(start, seed, chunk)
+    where = _slots(low, high, segment_length, start_length, kind)
+    return _count_matches(table, present, low ^ high, where, bits)
+
+
+def _count_matches(table, present, prints, where, bits: int) -> jax.Array:
+    """Clients whose slots XOR to the fingerprint: u8[count].
+
+    Args:
+        table, present: as from `client_rows`.
+        prints: word[count], fingerprints in the low bits.
+        where: slots [count] each.
+        bits: of a fingerprint, and so of a lane.
+    """
+    word = table.dtype.type
+    ones = word(sum(1 << lane for lane in range(0, 8 * table.itemsize, bits)))  # the lowest bit of every lane
+    most = word((1 << bits - 1) - 1) * ones  # all bits but the highest of every lane
+    differs = ((prints & word((1 << bits) - 1)) * ones)[:, None]
+    for slot in where:
+        differs ^= table.at[slot].get(mode="promise_in_bounds")
+    # A lane's highest bit: whether the lane is not zero. No carry leaves its lane.
+    differs |= (differs & most) + most
+    return jax.lax.population_count(present & ~differs).sum(1).astype(jnp.uint8)
 
 
 def hash_positions(start: jax.Array, seed: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:

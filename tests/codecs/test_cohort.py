@@ -46,8 +46,9 @@ def test_counts_equal_decoding_one_by_one(settings):
     np.testing.assert_array_equal(counts, one_by_one(codec, payloads, contexts))
 
 
-@pytest.mark.parametrize("clients", [3, 32, 33, 70])
-def test_any_number_of_clients_shares_rows(clients):
+@pytest.mark.parametrize("clients", [3, 32, 33, 64, 67])
+def test_any_number_of_clients_shares_rows(clients, monkeypatch):
+    monkeypatch.setattr(membership, "_SORTED_CHUNK", 1 << 10)  # so that there are several, the last one short
     codec = codecs.get("bfuse", capacity=40)
     positions, contexts = cohort(clients, [40], d=3000)
     payloads = codecs.encode_cohort(codec, positions, contexts)
@@ -63,6 +64,7 @@ def test_the_accelerators_path_counts_the_same(bits, monkeypatch):
     payloads = codecs.encode_cohort(codec, positions, contexts)
     expected = codecs.decode_counts(codec, payloads, contexts)
     monkeypatch.setattr(membership.jax, "default_backend", lambda: "tpu")
+    monkeypatch.setattr(membership, "_COHORT_CHUNK", 1 << 11)
     np.testing.assert_array_equal(codecs.decode_counts(codec, payloads, contexts), expected)
 
 
@@ -74,12 +76,13 @@ def test_capacity_gives_clients_one_seed_and_shape():
     assert len({len(payload) for payload in payloads}) == 1
 
 
-def test_bit_planes_hold_every_fingerprint():
-    tables = [np.random.default_rng(k).integers(0, 1 << 16, 50, dtype=np.uint16) for k in range(5)]
-    planes = membership.bit_planes(tables)
-    for client, table in enumerate(tables):
-        bits = planes >> np.uint32(client) & 1
-        np.testing.assert_array_equal(bits @ (1 << np.arange(16)), table)
+@pytest.mark.parametrize("word", ["u4", "u8"])
+def test_rows_hold_every_client_and_mark_their_lanes(word):
+    tables = [np.random.default_rng(k).integers(0, 1 << 16, 50, dtype=np.uint16) for k in range(11)]
+    rows, present = membership.client_rows(tables, word)
+    assert rows.dtype == present.dtype == word and rows.nbytes == 50 * 16 * 2
+    np.testing.assert_array_equal(rows.view(np.uint16)[:, :11].T, tables)
+    assert present.view(np.uint16).tolist() == [1 << 15] * 11 + [0] * 5
 
 
 def test_a_bad_payload_in_the_cohort_is_refused():
