@@ -32,6 +32,7 @@ _COLUMNS = 256  # positions of a segment that may be in different blocks
 _MOST_ROWS_LOG2 = 12
 _BLOCKS = 32  # a segment on average; more are less equal, fewer cost more to describe
 _CHUNK = 1 << 16  # positions scored in one call, or one segment's
+_SCORES = 1 << 24  # columns times candidates in one call, or one segment's: 4 bytes each, a few times over
 
 
 def encode(
@@ -133,7 +134,7 @@ def _blocks(counts: np.ndarray) -> np.ndarray:
 def _choose(theta_k, theta_g, key, rows_log2: int, counts: np.ndarray, bits: int, rng) -> np.ndarray:
     """Candidate of every block, i64[blocks], drawn with probability proportional to q(c)/p(c)."""
     size = _COLUMNS << rows_log2
-    step = max(1, _CHUNK // size)  # segments in one call
+    step = max(1, min(_CHUNK // size, _SCORES // _COLUMNS >> bits))  # segments in one call
     # Padding has equal probabilities, so that it scores 0; its blocks come last and are cut off.
     blocks, padded = counts.sum(), -(-len(counts) // step) * step
     theta_k, theta_g = (
