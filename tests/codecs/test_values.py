@@ -4,12 +4,13 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deltamask_jax.codecs import PayloadError, eden, envelope, qsgd, rotation, signs
+from deltamask_jax.codecs import PayloadError, dense, eden, envelope, qsgd, rotation, signs
 from tests.codecs.cases import sealed
 
 
@@ -187,6 +188,18 @@ def test_payloads_of_another_round_client_size_or_codec_are_refused(case):
 def test_vectors_that_are_not_finite_are_the_senders_error(case):
     with pytest.raises(ValueError, match="finite"):
         case.encode(np.array([1, np.nan], np.float32), 1, 2)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("bits", [0x7F80, 0x7F81, 0x7FC0, 0xFFBF])
+def test_dense_infinities_and_quiet_and_signalling_nans_are_refused(bits):
+    for vector in (
+        np.array([bits], np.uint16).view(jnp.bfloat16),
+        np.array([bits << 16], np.uint32).view(np.float32),
+    ):
+        payload = dense.encode(vector, round_number=1, client=2)
+        with pytest.raises(PayloadError, match="not finite"):
+            dense.decode(payload, 1, vector.dtype, round_number=1, client=2)
 
 
 @ALL
