@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial
 
 from deltamask_jax import data, devices, methods, models, pretrained
@@ -38,13 +39,17 @@ def set_up(config, workdir: Path) -> Problem:
     directory = None if config.prefix_cache in ("memory", "off") else Path(config.prefix_cache)
     if methods.trains_prefix(config):
         model, directory = _without_prefix(_without_cut(config, model)), None
-    elif config.prefix_cache == "off":
-        model = _without_prefix(model)
-    tokens = tuple(
-        _tokens(config, model, params, split, directory) for split in (dataset.train, dataset.test)
-    )
+    splits = (dataset.train, dataset.test)
+    tokens = tuple(_tokens(config, model, params, split, directory) for split in splits)
     suffix = partial(jax.jit(model.suffix), params)
-    outputs = tuple(in_chunks(suffix, array) for array in tokens)
+    inputs = {"tokens": tokens, "features": tuple(in_chunks(suffix, array) for array in tokens)}
+    again = None
+    if config.prefix_cache == "off":
+        del inputs["tokens"]
+
+        def again(split: int, rows: np.ndarray) -> jax.Array:
+            return _tokens(config, model, params, splits[split].take(rows), directory=None)
+
     return Problem(
         config=config,
         task=Task(
@@ -53,9 +58,10 @@ def set_up(config, workdir: Path) -> Problem:
             head=random_head(config.seed, model.feature_dim, dataset.num_classes),
             index=FlatIndex.create(params, model.masked),
         ),
-        inputs=devices.everywhere({"tokens": tokens, "features": outputs}, mesh),
+        inputs=devices.everywhere(inputs, mesh),
         labels=devices.everywhere((dataset.train.labels, dataset.test.labels), mesh),
         parts=parts,
+        tokens_again=again,
     )
 
 

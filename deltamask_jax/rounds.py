@@ -29,6 +29,8 @@ class Problem:
         inputs: {'tokens' | 'features': (train, test)}, device arrays.
         labels: (train i32[n], test i32[m]).
         parts: each client's training indices.
+        tokens_again: (split 0 train or 1 test, rows i[k]) -> the tokens of those examples, computed anew
+            each time they are needed; with config.prefix_cache='off', and `inputs` has no tokens then.
     """
 
     config: Any
@@ -36,6 +38,7 @@ class Problem:
     inputs: dict[str, tuple[jax.Array, jax.Array]]
     labels: tuple[jax.Array, jax.Array]
     parts: list[np.ndarray]
+    tokens_again: Callable[[int, np.ndarray], jax.Array] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +163,7 @@ def play_round(
     received = method.receive(broadcast, number)
     marks.append(time.perf_counter())
     round_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), phase), number)
-    examples = {"inputs": problem.inputs[method.inputs][0], "labels": problem.labels[0]}
+    examples, plan = _examples(problem, method.inputs, plan)
     sent = uplink.train_and_send(config, method, state, received, examples, plan, clients, number, round_key)
     for row in np.flatnonzero(~np.isfinite(sent.losses)):
         key = jax.random.fold_in(round_key, clients[row])
@@ -222,6 +225,20 @@ def play_round(
     )
 
 
+def _examples(
+    problem: Problem, kind: str, plan: cohort.Schedule
+) -> tuple[dict[str, jax.Array], cohort.Schedule]:
+    """A round's examples, and the plan with indices into them: all, or with no prefix cache the cohort's."""
+    if kind in problem.inputs:
+        return {"inputs": problem.inputs[kind][0], "labels": problem.labels[0]}, plan
+    used = np.unique(plan.batches[plan.batches >= 0])
+    most = sum(sorted(map(len, problem.parts))[-len(plan.steps) :])  # one shape for every cohort
+    rows = np.resize(used, most) if len(used) else np.zeros(most, int)
+    batches = np.where(plan.batches >= 0, np.searchsorted(used, plan.batches), -1).astype(np.int32)
+    examples = {"inputs": problem.tokens_again(0, rows), "labels": problem.labels[0][rows]}
+    return examples, dataclasses.replace(plan, batches=batches)
+
+
 def _decode_valid(
     method: Method, state: Any, payloads: list[bytes], number: int, clients: np.ndarray
 ) -> tuple[Any, dict[int, str]]:
@@ -271,7 +288,7 @@ def correctness(problem: Problem, method: Method) -> Callable[[Any], np.ndarray]
     The function raises FloatingPointError where the network's outputs are not finite: argmax would call
     them class 0.
     """
-    inputs, labels = problem.inputs[method.inputs][1], problem.labels[1]
+    labels = problem.labels[1]
     forward = problem.task.model.suffix if method.inputs == "tokens" else lambda params, x: x
 
     @jax.jit
@@ -281,6 +298,10 @@ def correctness(problem: Problem, method: Method) -> Callable[[Any], np.ndarray]
 
     def correct(state) -> np.ndarray:
         params, head = method.eval_params(state)
+        if method.inputs in problem.inputs:
+            inputs = problem.inputs[method.inputs][1]
+        else:
+            inputs = problem.tokens_again(1, np.arange(len(labels)))
         predictions = in_chunks(partial(predict, params, head), inputs)
         if broken := int(jnp.sum(predictions < 0)):
             raise FloatingPointError(
