@@ -36,8 +36,17 @@ from deltamask_jax import experiment, main, methods, metrics
 # method: {network: {method: {setting: value}}}. What is not here runs with the config's own values.
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "glyph_vit": {
-        # Neither has masks drawn from public uniforms, so no control variate.
-        "fedmask": {"mask.aggregator": "beta"},
+        "linear_probe": {"linear_probe.learning_rate": 0.3},
+        "fedavg": {"fedavg.learning_rate": 1e-3},
+        # Those that compress FedAvg's updates train like it.
+        "eden": {"fedavg.learning_rate": 1e-3},
+        "drive": {"fedavg.learning_rate": 1e-3},
+        "qsgd": {"fedavg.learning_rate": 1e-3},
+        "deltamask": {"mask.learning_rate": 1.2},
+        "deepreduce": {"mask.learning_rate": 1.2},  # trains like DeltaMask
+        "fedpm": {"mask.learning_rate": 1.2, "mask.aggregator": "beta"},  # the posterior is its own
+        # Neither of these has masks drawn from public uniforms, so no control variate.
+        "fedmask": {"mask.learning_rate": 0.6, "mask.aggregator": "beta"},
         "klms": {"mask.aggregator": "beta"},
     }
 }
