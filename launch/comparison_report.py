@@ -168,8 +168,9 @@ def draw(path: Path, comparison: dict[str, Any]) -> None:
             x = [x for x, _ in points]
             low, mean, high = ([100 * p[key] for _, p in points] for key in ("low", "accuracy", "high"))
             style = {"color": colours(i % 10), "marker": MARKERS[i % len(MARKERS)]}
+            label = row["method"].replace(":", ":\n  ")
             dashes = "solid" if i < 10 else (0, (2, 1))  # where colours come again
-            axes.plot(x, mean, **style, linestyle=dashes, markersize=4, linewidth=1.3, label=row["method"])
+            axes.plot(x, mean, **style, linestyle=dashes, markersize=4, linewidth=1.3, label=label)
             axes.fill_between(x, low, high, color=style["color"], alpha=0.12, linewidth=0)
         axes.axhline(
             100 * comparison["linear_probe_accuracy"], color="gray", linestyle="--", label="linear probe"

@@ -7,8 +7,10 @@ bit 4 set for 4-wise, bit 5 set for a window.
 Not exact: each position that is not a flip is reported with probability 2**-bits.
 """
 
+import os
 import struct
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -96,7 +98,8 @@ def filter_codec(
         return hits
 
     def count(payloads, contexts, counts: np.ndarray) -> None:
-        received = [read(*pair) for pair in zip(payloads, contexts, strict=True)]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # unpacking the containers takes its time
+            received = list(pool.map(read, payloads, contexts))
         membership.count_all([pair[0] for pair in received if pair], counts)
 
     name = f"{family}{bits}{'' if arity == 3 else '-4wise'}-{container}{'-window' if window else ''}"
