@@ -42,12 +42,14 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "eden": {"fedavg.learning_rate": 1e-3},
         "drive": {"fedavg.learning_rate": 1e-3},
         "qsgd": {"fedavg.learning_rate": 1e-3},
+        "signsgd": {"fedavg.learning_rate": 1e-3},
+        "peft": {"peft.learning_rate": 1e-2},
         "deltamask": {"mask.learning_rate": 1.2},
         "deepreduce": {"mask.learning_rate": 1.2},  # trains like DeltaMask
         "fedpm": {"mask.learning_rate": 1.2, "mask.aggregator": "beta"},  # the posterior is its own
         # Neither of these has masks drawn from public uniforms, so no control variate.
         "fedmask": {"mask.learning_rate": 0.6, "mask.aggregator": "beta"},
-        "klms": {"mask.aggregator": "beta"},
+        "klms": {"mask.learning_rate": 1.2, "mask.aggregator": "beta"},
     }
 }
 
