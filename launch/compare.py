@@ -32,8 +32,9 @@ from ml_collections import ConfigDict
 from deltamask_jax import config as config_lib
 from deltamask_jax import experiment, main, methods, metrics
 
-# What a method needs changed on a network (`config.model.name`), found by a search of the same size for every
-# method: {network: {method: {setting: value}}}. What is not here runs with the config's own values.
+# What a method needs changed on a network (`config.model.name`): {network: {method: {setting: value}}}. The
+# rates of glyph_vit were found by a search of the same size for every kind of training (docs/results.md).
+# What is not here runs with the config's own values.
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "glyph_vit": {
         "linear_probe": {"linear_probe.learning_rate": 0.3},
@@ -50,7 +51,12 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         # Neither of these has masks drawn from public uniforms, so no control variate.
         "fedmask": {"mask.learning_rate": 0.6, "mask.aggregator": "beta"},
         "klms": {"mask.learning_rate": 1.2, "mask.aggregator": "beta"},
-    }
+    },
+    "dinov2_small": {
+        "fedpm": {"mask.aggregator": "beta"},
+        "fedmask": {"mask.aggregator": "beta"},
+        "klms": {"mask.aggregator": "beta"},
+    },
 }
 
 # What --smoke leaves of a config; smaller values stay.
