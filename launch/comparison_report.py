@@ -17,13 +17,13 @@ def summarise(runs: dict[tuple[str, int], Path], names: list[str], target: float
     Args:
         runs: (method, seed) -> workdir.
         names: the methods in the order of the table.
-        target: accuracy whose cost is asked, 0 … 1; 0 for the mean of the linear probes: those that the
-            method `linear_probe` trained, or where it is not compared, those beside every run.
+        target: accuracy whose cost is asked, 0 … 1; 0 for the linear probe's: the mean of the method
+            `linear_probe`, or where it is not compared, of the probes beside every run.
     """
     found = {key: _read(workdir) for key, workdir in runs.items()}
     summaries = [summary for summary, _ in found.values()]
-    own = [summary for summary in summaries if summary["method"] == "linear_probe"]
-    probe = float(np.mean([summary["linear_probe_accuracy"] for summary in own or summaries]))
+    probes = [s["final_accuracy"] for s in summaries if s["method"] == "linear_probe"]
+    probe = float(np.mean(probes or [s["linear_probe_accuracy"] for s in summaries]))
     target = target or probe
     rows = []
     for name in names:
