@@ -112,7 +112,7 @@ def flips(name: str, rng: np.random.Generator, **options) -> tuple[list[bytes], 
 
 
 def masks(rng: np.random.Generator, bits: int) -> tuple[list[bytes], Callable, Callable]:
-    """The same of minimal random coding."""
+    """Payloads of minimal random coding, their decoder, and what a decoded mask has to be."""
     theta, moved, _ = drift(rng)
     key, context = stream_key(SEED, ROUND, CLIENT, CANDIDATES), codecs.Context(D, theta, None, ROUND, CLIENT)
     payloads = [
@@ -134,7 +134,7 @@ def masks(rng: np.random.Generator, bits: int) -> tuple[list[bytes], Callable, C
 
 
 def values(name: str, rng: np.random.Generator, **options) -> tuple[list[bytes], Callable, Callable]:
-    """The same of a codec of values."""
+    """Payloads of a codec of values, their decoder, and what a decoded vector has to be."""
     module = {"eden": eden, "qsgd": qsgd, "signs": signs, "rounded": rounded, "dense": dense}[name]
     dtype = jnp.dtype(options.pop("dtype", "float32"))
     given = (*options.values(), SEED)
@@ -201,7 +201,8 @@ def fuzz(settings: dict, payloads: int, seed: int, results) -> None:
 
 
 def label(settings: dict) -> str:
-    return "-".join(map(str, settings.values()))
+    name, *options = settings.items()
+    return " ".join([name[1], *(f"{key}={value}" for key, value in options)])
 
 
 def main() -> None:
@@ -230,7 +231,7 @@ def main() -> None:
         harmless = {"PayloadError", "unchanged", "forged, valid update"}
         failures += sum(count for name, count in row["outcomes"].items() if name not in harmless)
         counts = ", ".join(f"{name} {count}" for name, count in sorted(row["outcomes"].items()))
-        print(f"{row['codec']:22} {row['payloads']} payloads: {counts}", flush=True)
+        print(f"{row['codec']:32} {row['payloads']} payloads: {counts}", flush=True)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
     print(f"{'FAILED' if failures else 'ok'}: {failures} crashes, other exceptions or wrong decodes")

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.tree_util import Partial
 
 from deltamask_jax import data, devices, methods, models, pretrained
@@ -14,7 +13,7 @@ from deltamask_jax.data import features, partition
 from deltamask_jax.flat_index import FlatIndex
 from deltamask_jax.heads import random_head
 from deltamask_jax.methods import Task
-from deltamask_jax.rounds import EVALUATION_CHUNK, Problem, in_chunks
+from deltamask_jax.rounds import EVALUATION_CHUNK, Problem, TokensOnDemand, in_chunks
 
 
 def set_up(config, workdir: Path) -> Problem:
@@ -40,16 +39,10 @@ def set_up(config, workdir: Path) -> Problem:
     if methods.trains_prefix(config):
         model, directory = _without_prefix(_without_cut(config, model)), None
     splits = (dataset.train, dataset.test)
-    tokens = tuple(_tokens(config, model, params, split, directory) for split in splits)
     suffix = partial(jax.jit(model.suffix), params)
-    inputs = {"tokens": tokens, "features": tuple(in_chunks(suffix, array) for array in tokens)}
-    again = None
-    if config.prefix_cache == "off":
-        del inputs["tokens"]
-
-        def again(split: int, rows: np.ndarray) -> jax.Array:
-            return _tokens(config, model, params, splits[split].take(rows), directory=None)
-
+    cached = config.prefix_cache != "off"
+    tokens = tuple(_tokens(config, model, params, split, directory, cached) for split in splits)
+    outputs = tuple(in_chunks(suffix, array) for array in tokens)
     return Problem(
         config=config,
         task=Task(
@@ -58,10 +51,12 @@ def set_up(config, workdir: Path) -> Problem:
             head=random_head(config.seed, model.feature_dim, dataset.num_classes),
             index=FlatIndex.create(params, model.masked),
         ),
-        inputs=devices.everywhere(inputs, mesh),
+        inputs={
+            "tokens": devices.everywhere(tokens, mesh) if cached else tokens,
+            "features": devices.everywhere(outputs, mesh),
+        },
         labels=devices.everywhere((dataset.train.labels, dataset.test.labels), mesh),
         parts=parts,
-        tokens_again=again,
     )
 
 
@@ -81,17 +76,25 @@ def _without_prefix(model: models.Model) -> models.Model:
     return dataclasses.replace(model, prefix=lambda params, images: images, suffix=whole)
 
 
-def _tokens(config, model: models.Model, params, split: data.Split, directory: Path | None) -> jax.Array:
-    """The frozen prefix's output for every example, on the device."""
-    key = directory and features.fingerprint(model.architecture, model.trained_blocks, params, split.images)
-    return jnp.asarray(
-        features.prefix_features(
-            Partial(model.prefix, params),
-            split.images,
-            model.preprocessing,
-            key=key or "",
-            directory=directory,
-            chunk=EVALUATION_CHUNK,
-            dtype=config.model.dtype,
+def _tokens(
+    config, model: models.Model, params, split: data.Split, directory: Path | None, cached: bool
+) -> jax.Array | TokensOnDemand:
+    """The frozen prefix's output for every example: on the device, or not yet computed."""
+
+    def compute(split: data.Split, **options) -> jax.Array:
+        return jnp.asarray(
+            features.prefix_features(
+                Partial(model.prefix, params),
+                split.images,
+                model.preprocessing,
+                chunk=chunk,
+                dtype=config.model.dtype,
+                **options,
+            )
         )
-    )
+
+    chunk = min(EVALUATION_CHUNK, len(split))  # one for both: another batch size may round differently
+    if not cached:
+        return TokensOnDemand(lambda rows: compute(split.take(rows), progress=False), len(split))
+    key = directory and features.fingerprint(model.architecture, model.trained_blocks, params, split.images)
+    return compute(split, key=key or "", directory=directory)

@@ -22,15 +22,33 @@ HEAD_PHASE, MAIN_PHASE, PROBE_PHASE = range(3)  # each shuffles its examples wit
 
 
 @dataclasses.dataclass(frozen=True)
+class TokensOnDemand:
+    """The frozen prefix's outputs of a split, computed anew whenever some of them are asked for.
+
+    Attributes:
+        compute: rows i[k] -> tokens [k, ...].
+        size: how many examples there are.
+    """
+
+    compute: Callable[[np.ndarray], jax.Array]
+    size: int
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, rows: slice | np.ndarray) -> jax.Array:
+        return self.compute(np.arange(self.size)[rows])
+
+
+@dataclasses.dataclass(frozen=True)
 class Problem:
     """The federated task, the same for every method.
 
     Attributes:
-        inputs: {'tokens' | 'features': (train, test)}, device arrays.
+        inputs: {'tokens' | 'features': (train, test)}, device arrays; with config.prefix_cache='off' the
+            tokens are `TokensOnDemand`.
         labels: (train i32[n], test i32[m]).
         parts: each client's training indices.
-        tokens_again: (split 0 train or 1 test, rows i[k]) -> the tokens of those examples, computed anew
-            each time they are needed; with config.prefix_cache='off', and `inputs` has no tokens then.
     """
 
     config: Any
@@ -38,7 +56,6 @@ class Problem:
     inputs: dict[str, tuple[jax.Array, jax.Array]]
     labels: tuple[jax.Array, jax.Array]
     parts: list[np.ndarray]
-    tokens_again: Callable[[int, np.ndarray], jax.Array] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,14 +245,18 @@ def play_round(
 def _examples(
     problem: Problem, kind: str, plan: cohort.Schedule
 ) -> tuple[dict[str, jax.Array], cohort.Schedule]:
-    """A round's examples, and the plan with indices into them: all, or with no prefix cache the cohort's."""
-    if kind in problem.inputs:
-        return {"inputs": problem.inputs[kind][0], "labels": problem.labels[0]}, plan
-    used = np.unique(plan.batches[plan.batches >= 0])
+    """A round's examples, and the plan with indices into them: all that are cached, or the cohort's anew."""
+    inputs, labels = problem.inputs[kind][0], problem.labels[0]
+    if not isinstance(inputs, TokensOnDemand):
+        return {"inputs": inputs, "labels": labels}, plan
+    taken = np.arange(plan.batches.shape[1]) < plan.steps[:, None]  # not those of who fails on the way
+    batches = np.where(taken[:, :, None], plan.batches, -1)
+    rows = np.unique(batches[batches >= 0])
+    batches = np.where(batches >= 0, np.searchsorted(rows, batches), -1).astype(np.int32)
     most = sum(sorted(map(len, problem.parts))[-len(plan.steps) :])  # one shape for every cohort
-    rows = np.resize(used, most) if len(used) else np.zeros(most, int)
-    batches = np.where(plan.batches >= 0, np.searchsorted(used, plan.batches), -1).astype(np.int32)
-    examples = {"inputs": problem.tokens_again(0, rows), "labels": problem.labels[0][rows]}
+    tokens = inputs[rows]
+    tokens = jnp.pad(tokens, [(0, most - len(rows))] + [(0, 0)] * (tokens.ndim - 1))
+    examples = {"inputs": tokens, "labels": labels[np.pad(rows, (0, most - len(rows)))]}
     return examples, dataclasses.replace(plan, batches=batches)
 
 
@@ -288,7 +309,7 @@ def correctness(problem: Problem, method: Method) -> Callable[[Any], np.ndarray]
     The function raises FloatingPointError where the network's outputs are not finite: argmax would call
     them class 0.
     """
-    labels = problem.labels[1]
+    inputs, labels = problem.inputs[method.inputs][1], problem.labels[1]
     forward = problem.task.model.suffix if method.inputs == "tokens" else lambda params, x: x
 
     @jax.jit
@@ -298,10 +319,6 @@ def correctness(problem: Problem, method: Method) -> Callable[[Any], np.ndarray]
 
     def correct(state) -> np.ndarray:
         params, head = method.eval_params(state)
-        if method.inputs in problem.inputs:
-            inputs = problem.inputs[method.inputs][1]
-        else:
-            inputs = problem.tokens_again(1, np.arange(len(labels)))
         predictions = in_chunks(partial(predict, params, head), inputs)
         if broken := int(jnp.sum(predictions < 0)):
             raise FloatingPointError(
@@ -313,8 +330,10 @@ def correctness(problem: Problem, method: Method) -> Callable[[Any], np.ndarray]
     return correct
 
 
-def in_chunks(function, array: jax.Array) -> jax.Array:
+def in_chunks(function, array: jax.Array | TokensOnDemand) -> jax.Array:
     """`function` over the rows of `array`, a chunk at a time; the last is padded to a chunk."""
-    n, chunk = len(array), min(EVALUATION_CHUNK, len(array))
-    padded = jnp.concatenate([array, jnp.repeat(array[:1], -n % chunk, axis=0)])
-    return jnp.concatenate([function(padded[i : i + chunk]) for i in range(0, len(padded), chunk)])[:n]
+    n, chunk, outputs = len(array), min(EVALUATION_CHUNK, len(array)), []
+    for start in range(0, n, chunk):
+        rows = array[start : start + chunk]
+        outputs.append(function(jnp.concatenate([rows, jnp.repeat(rows[:1], chunk - len(rows), axis=0)])))
+    return jnp.concatenate(outputs)[:n]

@@ -5,9 +5,9 @@
     python launch/compare.py --config=configs/quickstart.py --methods=fedavg,peft --out=runs/try --smoke
 
 A method is any name `config.method` takes, with settings of its own behind colons: any of configs/common.py,
-those of a section named like the method also without its name. Before these come SETTINGS below. Whatever
-else the config says is the same for all: split, pretrained weights, head, rounds. To search a learning rate,
-list a method with several: --methods=fedavg:learning_rate=1e-4,fedavg:learning_rate=3e-4.
+those of a section named like the method also without its name. Before these come NEEDS and SETTINGS below.
+Whatever else the config says is the same for all: split, pretrained weights, head, rounds. To search a
+learning rate, list a method with several: --methods=fedavg:learning_rate=1e-4,fedavg:learning_rate=3e-4.
 
 Runs lie in OUT/METHOD/seedN. One that is there, finished and of the same config, is not repeated, so the same
 command goes on where an interrupted one stopped. OUT gets comparison.json (everything, with the curves),
@@ -32,9 +32,15 @@ from ml_collections import ConfigDict
 from deltamask_jax import config as config_lib
 from deltamask_jax import experiment, main, methods, metrics
 
-# What a method needs changed on a network (`config.model.name`): {network: {method: {setting: value}}}. The
-# rates of glyph_vit were found by a search of the same size for every kind of training (docs/results.md).
-# What is not here runs with the config's own values.
+# What a method needs on every network. FedPM's aggregator is the Beta posterior; FedMask and KLMS have no
+# masks drawn from public uniforms, and so no control variate.
+NEEDS: dict[str, dict[str, Any]] = {
+    name: {"mask.aggregator": "beta"} for name in ("fedpm", "fedmask", "klms")
+}
+
+# What is best on a network (`config.model.name`): {network: {method: {setting: value}}}. Those of glyph_vit
+# are from a search over five rounds of the quick start (docs/results.md); what is not here is as the config
+# says.
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "glyph_vit": {
         "linear_probe": {"linear_probe.learning_rate": 0.3},
@@ -47,15 +53,9 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "peft": {"peft.learning_rate": 1e-2},
         "deltamask": {"mask.learning_rate": 1.2},
         "deepreduce": {"mask.learning_rate": 1.2},  # trains like DeltaMask
-        "fedpm": {"mask.learning_rate": 1.2, "mask.aggregator": "beta"},  # the posterior is its own
-        # Neither of these has masks drawn from public uniforms, so no control variate.
-        "fedmask": {"mask.learning_rate": 0.6, "mask.aggregator": "beta"},
-        "klms": {"mask.learning_rate": 1.2, "mask.aggregator": "beta"},
-    },
-    "dinov2_small": {
-        "fedpm": {"mask.aggregator": "beta"},
-        "fedmask": {"mask.aggregator": "beta"},
-        "klms": {"mask.aggregator": "beta"},
+        "fedpm": {"mask.learning_rate": 1.2},
+        "fedmask": {"mask.learning_rate": 0.6},
+        "klms": {"mask.learning_rate": 1.2},
     },
 }
 
@@ -74,6 +74,11 @@ if __name__ == "__main__":  # beside --config and its overrides, which deltamask
         "target", 0.0, "Accuracy whose cost is asked, 0 … 1; 0 = the linear probe's.", 0.0, 1.0
     )
     flags.DEFINE_bool("smoke", False, "One seed, few examples, two rounds: whether everything runs.")
+
+
+def settings_of(network: str, method: str) -> dict[str, Any]:
+    """What a method gets on a network unless told otherwise."""
+    return NEEDS.get(method, {}) | SETTINGS.get(network, {}).get(method, {})
 
 
 def with_settings(config: ConfigDict, settings: dict[str, Any]) -> ConfigDict:
@@ -108,7 +113,7 @@ def config_of(config: ConfigDict, method: str, seed: int) -> ConfigDict:
     malformed = [item for item in own if "=" not in item]
     if malformed:
         raise ValueError(f"--methods: {malformed[0]!r} of {method!r} is not setting=value")
-    settings = {"method": name, "seed": seed, **SETTINGS.get(config.model.name, {}).get(name, {})}
+    settings = {"method": name, "seed": seed, **settings_of(config.model.name, name)}
     section = config_lib.flatten(config.get(name, ConfigDict()))
     for item in own:
         setting, value = item.split("=", 1)

@@ -21,9 +21,10 @@ def summarise(runs: dict[tuple[str, int], Path], names: list[str], target: float
             `linear_probe`, or where it is not compared, of the probes beside every run.
     """
     found = {key: _read(workdir) for key, workdir in runs.items()}
-    summaries = [summary for summary, _ in found.values()]
-    probes = [s["final_accuracy"] for s in summaries if s["method"] == "linear_probe"]
-    probe = float(np.mean(probes or [s["linear_probe_accuracy"] for s in summaries]))
+    probes = [
+        summary["final_accuracy"] for (name, _), (summary, _) in found.items() if name == "linear_probe"
+    ]
+    probe = float(np.mean(probes or [summary["linear_probe_accuracy"] for summary, _ in found.values()]))
     target = target or probe
     rows = []
     for name in names:
@@ -75,7 +76,7 @@ _COST = ("rounds_to_target", "uplink_megabytes_to_target", "downlink_megabytes_t
 def _cost(records: list[dict], target: float) -> dict[str, float] | None:
     """What had been played and sent, by all clients and the head's round too, when `target` was first met."""
     for i, record in enumerate(records):
-        if record["accuracy"] is not None and record["accuracy"] >= target:
+        if record["accuracy"] is not None and record["accuracy"] >= target - 1e-9:
             sent = [sum(r[f"{way}_bytes"] for r in records[: i + 1]) / 1e6 for way in ("uplink", "downlink")]
             return dict(zip(_COST, (record["round"], *sent), strict=True))
     return None

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from compare import SETTINGS  # what a method needs changed on a network
+from compare import settings_of
 from ml_collections import ConfigDict
 
 from deltamask_jax import config as config_lib
@@ -90,8 +90,12 @@ def settings(run: Run, seed: int, smoke: bool) -> ConfigDict:
     """
     config = config_files.load(SMOKE_CONFIG if smoke else run.config)
     method = run.changes.get("method", config.method)
-    own = SETTINGS.get(config.model.name, {}).get(method, {})
-    changes = {**(SMOKE if smoke else {}), **own, **run.changes, "seed": seed}
+    changes = {
+        **(SMOKE if smoke else {}),
+        **settings_of(config.model.name, method),
+        **run.changes,
+        "seed": seed,
+    }
     try:
         with config.unlocked():
             config.update_from_flattened_dict(_known(changes, config))

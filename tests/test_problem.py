@@ -5,10 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
+from deltamask_jax import cohort
 from deltamask_jax.heads import with_head
 from deltamask_jax.methods import build
 from deltamask_jax.problem import set_up
-from deltamask_jax.rounds import MAIN_PHASE, evaluator, play_round
+from deltamask_jax.rounds import MAIN_PHASE, TokensOnDemand, evaluator, play_round
 from tests.conftest import tiny_config
 
 
@@ -34,27 +35,36 @@ def test_the_prefix_cache_changes_nothing(tmp_path, cached, cache):
     if cache == "folder":
         assert len(list(folder.iterdir())) == 2  # train and test
     else:
-        assert "tokens" not in problem.inputs
+        assert isinstance(problem.inputs["tokens"][0], TokensOnDemand)
     np.testing.assert_array_equal(state.theta, cached[1].theta)
     assert (result.train_loss, accuracy) == (cached[2].train_loss, cached[3])
 
 
-def test_without_a_prefix_cache_a_round_computes_only_its_cohort(tmp_path, cached):
+def test_without_a_prefix_cache_a_round_computes_only_what_its_clients_train_on(tmp_path, cached):
     config = tiny_config(prefix_cache="off")
     problem, _ = with_head(set_up(config, tmp_path))
-    computed = []
+    method, computed, shapes = build(config, problem.task), [], set()
+    train, test = problem.inputs["tokens"]
 
-    def tokens_again(split, rows):
-        computed.append(len(np.unique(rows)))
-        return problem.tokens_again(split, rows)
+    def compute(rows):
+        computed.append(rows)
+        return train.compute(rows)
 
-    method, rounds = build(config, problem.task), []
-    watched = dataclasses.replace(problem, tokens_again=tokens_again)
-    stored = dataclasses.replace(cached[0], task=problem.task)
-    for number, clients in enumerate((np.array([1, 4]), np.array([0, 2])), 1):
-        rounds = [
-            play_round(each, method, method.init(), number, clients, MAIN_PHASE, 1)[1].train_loss
-            for each in (watched, stored)
-        ]
-        assert computed[-1] == sum(len(problem.parts[client]) for client in clients)
-        assert rounds[0] == rounds[1]
+    def watched_train(training, frozen, received, examples, *arguments, **options):
+        shapes.add(examples["inputs"].shape)
+        return train_in_chunks(training, frozen, received, examples, *arguments, **options)
+
+    train_in_chunks = cohort.train_in_chunks
+    watched = problem.inputs | {"tokens": (dataclasses.replace(train, compute=compute), test)}
+    on_demand = dataclasses.replace(problem, inputs=watched)
+    stored = dataclasses.replace(problem, inputs=cached[0].inputs)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cohort, "train_in_chunks", watched_train)
+        for number, clients in enumerate((np.array([1, 4]), np.array([0, 2])), 1):
+            first, second = (
+                play_round(each, method, method.init(), number, clients, MAIN_PHASE, 1)[1]
+                for each in (on_demand, stored)
+            )
+            assert sorted(computed[-1]) == sorted(np.concatenate([problem.parts[k] for k in clients]))
+            assert first.train_loss == second.train_loss
+    assert len(shapes) == 2  # one for both cohorts, and that of everything

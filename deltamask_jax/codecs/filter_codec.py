@@ -99,7 +99,8 @@ def filter_codec(
 
     def count(payloads, contexts, counts: np.ndarray) -> None:
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # unpacking the containers takes its time
-            received = list(pool.map(read, payloads, contexts))
+            pairs = zip(payloads, contexts, strict=True)
+            received = list(pool.map(lambda pair: read(*pair), pairs))
         membership.count_all([pair[0] for pair in received if pair], counts)
 
     name = f"{family}{bits}{'' if arity == 3 else '-4wise'}-{container}{'-window' if window else ''}"

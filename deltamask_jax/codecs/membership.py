@@ -73,7 +73,8 @@ def _count_cohort(cohort: list[Filter], counts: np.ndarray) -> None:
     table, present = client_rows([filter.fingerprints for filter in cohort], "u8" if on_cpu else "u4")
     with jax.enable_x64(on_cpu):
         table, present = jnp.asarray(pad_table(table)), jnp.asarray(present)
-    chunk = min(_SORTED_CHUNK, 1 << (d - 1).bit_length()) if on_cpu else _COHORT_CHUNK
+    share = -(-d // os.cpu_count())  # of a core
+    chunk = min(_SORTED_CHUNK, 1 << (share - 1).bit_length()) if on_cpu else _COHORT_CHUNK
     count = _count_sorted if on_cpu else _count_in_order
 
     def add(start: int) -> None:

@@ -32,6 +32,7 @@ def prefix_features(
     directory: Path | None = None,
     chunk: int = 64,
     dtype: Any = "float32",
+    progress: bool = True,
 ) -> np.ndarray:
     """Runs the frozen prefix over all images, in chunks through one compiled function.
 
@@ -45,6 +46,7 @@ def prefix_features(
         directory: where to keep the result for later runs; None keeps it in memory.
         chunk: images at a time; the last chunk is padded, so that there is one compilation.
         dtype: of the result, 'float32' or 'bfloat16'.
+        progress: show a progress bar.
 
     Returns:
         dtype[n, ...]: an array in memory or, with a directory, a read-only memory map.
@@ -55,7 +57,7 @@ def prefix_features(
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
     if directory is None:
-        return _compute(prefix_fn, images, preprocessing, chunk, dtype, np.empty)
+        return _compute(prefix_fn, images, preprocessing, chunk, dtype, np.empty, progress)
     if not key:
         raise ValueError("a cache directory needs a key: fingerprint(model config, params, images)")
     dtype = jnp.dtype(dtype)
@@ -71,7 +73,7 @@ def prefix_features(
         return np.lib.format.open_memmap(partial, "w+", _on_disk(dtype), shape).view(dtype)
 
     try:
-        _compute(prefix_fn, images, preprocessing, chunk, dtype, create).flush()
+        _compute(prefix_fn, images, preprocessing, chunk, dtype, create, progress).flush()
         os.replace(partial, path)  # the name appears only once everything is in the file
     finally:
         with contextlib.suppress(FileNotFoundError):
@@ -79,16 +81,17 @@ def prefix_features(
     return _stored(path, dtype)
 
 
-def _compute(prefix_fn, images, preprocessing, chunk, dtype, create) -> np.ndarray:
+def _compute(prefix_fn, images, preprocessing, chunk, dtype, create, progress) -> np.ndarray:
     """Fills `create(shape, dtype)` with the features of all images."""
     n, dtype = len(images), jnp.dtype(dtype)
-    chunk = max(1, min(chunk, n))
     prefix_fn = prefix_fn if isinstance(prefix_fn, Partial) else Partial(prefix_fn)
     shape = (chunk, preprocessing.size, preprocessing.size, 3)
     outputs = jax.eval_shape(prefix_fn, jax.ShapeDtypeStruct(shape, jnp.float32))
     features = create((n, *outputs.shape[1:]), dtype)
     waiting = None  # the chunk on the device, while the host prepares the next one
-    with tqdm(total=n, desc="frozen prefix", unit=" images", leave=False, disable=None) as bar:
+    with tqdm(
+        total=n, desc="frozen prefix", unit=" images", leave=False, disable=None if progress else True
+    ) as bar:
         for start in [*range(0, n, chunk), None]:
             computed = None
             if start is not None:

@@ -35,7 +35,6 @@ def played(monkeypatch):
             record = {"round": number, "accuracy": accuracy, "uplink_bytes": up, "downlink_bytes": 2 * up}
             metrics.append(workdir / "metrics.jsonl", record | {"seconds": 9.0 if number == 1 else 2.0})
         summary = {
-            "method": config.method,
             "final_accuracy": accuracies[-1],
             "best_accuracy": accuracies[-1],
             "masked_parameters": 1000,
