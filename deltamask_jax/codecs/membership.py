@@ -50,7 +50,8 @@ def query_all(filter: Filter, d: int) -> np.ndarray:
 def count_all(filters: Sequence[Filter], counts: np.ndarray) -> None:
     """Adds to counts u16[d] the number of filters that contain each position.
 
-    Filters of equal seed, shape and width are decoded together, others one by one. Memory: 8 * bits
+    Filters of equal seed, shape and width are decoded together where there are many positions, others one by
+    one. Memory: 8 * bits
     bytes per slot of a filter, and on a CPU 64 MB of scratch per core.
     """
     alike: dict[tuple, list[Filter]] = {}
@@ -60,7 +61,7 @@ def count_all(filters: Sequence[Filter], counts: np.ndarray) -> None:
     for group in alike.values():
         for first in range(0, len(group), COHORT):
             cohort = group[first : first + COHORT]
-            if len(cohort) > 2:
+            if len(cohort) > 2 and len(counts) > SMALL:
                 _count_cohort(cohort, counts)
             else:
                 for filter in cohort:
