@@ -8,9 +8,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # config files import `confi
 
 from configs import quickstart  # noqa: E402
 from deltamask_jax import methods  # noqa: E402
+from deltamask_jax.evaluation import evaluator  # noqa: E402
 from deltamask_jax.heads import with_head  # noqa: E402
 from deltamask_jax.problem import set_up  # noqa: E402
-from deltamask_jax.rounds import evaluator, play_until_enough  # noqa: E402
+from deltamask_jax.rounds import play_until_enough  # noqa: E402
 
 AGGREGATORS = ("mean", "trimmed", "median", "clip")
 SHARES = (0.0, 0.1, 0.2, 0.4)

@@ -31,8 +31,8 @@ def get_config() -> ConfigDict:
     config.train_examples = 0  # use only this many, stratified by class; 0 = all
     config.test_examples = 0  # likewise
 
-    # Outputs of the frozen prefix: 'memory'; 'off' = computed anew in every round, for its cohort; or a
-    # folder that keeps them for later runs.
+    # Outputs of the frozen prefix: 'memory'; 'off' = computed anew whenever a round or an evaluation
+    # needs them; or a folder that keeps them for later runs.
     config.prefix_cache = "memory"
 
     config.partition = ConfigDict()

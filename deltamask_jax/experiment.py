@@ -18,9 +18,10 @@ from safetensors.numpy import save_file
 from deltamask_jax import checkpoint, devices, environment, methods, metrics, progress
 from deltamask_jax import config as config_lib
 from deltamask_jax.data import partition
+from deltamask_jax.evaluation import correctness
 from deltamask_jax.heads import linear_probe_accuracy, with_head
 from deltamask_jax.problem import set_up
-from deltamask_jax.rounds import Round, correctness, play_until_enough
+from deltamask_jax.rounds import Round, play_until_enough
 from deltamask_jax.trackers import open_trackers
 
 SECONDS = ("compile_seconds", "codec_seconds", "codec_exposed_seconds")

@@ -10,10 +10,11 @@ from jax.tree_util import Partial
 
 from deltamask_jax import data, devices, methods, models, pretrained
 from deltamask_jax.data import features, partition
+from deltamask_jax.evaluation import EVALUATION_CHUNK, in_chunks
 from deltamask_jax.flat_index import FlatIndex
 from deltamask_jax.heads import random_head
 from deltamask_jax.methods import Task
-from deltamask_jax.rounds import EVALUATION_CHUNK, Problem, TokensOnDemand, in_chunks
+from deltamask_jax.rounds import Problem
 
 
 def set_up(config, workdir: Path) -> Problem:
@@ -78,14 +79,15 @@ def _without_prefix(model: models.Model) -> models.Model:
 
 def _tokens(
     config, model: models.Model, params, split: data.Split, directory: Path | None, cached: bool
-) -> jax.Array | TokensOnDemand:
+) -> jax.Array | features.TokensOnDemand:
     """The frozen prefix's output for every example: on the device, or not yet computed."""
+    chunk = min(EVALUATION_CHUNK, len(split))  # also of a part: another batch size may round differently
 
-    def compute(split: data.Split, **options) -> jax.Array:
+    def compute(part: data.Split, **options) -> jax.Array:
         return jnp.asarray(
             features.prefix_features(
                 Partial(model.prefix, params),
-                split.images,
+                part.images,
                 model.preprocessing,
                 chunk=chunk,
                 dtype=config.model.dtype,
@@ -93,8 +95,7 @@ def _tokens(
             )
         )
 
-    chunk = min(EVALUATION_CHUNK, len(split))  # one for both: another batch size may round differently
     if not cached:
-        return TokensOnDemand(lambda rows: compute(split.take(rows), progress=False), len(split))
+        return features.TokensOnDemand(lambda rows: compute(split.take(rows), progress=False), len(split))
     key = directory and features.fingerprint(model.architecture, model.trained_blocks, params, split.images)
     return compute(split, key=key or "", directory=directory)

@@ -4,8 +4,6 @@ import dataclasses
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -15,29 +13,10 @@ import numpy as np
 from deltamask_jax import attacks, cohort, faults, uplink
 from deltamask_jax.codecs import PayloadError
 from deltamask_jax.data import partition
+from deltamask_jax.data.features import TokensOnDemand
 from deltamask_jax.methods import Method, Task
 
-EVALUATION_CHUNK = 256  # examples
 HEAD_PHASE, MAIN_PHASE, PROBE_PHASE = range(3)  # each shuffles its examples with a stream of its own
-
-
-@dataclasses.dataclass(frozen=True)
-class TokensOnDemand:
-    """The frozen prefix's outputs of a split, computed anew whenever some of them are asked for.
-
-    Attributes:
-        compute: rows i[k] -> tokens [k, ...].
-        size: how many examples there are.
-    """
-
-    compute: Callable[[np.ndarray], jax.Array]
-    size: int
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, rows: slice | np.ndarray) -> jax.Array:
-        return self.compute(np.arange(self.size)[rows])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +32,7 @@ class Problem:
 
     config: Any
     task: Task
-    inputs: dict[str, tuple[jax.Array, jax.Array]]
+    inputs: dict[str, tuple[jax.Array | TokensOnDemand, jax.Array | TokensOnDemand]]
     labels: tuple[jax.Array, jax.Array]
     parts: list[np.ndarray]
 
@@ -295,45 +274,3 @@ def _with_failed_attempts(result: Round, failed: list[Round]) -> Round:
             repeats=result.repeats + 1,
         )
     return result
-
-
-def evaluator(problem: Problem, method: Method) -> Callable[[Any], float]:
-    """Accuracy of a server state's network on the test split, as a function of the state."""
-    correct_of = correctness(problem, method)
-    return lambda state: float(np.mean(correct_of(state)))
-
-
-def correctness(problem: Problem, method: Method) -> Callable[[Any], np.ndarray]:
-    """Which test examples a server state's network gets right, bool[m], as a function of the state.
-
-    The function raises FloatingPointError where the network's outputs are not finite: argmax would call
-    them class 0.
-    """
-    inputs, labels = problem.inputs[method.inputs][1], problem.labels[1]
-    forward = problem.task.model.suffix if method.inputs == "tokens" else lambda params, x: x
-
-    @jax.jit
-    def predict(params, head, x):
-        logits = forward(params, x) @ head["kernel"] + head["bias"]
-        return jnp.where(jnp.all(jnp.isfinite(logits), axis=-1), jnp.argmax(logits, axis=-1), -1)
-
-    def correct(state) -> np.ndarray:
-        params, head = method.eval_params(state)
-        predictions = in_chunks(partial(predict, params, head), inputs)
-        if broken := int(jnp.sum(predictions < 0)):
-            raise FloatingPointError(
-                f"the network's logits are not finite for {broken} of {len(labels)} test examples: "
-                f"lower the learning rate, or use config.model.dtype='float32'"
-            )
-        return np.asarray(predictions == labels)
-
-    return correct
-
-
-def in_chunks(function, array: jax.Array | TokensOnDemand) -> jax.Array:
-    """`function` over the rows of `array`, a chunk at a time; the last is padded to a chunk."""
-    n, chunk, outputs = len(array), min(EVALUATION_CHUNK, len(array)), []
-    for start in range(0, n, chunk):
-        rows = array[start : start + chunk]
-        outputs.append(function(jnp.concatenate([rows, jnp.repeat(rows[:1], chunk - len(rows), axis=0)])))
-    return jnp.concatenate(outputs)[:n]

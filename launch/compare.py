@@ -49,7 +49,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "eden": {"fedavg.learning_rate": 1e-3},
         "drive": {"fedavg.learning_rate": 1e-3},
         "qsgd": {"fedavg.learning_rate": 1e-3},
-        "signsgd": {"fedavg.learning_rate": 1e-3},
+        "signsgd": {"fedavg.learning_rate": 1e-3},  # searched by itself: it trains with error feedback
         "peft": {"peft.learning_rate": 1e-2},
         "deltamask": {"mask.learning_rate": 1.2},
         "deepreduce": {"mask.learning_rate": 1.2},  # trains like DeltaMask

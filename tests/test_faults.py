@@ -10,11 +10,11 @@ from jax.flatten_util import ravel_pytree
 
 from deltamask_jax import attacks, cohort, faults, methods
 from deltamask_jax.codecs import PayloadError, envelope
+from deltamask_jax.evaluation import evaluator
 from deltamask_jax.rounds import (
     MAIN_PHASE,
     PROBE_PHASE,
     TooFewClients,
-    evaluator,
     play_round,
     play_until_enough,
 )

@@ -7,8 +7,8 @@ import pytest
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from deltamask_jax import heads
+from deltamask_jax.evaluation import evaluator
 from deltamask_jax.methods import build
-from deltamask_jax.rounds import evaluator
 from tests.conftest import tiny_config
 
 

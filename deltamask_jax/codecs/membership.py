@@ -50,9 +50,8 @@ def query_all(filter: Filter, d: int) -> np.ndarray:
 def count_all(filters: Sequence[Filter], counts: np.ndarray) -> None:
     """Adds to counts u16[d] the number of filters that contain each position.
 
-    Filters of equal seed, shape and width are decoded together where there are many positions, others one by
-    one. Memory: 8 * bits
-    bytes per slot of a filter, and on a CPU 64 MB of scratch per core.
+    Filters of equal seed, shape and width are decoded together where there are many positions, others one
+    by one. Memory: 8 * bits bytes per slot of a filter, and on a CPU 64 MB of scratch per core.
     """
     alike: dict[tuple, list[Filter]] = {}
     for filter in filters:

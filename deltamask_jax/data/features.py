@@ -23,6 +23,25 @@ from deltamask_jax.data.dataset import LazyImages
 from deltamask_jax.data.preprocessing import Preprocessing, apply
 
 
+@dataclasses.dataclass(frozen=True)
+class TokensOnDemand:
+    """The frozen prefix's outputs of a split, computed anew whenever some of them are asked for.
+
+    Attributes:
+        compute: rows i[k] -> tokens [k, ...].
+        size: how many examples there are.
+    """
+
+    compute: Callable[[np.ndarray], jax.Array]
+    size: int
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, rows: slice | np.ndarray) -> jax.Array:
+        return self.compute(np.arange(self.size)[rows])
+
+
 def prefix_features(
     prefix_fn: Callable[[jax.Array], jax.Array],
     images: Any,

@@ -39,8 +39,7 @@ def played(monkeypatch):
             "best_accuracy": accuracies[-1],
             "masked_parameters": 1000,
         }
-        summary |= {"mean_uplink_bpp": 0.1, "mean_downlink_bpp": 16.0}
-        summary["linear_probe_accuracy"] = 0.55
+        summary |= {"mean_uplink_bpp": 0.1, "mean_downlink_bpp": 16.0, "linear_probe_accuracy": 0.55}
         metrics.write_json(workdir / "summary.json", summary)
 
     monkeypatch.setattr(experiment, "run", run)

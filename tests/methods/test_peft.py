@@ -12,11 +12,11 @@ from safetensors.numpy import load_file
 from configs import common
 from deltamask_jax import experiment, methods, models
 from deltamask_jax.codecs import PayloadError, dense
+from deltamask_jax.evaluation import evaluator
 from deltamask_jax.flat_index import FlatIndex
 from deltamask_jax.methods import Task
 from deltamask_jax.methods.peft import initial_parts
 from deltamask_jax.problem import set_up
-from deltamask_jax.rounds import evaluator
 from tests import conftest
 from tests.conftest import tiny_config
 

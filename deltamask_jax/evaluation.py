@@ -1,0 +1,57 @@
+"""Accuracy of a server state's network on the test examples, and any function over examples in chunks."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deltamask_jax.data.features import TokensOnDemand
+from deltamask_jax.methods import Method
+from deltamask_jax.rounds import Problem
+
+EVALUATION_CHUNK = 256  # examples
+
+
+def evaluator(problem: Problem, method: Method) -> Callable[[Any], float]:
+    """Accuracy of a server state's network on the test split, as a function of the state."""
+    correct_of = correctness(problem, method)
+    return lambda state: float(np.mean(correct_of(state)))
+
+
+def correctness(problem: Problem, method: Method) -> Callable[[Any], np.ndarray]:
+    """Which test examples a server state's network gets right, bool[m], as a function of the state.
+
+    The function raises FloatingPointError where the network's outputs are not finite: argmax would call
+    them class 0.
+    """
+    inputs, labels = problem.inputs[method.inputs][1], problem.labels[1]
+    forward = problem.task.model.suffix if method.inputs == "tokens" else lambda params, x: x
+
+    @jax.jit
+    def predict(params, head, x):
+        logits = forward(params, x) @ head["kernel"] + head["bias"]
+        return jnp.where(jnp.all(jnp.isfinite(logits), axis=-1), jnp.argmax(logits, axis=-1), -1)
+
+    def correct(state) -> np.ndarray:
+        params, head = method.eval_params(state)
+        predictions = in_chunks(partial(predict, params, head), inputs)
+        if broken := int(jnp.sum(predictions < 0)):
+            raise FloatingPointError(
+                f"the network's logits are not finite for {broken} of {len(labels)} test examples: "
+                f"lower the learning rate, or use config.model.dtype='float32'"
+            )
+        return np.asarray(predictions == labels)
+
+    return correct
+
+
+def in_chunks(function, array: jax.Array | TokensOnDemand) -> jax.Array:
+    """`function` over the rows of `array`, a chunk at a time; the last is padded to a chunk."""
+    n, chunk, outputs = len(array), min(EVALUATION_CHUNK, len(array)), []
+    for start in range(0, n, chunk):
+        rows = array[start : start + chunk]
+        outputs.append(function(jnp.concatenate([rows, jnp.repeat(rows[:1], chunk - len(rows), axis=0)])))
+    return jnp.concatenate(outputs)[:n]
