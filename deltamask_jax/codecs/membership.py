@@ -6,10 +6,10 @@ padded to few sizes and positions taken in fixed chunks, so that one compilation
 count and every d.
 
 Clients whose filters share seed and shape share hashes and slots. Their fingerprints are laid out
-[slot][client], so that a slot of 32 clients at 8 bits is one row of 32 bytes, and words of 4 or 8
-clients are compared at once. What takes the time on a CPU is then not arithmetic but fetching rows
-that no cache holds: there the positions of a chunk are first sorted by the region of the table that
-their rows lie in.
+[slot][client], so that a slot of 32 clients at 8 bits is one row of 32 bytes, which vector
+instructions take at once. What takes the time on a CPU is then not arithmetic but fetching rows that
+no cache holds: there the positions of a chunk are first sorted by the region of the table that their
+rows lie in.
 """
 
 import functools
@@ -51,7 +51,8 @@ def count_all(filters: Sequence[Filter], counts: np.ndarray) -> None:
     """Adds to counts u16[d] the number of filters that contain each position.
 
     Filters of equal seed, shape and width are decoded together where there are many positions, others one
-    by one. Memory: 8 * bits bytes per slot of a filter, and on a CPU 64 MB of scratch per core.
+    by one. Memory: 8 * bits bytes per slot of a filter, and on a CPU 64 MB of scratch per core and up to
+    256 MB that are kept (4 bytes a position) for the next cohort.
     """
     alike: dict[tuple, list[Filter]] = {}
     for filter in filters:
@@ -70,9 +71,8 @@ def count_all(filters: Sequence[Filter], counts: np.ndarray) -> None:
 def _count_cohort(cohort: list[Filter], counts: np.ndarray) -> None:
     """Adds the hits of up to 64 filters of equal seed, shape and width to counts u16[d]."""
     on_cpu, d = jax.default_backend() == "cpu", len(counts)
-    table, present = client_rows([filter.fingerprints for filter in cohort], "u8" if on_cpu else "u4")
-    with jax.enable_x64(on_cpu):
-        table, present = jnp.asarray(pad_table(table)), jnp.asarray(present)
+    table = jnp.asarray(pad_table(client_rows([filter.fingerprints for filter in cohort])))
+    present = jnp.arange(table.shape[1]) < len(cohort)
     share = -(-d // os.cpu_count())  # of a core
     chunk = min(_SORTED_CHUNK, 1 << (share - 1).bit_length()) if on_cpu else _COHORT_CHUNK
     count = _count_sorted if on_cpu else _count_in_order
@@ -85,40 +85,42 @@ def _count_cohort(cohort: list[Filter], counts: np.ndarray) -> None:
         list(pool.map(add, range(0, d, chunk)))
 
 
-def client_rows(tables: list[np.ndarray], word: str) -> tuple[np.ndarray, np.ndarray]:
-    """Fingerprints of up to 64 clients, each [slots], side by side in words of that dtype.
+def client_rows(tables: list[np.ndarray]) -> np.ndarray:
+    """Fingerprints of up to 64 clients, each [slots], side by side: [slots, lanes], one lane a client.
 
-    Returns:
-        word[slots, n], one lane a client, and word[n] with the highest bit of every client's lane. There
-        are 8, 16, 32 or 64 lanes, so that few shapes are compiled; those without a client are empty.
+    There are 8, 16, 32 or 64 lanes, so that few shapes are compiled; those without a client are 0.
     """
-    lanes = max(8, 1 << (len(tables) - 1).bit_length())
-    rows = np.zeros((len(tables[0]), lanes), tables[0].dtype)
-    present = np.zeros(lanes, tables[0].dtype)
+    rows = np.zeros((len(tables[0]), max(8, 1 << (len(tables) - 1).bit_length())), tables[0].dtype)
     for client, table in enumerate(tables):
         rows[:, client] = table
-    present[: len(tables)] = 1 << 8 * rows.itemsize - 1
-    return rows.view(word), present.view(word)
+    return rows
 
 
 def _count_sorted(filter: Filter, table, present, start: int, chunk: int) -> np.ndarray:
     """Hits of positions start + 0 .. chunk-1, u8[chunk], hashed in the CPU's 64-bit words."""
-    shape, bits = filter.geometry, 8 * filter.fingerprints.itemsize
+    shape, order = filter.geometry, _by_region(filter.seed, start, chunk)
     hashing = np.uint64(start), np.uint64(filter.seed)
     lengths = np.uint64(shape.segment_length), np.uint64(shape.start_length)
     with jax.enable_x64(True):
-        order = np.argsort(np.asarray(_regions(*hashing, chunk=chunk)), kind="stable")
-        found = _count_at(table, present, order, *hashing, *lengths, kind=shape.kind, bits=bits)
+        found = _count_at(table, present, order, *hashing, *lengths, kind=shape.kind)
     hits = np.empty(chunk, np.uint8)
-    hits[order] = found
+    hits[order.astype(np.intp)] = found
     return hits
+
+
+@functools.lru_cache(maxsize=32)  # most rounds have the seed of the round before
+def _by_region(seed: int, start: int, chunk: int) -> np.ndarray:
+    """0 .. chunk-1 in the order of the table's regions where the rows of start + 0 .. chunk-1 lie:
+    u32[chunk]."""
+    with jax.enable_x64(True):
+        regions = np.asarray(_regions(np.uint64(start), np.uint64(seed), chunk=chunk))
+    return np.argsort(regions, kind="stable").astype(np.uint32)
 
 
 def _count_in_order(filter: Filter, table, present, start: int, chunk: int) -> np.ndarray:
     """The same on an accelerator, in 32-bit words."""
-    kind, bits = filter.geometry.kind, 8 * filter.fingerprints.itemsize
     hashing = np.uint32(start), *_hashing(filter)
-    return np.asarray(_count_chunk(table, present, *hashing, chunk=chunk, kind=kind, bits=bits))
+    return np.asarray(_count_chunk(table, present, *hashing, chunk=chunk, kind=filter.geometry.kind))
 
 
 def _hashing(filter: Filter) -> tuple[np.ndarray, np.uint32, np.uint32]:
@@ -152,38 +154,33 @@ def _regions(start, seed, *, chunk):
     return ((h >> np.uint64(32)) * np.uint64(_REGIONS) >> np.uint64(32)).astype(jnp.uint8)
 
 
-@functools.partial(jax.jit, static_argnames=("kind", "bits"))
-def _count_at(table, present, order, start, seed, segment_length, start_length, *, kind, bits):
+@functools.partial(jax.jit, static_argnames="kind")
+def _count_at(table, present, order, start, seed, segment_length, start_length, *, kind):
     h = mix64(order.astype(jnp.uint64) + start + seed)
     where = [slot.astype(jnp.uint32) for slot in slots64(h, kind, segment_length, start_length)]
-    return _count_matches(table, present, h ^ h >> np.uint64(32), where, bits)
+    return _count_matches(table, present, h ^ h >> np.uint64(32), where)
 
 
-@functools.partial(jax.jit, static_argnames=("chunk", "kind", "bits"))
-def _count_chunk(table, present, start, seed, segment_length, start_length, *, chunk, kind, bits):
+@functools.partial(jax.jit, static_argnames=("chunk", "kind"))
+def _count_chunk(table, present, start, seed, segment_length, start_length, *, chunk, kind):
     low, high = hash_positions(start, seed, chunk)
     where = _slots(low, high, segment_length, start_length, kind)
-    return _count_matches(table, present, low ^ high, where, bits)
+    return _count_matches(table, present, low ^ high, where)
 
 
-def _count_matches(table, present, prints, where, bits: int) -> jax.Array:
+def _count_matches(table, present, prints, where) -> jax.Array:
     """Clients whose slots XOR to the fingerprint: u8[count].
 
     Args:
-        table, present: as from `client_rows`.
-        prints: word[count], fingerprints in the low bits.
+        table: [slots, lanes] as from `client_rows`.
+        present: bool[lanes], whether a lane has a client.
+        prints: [count], fingerprints in the low bits.
         where: slots [count] each.
-        bits: of a fingerprint, and so of a lane.
     """
-    word = table.dtype.type
-    ones = word(sum(1 << lane for lane in range(0, 8 * table.itemsize, bits)))  # the lowest bit of every lane
-    most = word((1 << bits - 1) - 1) * ones  # all bits but the highest of every lane
-    differs = ((prints & word((1 << bits) - 1)) * ones)[:, None]
+    differs = prints.astype(table.dtype)[:, None]
     for slot in where:
         differs ^= table.at[slot].get(mode="promise_in_bounds")
-    # A lane's highest bit: whether the lane is not zero. No carry leaves its lane.
-    differs |= (differs & most) + most
-    return jax.lax.population_count(present & ~differs).sum(1).astype(jnp.uint8)
+    return ((differs == 0) & present).sum(1, dtype=jnp.uint8)
 
 
 def hash_positions(start: jax.Array, seed: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
