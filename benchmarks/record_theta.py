@@ -45,6 +45,7 @@ def recording(method, index, kept: list):
         training=dataclasses.replace(method.training, final=final),
         encode=encode,
         describe=lambda updates, decoded: method.describe(updates[0], decoded),
+        diagnose=lambda state, updates: method.diagnose(state, updates[0]),
     )
 
 

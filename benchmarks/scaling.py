@@ -76,7 +76,7 @@ def chunk_bytes(problem, method, state) -> int:
         jax.random.split(jax.random.key(0), 2),
     )
     lowered = cohort._train_chunk.lower(
-        method.training, mesh, method.frozen, received, examples, *devices.by_client(own, mesh)
+        method.training, mesh, method.frozen, received, examples, *devices.divided(own, mesh)
     )
     used = lowered.compile().memory_analysis()
     return used.temp_size_in_bytes + used.output_size_in_bytes

@@ -135,7 +135,7 @@ def train_in_chunks(
         present = np.minimum(rows, clients - 1)
         steps = np.where(rows < clients, plan.steps[present], 0).astype(np.int32)
         mine = jax.tree.map(lambda x: x[present], (plan.batches, private, keys))
-        return (training, mesh, frozen, received, examples, *devices.by_client((steps, *mine), mesh))
+        return (training, mesh, frozen, received, examples, *devices.divided((steps, *mine), mesh))
 
     def memory_of(chunk: int) -> int:
         used = _train_chunk.lower(*arguments(0, chunk)).compile().memory_analysis()

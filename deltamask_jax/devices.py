@@ -1,7 +1,8 @@
 """The machine: a mesh over this process's devices, their memory, and what compiling costs.
 
-Mesh axes: `clients` divides the cohort; `weights` divides every large array of the frozen network and of the
-state that trains (logits, Adam moments), for masks too large for one device.
+Mesh axes: `clients` divides the cohort, and the examples where no clients are; `weights` divides every large
+array of the frozen network and of the state that trains (logits, Adam moments), for masks too large for one
+device.
 """
 
 import contextlib
@@ -64,8 +65,8 @@ def keep_spread(tree: Any, mesh: Mesh) -> Any:
     )
 
 
-def by_client(tree: Any, mesh: Mesh) -> Any:
-    """A pytree with leading axis `clients`, divided over that mesh axis."""
+def divided(tree: Any, mesh: Mesh) -> Any:
+    """A pytree whose leading axis (clients, or examples) is divided over the mesh axis `clients`."""
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(CLIENTS)))
 
 

@@ -7,12 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from deltamask_jax import devices
 from deltamask_jax.data.features import TokensOnDemand
 from deltamask_jax.methods import Method
 from deltamask_jax.rounds import Problem
 
-EVALUATION_CHUNK = 256  # examples
+EVALUATION_CHUNK = 256  # examples a device
 
 
 def evaluator(problem: Problem, method: Method) -> Callable[[Any], float]:
@@ -28,6 +30,7 @@ def correctness(problem: Problem, method: Method) -> Callable[[Any], np.ndarray]
     them class 0.
     """
     inputs, labels = problem.inputs[method.inputs][1], problem.labels[1]
+    mesh = devices.mesh(problem.config.cohort.weight_shards)
     forward = problem.task.model.suffix if method.inputs == "tokens" else lambda params, x: x
 
     @jax.jit
@@ -37,7 +40,7 @@ def correctness(problem: Problem, method: Method) -> Callable[[Any], np.ndarray]
 
     def correct(state) -> np.ndarray:
         params, head = method.eval_params(state)
-        predictions = in_chunks(partial(predict, params, head), inputs)
+        predictions = in_chunks(partial(predict, params, head), inputs, mesh)
         if broken := int(jnp.sum(predictions < 0)):
             raise FloatingPointError(
                 f"the network's logits are not finite for {broken} of {len(labels)} test examples: "
@@ -48,10 +51,17 @@ def correctness(problem: Problem, method: Method) -> Callable[[Any], np.ndarray]
     return correct
 
 
-def in_chunks(function, array: jax.Array | TokensOnDemand) -> jax.Array:
-    """`function` over the rows of `array`, a chunk at a time; the last is padded to a chunk."""
-    n, chunk, outputs = len(array), min(EVALUATION_CHUNK, len(array)), []
+def in_chunks(function, array: jax.Array | TokensOnDemand, mesh: Mesh) -> jax.Array:
+    """`function` over the rows of `array`, a chunk on every device at a time; the last are padded."""
+    n, outputs = len(array), []
+    chunk = chunk_of(n) * mesh.shape[devices.CLIENTS]
     for start in range(0, n, chunk):
         rows = array[start : start + chunk]
-        outputs.append(function(jnp.concatenate([rows, jnp.repeat(rows[:1], chunk - len(rows), axis=0)])))
+        rows = jnp.concatenate([rows, jnp.repeat(rows[:1], chunk - len(rows), axis=0)])
+        outputs.append(function(devices.divided(rows, mesh)))
     return jnp.concatenate(outputs)[:n]
+
+
+def chunk_of(examples: int) -> int:
+    """Examples a device takes at once, whatever the number of devices: another size may round differently."""
+    return min(EVALUATION_CHUNK, examples)

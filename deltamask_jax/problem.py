@@ -6,11 +6,12 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jax.tree_util import Partial
 
 from deltamask_jax import data, devices, methods, models, pretrained
 from deltamask_jax.data import features, partition
-from deltamask_jax.evaluation import EVALUATION_CHUNK, in_chunks
+from deltamask_jax.evaluation import chunk_of, in_chunks
 from deltamask_jax.flat_index import FlatIndex
 from deltamask_jax.heads import random_head
 from deltamask_jax.methods import Task
@@ -42,8 +43,8 @@ def set_up(config, workdir: Path) -> Problem:
     splits = (dataset.train, dataset.test)
     suffix = partial(jax.jit(model.suffix), params)
     cached = config.prefix_cache != "off"
-    tokens = tuple(_tokens(config, model, params, split, directory, cached) for split in splits)
-    outputs = tuple(in_chunks(suffix, array) for array in tokens)
+    tokens = tuple(_tokens(config, model, params, split, mesh, directory, cached) for split in splits)
+    outputs = tuple(in_chunks(suffix, array, mesh) for array in tokens)
     return Problem(
         config=config,
         task=Task(
@@ -78,10 +79,16 @@ def _without_prefix(model: models.Model) -> models.Model:
 
 
 def _tokens(
-    config, model: models.Model, params, split: data.Split, directory: Path | None, cached: bool
+    config,
+    model: models.Model,
+    params,
+    split: data.Split,
+    mesh: Mesh,
+    directory: Path | None,
+    cached: bool,
 ) -> jax.Array | features.TokensOnDemand:
     """The frozen prefix's output for every example: on the device, or not yet computed."""
-    chunk = min(EVALUATION_CHUNK, len(split))  # also of a part: another batch size may round differently
+    chunk = chunk_of(len(split)) * mesh.shape[devices.CLIENTS]  # also where only some of them are asked for
 
     def compute(part: data.Split, **options) -> jax.Array:
         return jnp.asarray(
@@ -90,6 +97,7 @@ def _tokens(
                 part.images,
                 model.preprocessing,
                 chunk=chunk,
+                place=partial(devices.divided, mesh=mesh),
                 dtype=config.model.dtype,
                 **options,
             )

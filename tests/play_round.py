@@ -6,6 +6,7 @@ python -m tests.play_round OUT.npz [COORDINATOR PROCESSES PROCESS] [name=value o
 import ast
 import dataclasses
 import sys
+from functools import partial
 
 import numpy as np
 
@@ -19,17 +20,33 @@ def main(out: str, *arguments: str) -> None:
         hosts.start(places[0], int(places[1]), int(places[2]))
 
     import jax
+    from jax.tree_util import Partial
 
-    from deltamask_jax import methods
+    from deltamask_jax import devices, evaluation, methods
+    from deltamask_jax.data.features import prefix_features
     from deltamask_jax.rounds import MAIN_PHASE, play_round
     from tests.conftest import tiny_config, tiny_problem
 
     config = tiny_config(**{name: ast.literal_eval(value) for name, value in changes.items()})
     problem = dataclasses.replace(tiny_problem(), config=config)
     method = methods.build(config, problem.task)
+    model, mesh = problem.task.model, devices.mesh(config.cohort.weight_shards)
+    suffix = partial(jax.jit(model.suffix), devices.spread(problem.task.params, mesh))
+    tokens = prefix_features(
+        Partial(model.prefix, problem.task.params),
+        np.random.default_rng(0).integers(0, 256, (55, 6, 6), dtype=np.uint8),
+        model.preprocessing,
+        chunk=4 * mesh.shape[devices.CLIENTS],
+        place=partial(devices.divided, mesh=mesh),
+    )
+    evaluation.EVALUATION_CHUNK = 4  # so that every device has examples
+    correct = evaluation.correctness(problem, method)(method.init())
     state, result = play_round(problem, method, method.init(), 1, np.arange(5), MAIN_PHASE, 1)
     np.savez(
         out,
+        tokens=tokens,
+        features=evaluation.in_chunks(suffix, problem.inputs["tokens"][1], mesh),
+        correct=correct,
         theta=state.theta,
         loss=result.train_loss,
         bytes=result.uplink_bytes,

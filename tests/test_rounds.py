@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from deltamask_jax import methods
+from deltamask_jax import devices, methods
 from deltamask_jax.evaluation import evaluator, in_chunks
 from deltamask_jax.rounds import MAIN_PHASE, play_round
 from tests.conftest import play, tiny_config
@@ -56,4 +56,4 @@ def test_backends_give_the_same_round(problem):
 def test_in_chunks_equals_one_call(monkeypatch):
     monkeypatch.setattr("deltamask_jax.evaluation.EVALUATION_CHUNK", 4)
     x = np.arange(10.0)
-    np.testing.assert_array_equal(in_chunks(lambda a: a * 2, jax.numpy.asarray(x)), x * 2)
+    np.testing.assert_array_equal(in_chunks(lambda a: a * 2, jax.numpy.asarray(x), devices.mesh()), x * 2)

@@ -50,6 +50,7 @@ def prefix_features(
     key: str = "",
     directory: Path | None = None,
     chunk: int = 64,
+    place: Callable[[np.ndarray], jax.Array] = jnp.asarray,
     dtype: Any = "float32",
     progress: bool = True,
 ) -> np.ndarray:
@@ -64,6 +65,7 @@ def prefix_features(
             model's configuration, its weights, the images. Only used with a directory.
         directory: where to keep the result for later runs; None keeps it in memory.
         chunk: images at a time; the last chunk is padded, so that there is one compilation.
+        place: puts a chunk's pixels on the devices.
         dtype: of the result, 'float32' or 'bfloat16'.
         progress: show a progress bar.
 
@@ -76,7 +78,7 @@ def prefix_features(
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
     if directory is None:
-        return _compute(prefix_fn, images, preprocessing, chunk, dtype, np.empty, progress)
+        return _compute(prefix_fn, images, preprocessing, chunk, place, dtype, np.empty, progress)
     if not key:
         raise ValueError("a cache directory needs a key: fingerprint(model config, params, images)")
     dtype = jnp.dtype(dtype)
@@ -92,7 +94,7 @@ def prefix_features(
         return np.lib.format.open_memmap(partial, "w+", _on_disk(dtype), shape).view(dtype)
 
     try:
-        _compute(prefix_fn, images, preprocessing, chunk, dtype, create, progress).flush()
+        _compute(prefix_fn, images, preprocessing, chunk, place, dtype, create, progress).flush()
         os.replace(partial, path)  # the name appears only once everything is in the file
     finally:
         with contextlib.suppress(FileNotFoundError):
@@ -100,7 +102,7 @@ def prefix_features(
     return _stored(path, dtype)
 
 
-def _compute(prefix_fn, images, preprocessing, chunk, dtype, create, progress) -> np.ndarray:
+def _compute(prefix_fn, images, preprocessing, chunk, place, dtype, create, progress) -> np.ndarray:
     """Fills `create(shape, dtype)` with the features of all images."""
     n, dtype = len(images), jnp.dtype(dtype)
     prefix_fn = prefix_fn if isinstance(prefix_fn, Partial) else Partial(prefix_fn)
@@ -116,7 +118,7 @@ def _compute(prefix_fn, images, preprocessing, chunk, dtype, create, progress) -
             if start is not None:
                 batch = apply(images[np.arange(start, min(start + chunk, n))], preprocessing)
                 padding = [(0, chunk - len(batch))] + [(0, 0)] * 3
-                computed = start, len(batch), _run(prefix_fn, np.pad(batch, padding), dtype)
+                computed = start, len(batch), _run(prefix_fn, place(np.pad(batch, padding)), dtype)
             if waiting is not None:
                 first, size, outputs = waiting
                 features[first : first + size] = np.asarray(outputs)[:size]
