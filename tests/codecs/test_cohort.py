@@ -59,9 +59,11 @@ def test_any_number_of_clients_shares_rows(clients, monkeypatch):
     assert counts.sum() >= 40 * clients
 
 
-@pytest.mark.parametrize("bits", [8, 16, 32])
-def test_the_accelerators_path_counts_the_same(bits, monkeypatch):
-    codec = codecs.get("bfuse", capacity=300, bits=bits)
+@pytest.mark.parametrize(
+    "settings", [{"bits": 8}, {"bits": 16}, {"bits": 32}, {"arity": 4}, {"name": "xor"}], ids=str
+)
+def test_the_accelerators_path_counts_the_same(settings, monkeypatch):
+    codec = codecs.get(**{"name": "bfuse", "capacity": 300} | settings)
     positions, contexts = cohort(5, [300], d=5000)
     payloads = codecs.encode_cohort(codec, positions, contexts)
     expected = codecs.decode_counts(codec, payloads, contexts)
