@@ -3,6 +3,7 @@
     python benchmarks/fuzz_codecs.py                  # 2,000 payloads a codec, a minute
     python benchmarks/fuzz_codecs.py --payloads 100000 --json fuzz.json
     python benchmarks/fuzz_codecs.py --only eden --only random_coding
+    python benchmarks/fuzz_codecs.py --d 70000 --only bfuse --only bloom   # the compiled decoders
 
 Codecs of flips decode to positions, random coding to a mask, codecs of values to a finite vector. Each runs
 in a process of its own, so that a crash is counted, not suffered. Half of the mutated payloads get a fresh
@@ -28,7 +29,7 @@ from deltamask_jax import codecs
 from deltamask_jax.codecs import dense, eden, qsgd, random_coding, rounded, signs
 from deltamask_jax.public_random import CANDIDATES, stream_key
 
-D = 300  # positions, or values
+D = 300  # positions, or values, unless told otherwise
 SEED, ROUND, CLIENT = 7, 3, 4
 SETTINGS = (
     {"name": "bfuse", "container": "png"},
@@ -157,8 +158,10 @@ def drift(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     return theta, moved, rng.integers(0, 1 << 16, D, dtype=np.uint16)
 
 
-def fuzz(settings: dict, payloads: int, seed: int, results) -> None:
-    """Tries one codec; puts its figures on the queue."""
+def fuzz(settings: dict, payloads: int, seed: int, d: int, results) -> None:
+    """Tries one codec, in a process of its own; puts its figures on the queue."""
+    global D
+    D = d
     rng = np.random.default_rng(seed)
     if settings["name"] in codecs.REGISTRY:
         seeds, decode, valid = flips(rng=rng, **settings)
@@ -192,6 +195,7 @@ def fuzz(settings: dict, payloads: int, seed: int, results) -> None:
         {
             "codec": label(settings),
             "payloads": payloads,
+            "d": D,
             "outcomes": dict(outcomes),
             "slowest_ms": 1e3 * slowest,
             "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
@@ -209,6 +213,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--payloads", type=int, default=2000, help="mutated payloads per codec")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--d", type=int, default=D, help="positions, or values; above 65,536 filters are compiled"
+    )
     names = sorted({settings["name"] for settings in SETTINGS})
     parser.add_argument("--only", action="append", choices=names, help="only this codec; may be repeated")
     parser.add_argument("--json", type=Path, help="write the figures here")
@@ -220,7 +227,9 @@ def main() -> None:
         if settings["name"] not in (options.only or names):
             continue
         results = start.SimpleQueue()
-        process = start.Process(target=fuzz, args=(settings, options.payloads, options.seed, results))
+        process = start.Process(
+            target=fuzz, args=(settings, options.payloads, options.seed, options.d, results)
+        )
         process.start()
         process.join()
         if process.exitcode or results.empty():

@@ -163,7 +163,7 @@ def get_config() -> ConfigDict:
     config.checkpoint.every = 1  # rounds between checkpoints; round 0 and the last are always kept
     config.checkpoint.keep = 2  # checkpoints kept; a damaged one is replaced by the one before
 
-    config.tensorboard = False  # also write every round's numbers to workdir/tensorboard ([report] extra)
+    config.tensorboard = False  # also write every round's numbers to workdir/tensorboard
     config.wandb = ""  # Weights & Biases project to report to ([wandb] extra); '' = none
 
     config.cohort = ConfigDict()

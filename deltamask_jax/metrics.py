@@ -1,5 +1,6 @@
 """The ledger of a run: bytes, accuracy and seconds, as files anyone can read and pictures of them."""
 
+import contextlib
 import io
 import json
 import math
@@ -78,10 +79,16 @@ def _sync(file) -> None:
 
 
 def payload_image(payload: bytes) -> Image.Image:
-    """A payload as a grayscale image: the image inside it, where there is one, else its bytes row by row."""
+    """A payload as a grayscale image: the image inside it, where there is one, else its bytes row by row.
+
+    Of a payload that its codec has accepted: Pillow reads it.
+    """
     start = payload.find(PNG_SIGNATURE)
     if start >= 0:
-        return Image.open(io.BytesIO(payload[start:]))
+        with contextlib.suppress(OSError, SyntaxError, Image.DecompressionBombError):  # chance, or a forger
+            image = Image.open(io.BytesIO(payload[start:]), formats=["PNG"])
+            image.load()
+            return image
     side = max(1, math.isqrt(len(payload)))
     rows = -(-len(payload) // side)
     pixels = np.frombuffer(payload.ljust(rows * side, b"\0"), np.uint8)

@@ -44,7 +44,7 @@ class Round:
     Attributes:
         clients: how many were asked.
         details: numbers of the method's own for the round's line.
-        payload: the last client's, for looking at.
+        payload: that of the last client that was merged, for looking at.
         seconds: what each step took, by name; `encode_seconds` are those that training did not hide.
         codec_seconds: spent making and reading payloads, up and down, hidden or not.
         diagnostics: the method's line of diagnostics.jsonl.
@@ -188,7 +188,7 @@ def play_round(
         downlink_bytes=len(broadcast) * len(clients),
         clients=len(clients),
         details={},
-        payload=payloads[senders[-1]] if len(senders) else b"",
+        payload=b"",
         lost=dict(Counter(lost.values())),
         rejected=dict(Counter(rejected.values())),
     )
@@ -208,6 +208,7 @@ def play_round(
     broadcasting, training, decoding, aggregating = np.diff(marks).tolist()
     return new_state, dataclasses.replace(
         spent,
+        payload=payloads[merged[-1]] if len(merged) else b"",
         seconds={
             "broadcast_seconds": broadcasting,
             "train_seconds": training - sent.exposed_seconds,

@@ -32,10 +32,8 @@ def scalars(record: Record) -> dict[str, float]:
 
 
 def _tensorboard(config, workdir: Path) -> Tracker:
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        raise ValueError('config.tensorboard needs: pip install "deltamask_jax[report]"') from None
+    from tensorboardX import SummaryWriter  # slow to import
+
     writer = SummaryWriter(str(workdir / "tensorboard"))
 
     def log(record: Record) -> None:

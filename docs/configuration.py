@@ -22,15 +22,16 @@ command line: `--config.mask.theta_init=0.9`.
 TOP = "General"
 
 
-def comments() -> dict[int, str]:
-    """Line number -> comment of configs/common.py, without its #."""
+def comments(alone: bool = False) -> dict[int, str]:
+    """Line number -> comment of configs/common.py, without its #; `alone`: those on lines of their own."""
     tokens = tokenize.generate_tokens(io.StringIO(inspect.getsource(common)).readline)
-    return {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
+    found = [t for t in tokens if t.type == tokenize.COMMENT]
+    return {t.start[0]: t.string.lstrip("# ") for t in found if not alone or t.line.lstrip()[0] == "#"}
 
 
 def meanings() -> dict[str, str]:
     """Dotted name -> comment beside its assignment, or on the lines above it."""
-    found, notes = {}, comments()
+    found, notes, own_lines = {}, comments(), comments(alone=True)
     tree = ast.parse(inspect.getsource(common))
     for node in ast.walk(tree):
         if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Attribute):
@@ -38,8 +39,8 @@ def meanings() -> dict[str, str]:
         name = ast.unparse(node.targets[0]).removeprefix("config.")
         beside = [notes[line] for line in range(node.lineno, node.end_lineno + 1) if line in notes]
         above, line = [], node.lineno - 1
-        while line in notes and not beside:
-            above.insert(0, notes[line])
+        while line in own_lines and not beside:
+            above.insert(0, own_lines[line])
             line -= 1
         found[name] = " ".join(beside or above)
     return found

@@ -162,7 +162,7 @@ def compare(config: ConfigDict, names: list[str], seeds: int, out: Path, target:
             print(f"[{number}/{len(runs)}] {name}, seed {seed}")
             try:
                 experiment.run(chosen, workdir)
-            except (ValueError, ArithmeticError, RuntimeError) as error:  # one method's failure is a result
+            except (ValueError, ArithmeticError, RuntimeError, MemoryError) as error:  # a failure is a result
                 failures[f"{name}, seed {seed}"] = str(error)
                 print(f"failed: {error}")
             jax.clear_caches()  # the next run compiles its own

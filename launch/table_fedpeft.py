@@ -2,13 +2,14 @@
 
 python launch/table_fedpeft.py --seeds=3 --out=runs/table_fedpeft  # options: runner.py
 
-ViT-B/16 (ImageNet-21k) on CIFAR-100, 10 local epochs (arXiv 2210.01708); DeltaMask on the same clients.
-One axis changes at a time around 8 clients a round, Dirichlet 1, no budget. Budgets count both ways.
+ViT-B/16 (ImageNet-21k) on CIFAR-100, 10 local epochs (arXiv 2210.01708); full fine-tuning and
+DeltaMask on the same clients. One axis changes at a time around 8 clients a round, Dirichlet 1, no budget.
+Budgets count both ways.
 """
 
 import runner
 
-KINDS = ("head", "bias", "adapter", "prompt")
+KINDS = ("head", "bias", "adapter", "prompt", "lora")
 AXES = {
     **{f"clients{m}": {"m": m} for m in (8, 16, 32, 64)},
     **{f"dirichlet{alpha}": {"alpha": alpha} for alpha in (0.1, 1000)},
@@ -19,7 +20,8 @@ SMOKE_AXES = {"clients2": {"participation": 0.5}, "clients4": {"participation": 
 
 def runs(smoke: bool) -> list[runner.Run]:
     tuned = {kind: {"method": "peft", "peft.kind": kind} for kind in KINDS}
-    tuned["deltamask"] = {"method": "deltamask"}
+    tuned["full"] = {"method": "fedavg", "fedavg.trained": "backbone"}
+    tuned["deltamask"] = {"method": "deltamask", "head.init": "lp"}  # masks never move the head
     if smoke:
         chosen = ("head", "bias", "deltamask")
         return [

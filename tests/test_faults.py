@@ -190,6 +190,7 @@ def test_malformed_payloads_are_rejected_by_reason_and_change_nothing(problem, k
     state, result = play(hostile, method)
     assert set(result.rejected) <= REASONS[kind] and sum(result.rejected.values()) == 3
     assert result.merged == 3 and result.senders == 6
+    assert envelope.unpack(result.payload).client == np.setdiff1d(EVERYONE, liars)[-1]
     honest, _ = play(hostile, method, np.setdiff1d(EVERYONE, liars))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), state, honest)
 

@@ -36,6 +36,8 @@ def test_payload_image_is_the_image_that_travelled():
 
 
 def test_other_payloads_are_drawn_byte_by_byte():
+    broken = metrics.PNG_SIGNATURE + bytes(3)
+    assert np.asarray(metrics.payload_image(broken)).reshape(-1)[:8].tobytes() == metrics.PNG_SIGNATURE
     image = metrics.payload_image(bytes(range(10)))
     assert np.asarray(image).reshape(-1)[:10].tolist() == list(range(10))
 

@@ -43,11 +43,7 @@ def test_weights_and_biases_gets_them_too(tmp_path, monkeypatch):
     assert calls[1:] == [(({"accuracy": 0.5, "uplink_bytes": 10},), {"step": 3}), "finish"]
 
 
-@pytest.mark.parametrize(
-    "changes, package, extra",
-    [({"tensorboard": True}, "tensorboardX", "report"), ({"wandb": "x"}, "wandb", "wandb")],
-)
-def test_a_missing_package_is_named(tmp_path, monkeypatch, changes, package, extra):
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ValueError, match=rf"deltamask_jax\[{extra}\]"):
-        open_trackers(tiny_config(**changes), tmp_path)
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match=r"deltamask_jax\[wandb\]"):
+        open_trackers(tiny_config(wandb="x"), tmp_path)

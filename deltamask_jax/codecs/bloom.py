@@ -49,11 +49,15 @@ def bloom(fpr: float = 2**-8, policy: str = "P0") -> Codec:
     hashes = max(1, math.ceil(-math.log2(fpr)))
     flags = hashes | _POLICIES.index(policy) << 6
 
+    def size_of(n: int) -> int:
+        """Bits of the filter of n positions."""
+        return math.ceil(n * hashes / math.log(2))
+
     def encode(positions: np.ndarray, context: Context) -> bytes:
         positions = check_positions(positions, context.d)
         body = b""
         if positions.size:
-            m = math.ceil(len(positions) * hashes / math.log(2))
+            m = size_of(len(positions))
             table = np.zeros(m, bool)
             for bit in _bits(positions, hashes, m):
                 table[bit] = True
@@ -75,7 +79,7 @@ def bloom(fpr: float = 2**-8, policy: str = "P0") -> Codec:
             raise PayloadError("bloom payload is too short for its bits")
         (m,) = struct.unpack_from("<I", received.body)
         table = np.frombuffer(received.body[4:], np.uint8)
-        if not m or len(table) != -(-m // 8) or (m % 8 and table[-1] >> m % 8):
+        if m != size_of(received.n) or len(table) != -(-m // 8) or (m % 8 and table[-1] >> m % 8):
             raise PayloadError(f"bloom payload announces {m} bits and has {len(table)} bytes")
         positives = _query_all(table, m, hashes, context.d)
         if policy == "P0":

@@ -44,7 +44,7 @@ class Envelope:
         d: number of masked weights (or of values, where a payload carries something else).
         n: number of keys (flips) or values.
         round: round number.
-        client: client number; 0 on the downlink.
+        client: client number; 2³² − 1 on the downlink.
         body: the bytes after the header, not copied.
     """
 

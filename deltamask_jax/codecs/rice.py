@@ -68,7 +68,7 @@ def pack_gaps(positions: np.ndarray, k: int) -> bytes:
 def unpack_gaps(data: bytes, n: int, k: int, limit: int) -> np.ndarray:
     """Inverse of `pack_gaps`: sorted unique positions u32[n], all below `limit`.
 
-    Allocates about 16 bytes per byte of data and 40 bytes per position.
+    Allocates at most about 60 bytes per position, and one per 2**k positions below `limit`.
 
     Raises:
         PayloadError: not exactly n gaps in exactly these bytes, or a position at or beyond `limit`.
@@ -76,6 +76,8 @@ def unpack_gaps(data: bytes, n: int, k: int, limit: int) -> np.ndarray:
     split = len(data) - (n * k + 7) // 8
     if k > 31 or split * 8 < n:
         raise PayloadError(f"gap code of {len(data)} bytes is too short for {n} gaps of {k} bits")
+    if (split - 1) * 8 >= n + (limit >> k):
+        raise PayloadError(f"gap code of {len(data)} bytes reaches beyond position {limit - 1}")
     data = np.frombuffer(data, np.uint8)
     ends = np.flatnonzero(np.unpackbits(data[:split]))
     if len(ends) != n or (split - 1) * 8 > (ends[-1] if n else -1):

@@ -69,6 +69,15 @@ def test_hostile_payloads_of_a_policy(data):
     assert decoded.dtype == np.uint32 and (np.diff(decoded.astype(int)) > 0).all()
 
 
+@pytest.mark.parametrize("n", [1, 76, 78])
+def test_the_number_of_keys_sets_the_size(n):
+    """Otherwise a sender could make the receiver's table of conflicts as large as its payload may be."""
+    payload = bytearray(codecs.get("bloom", policy="P2").encode(np.arange(0, 693, 9), codecs.Context(700)))
+    payload[12:16] = n.to_bytes(4, "little")
+    with pytest.raises(codecs.PayloadError, match="bits"):
+        codecs.get("bloom", policy="P2").decode(sealed(bytes(payload)), codecs.Context(700))
+
+
 def test_a_policy_is_part_of_the_payload():
     payload = codecs.get("bloom", policy="P1").encode(np.arange(5), codecs.Context(100))
     with pytest.raises(codecs.PayloadError, match="Bloom settings"):

@@ -2,6 +2,7 @@
 
 import tracemalloc
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from deltamask_jax.public_random import CANDIDATES, candidate_words, stream_key,
 from tests.codecs.cases import sealed
 
 KEY = stream_key(5, 3, 1, CANDIDATES)
+GOLDEN = Path(__file__).parent / "golden" / "random_coding.bin"
+MASK_CHECKSUM = 0xE52A906  # of what it decodes to
 
 
 def drifted(d: int, spread: float, seed: int = 0):
@@ -162,3 +165,22 @@ def test_damage_and_other_settings_are_refused():
         random_coding.decode(payload, KEY, context, bits=5)
     with pytest.raises(PayloadError, match="round"):
         random_coding.decode(payload, KEY, Context(3000, context.theta, None, 4, 1), bits=4)
+
+
+def integers():
+    """θ_k and a context from integer arithmetic alone, so that no generator's future matters."""
+    i = np.arange(4000, dtype=np.uint64)
+    theta_g = (i * 2654435761 % 65536).astype(np.uint16)
+    return (theta_g // 2 + i % 5 * 6000).astype(np.uint16), Context(4000, theta_g, None, 258, 772)
+
+
+def test_an_old_payload_is_still_read():
+    """Kept as a file, which `python -m tests.codecs.test_random_coding` rewrites; its mask is integers."""
+    mask = random_coding.decode(GOLDEN.read_bytes(), KEY, integers()[1], bits=4)
+    assert zlib.crc32(np.packbits(mask)) == MASK_CHECKSUM
+
+
+if __name__ == "__main__":
+    GOLDEN.write_bytes(encode(*integers(), bits=4))
+    mask = random_coding.decode(GOLDEN.read_bytes(), KEY, integers()[1], bits=4)
+    print(f"MASK_CHECKSUM = {zlib.crc32(np.packbits(mask)):#x}")

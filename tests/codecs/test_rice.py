@@ -38,10 +38,12 @@ def test_known_bytes():
         (b"\x94\x40", 4, 1, 10, "gaps"),
         (b"\x94\x40", 2, 1, 10, "gaps"),
         (b"\x94\x41", 3, 1, 10, "padded"),
-        (b"\x94\x00\x40", 3, 1, 10, "gaps"),
+        (b"\x94\x00\x40", 3, 1, 10, "beyond position 9"),
+        (b"\x94\x00\x40", 3, 1, 20, "gaps"),
         (b"\x94", 3, 1, 10, "short"),
         (b"\x94\x40", 3, 32, 10, "short"),
         (b"", 1, 0, 10, "short"),
+        (bytes(1000) + b"\x01", 1, 0, 10, "beyond position 9"),  # before the unary code takes memory
     ],
 )
 def test_anything_else_is_refused(data, n, k, limit, message):

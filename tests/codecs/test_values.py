@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deltamask_jax.codecs import PayloadError, dense, eden, envelope, qsgd, rotation, signs
+from deltamask_jax.codecs import PayloadError, dense, eden, envelope, qsgd, rotation, rounded, signs
 from tests.codecs.cases import sealed
 
 
@@ -240,7 +240,24 @@ def integers():
     return ((np.arange(1000, dtype=np.uint64) * 2654435761 % 65536).astype(np.float32) - 32768) / 1024
 
 
-@pytest.mark.parametrize("case", [eden_case(1.5), eden_case(0.25), qsgd_case(), SIGNS], ids=lambda c: c.name)
+def dense_case(dtype):
+    return Case(
+        f"dense-{np.dtype(dtype)}",
+        lambda x, r, c: dense.encode(np.abs(x).astype(dtype), round_number=r, client=c),
+        lambda payload, n, r, c: dense.decode(payload, n, dtype, round_number=r, client=c).astype(np.float64),
+    )
+
+
+ROUNDED = Case(
+    "rounded",
+    lambda x, r, c: rounded.encode(x, np.zeros(x.size, np.uint16), round_number=r, client=c),
+    lambda payload, n, r, c: rounded.decode(payload, n, round_number=r, client=c),
+)
+DENSE = [dense_case(dtype) for dtype in (np.float32, np.float16, jnp.bfloat16, np.uint16)]
+KEPT = [eden_case(1.5), eden_case(0.25), qsgd_case(), SIGNS, ROUNDED, *DENSE]
+
+
+@pytest.mark.parametrize("case", KEPT, ids=lambda case: case.name)
 def test_old_payloads_are_still_read(case):
     """Kept as files, which `python -m tests.codecs.test_values` rewrites: no format changes unseen."""
     decoded = case.decode((GOLDEN / f"values-{case.name}.bin").read_bytes(), 1000, 258, 772)
@@ -250,6 +267,6 @@ def test_old_payloads_are_still_read(case):
 
 
 if __name__ == "__main__":
-    for case in (eden_case(1.5), eden_case(0.25), qsgd_case(), SIGNS):
+    for case in KEPT:
         payload = case.encode(integers(), 258, 772)
         (GOLDEN / f"values-{case.name}.bin").write_bytes(payload)
