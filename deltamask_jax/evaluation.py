@@ -57,7 +57,8 @@ def in_chunks(function, array: jax.Array | TokensOnDemand, mesh: Mesh) -> jax.Ar
     chunk = chunk_of(n) * mesh.shape[devices.CLIENTS]
     for start in range(0, n, chunk):
         rows = array[start : start + chunk]
-        rows = jnp.concatenate([rows, jnp.repeat(rows[:1], chunk - len(rows), axis=0)])
+        if len(rows) < chunk:
+            rows = jnp.concatenate([rows, jnp.repeat(rows[:1], chunk - len(rows), axis=0)])
         outputs.append(function(devices.divided(rows, mesh)))
     return jnp.concatenate(outputs)[:n]
 

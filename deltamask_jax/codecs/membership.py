@@ -25,7 +25,7 @@ from deltamask_jax.codecs.fingerprints import Filter, contains, mix64, slots64
 
 CHUNK = 1 << 20  # positions a call, one filter
 SMALL = 1 << 16  # below this many positions NumPy is faster than compiling
-COHORT = 64  # clients decoded together, at most
+COHORT = 32  # clients decoded together, at most; with more lanes XLA no longer fuses their sum
 _COHORT_CHUNK = 1 << 18  # positions a call, cohort
 _SORTED_CHUNK = 1 << 21  # the same on a CPU; the longer, the more positions share what a region fetches
 _REGIONS = 97  # of a table; with a power of two, the sort's buckets would contend for the same cache lines
@@ -51,8 +51,8 @@ def count_all(filters: Sequence[Filter], counts: np.ndarray) -> None:
     """Adds to counts u16[d] the number of filters that contain each position.
 
     Filters of equal seed, shape and width are decoded together where there are many positions, others one
-    by one. Memory: 8 * bits bytes per slot of a filter, and on a CPU 64 MB of scratch per core and up to
-    256 MB that are kept (4 bytes a position) for the next cohort.
+    by one. Memory: 4 * bits bytes per slot of a filter, and on a CPU 64 MB of scratch per core and 4
+    bytes per position that are kept for later cohorts, for each of the last two seeds.
     """
     alike: dict[tuple, list[Filter]] = {}
     for filter in filters:
@@ -69,26 +69,29 @@ def count_all(filters: Sequence[Filter], counts: np.ndarray) -> None:
 
 
 def _count_cohort(cohort: list[Filter], counts: np.ndarray) -> None:
-    """Adds the hits of up to 64 filters of equal seed, shape and width to counts u16[d]."""
+    """Adds the hits of up to 32 filters of equal seed, shape and width to counts u16[d]."""
     on_cpu, d = jax.default_backend() == "cpu", len(counts)
     table = jnp.asarray(pad_table(client_rows([filter.fingerprints for filter in cohort])))
     present = jnp.arange(table.shape[1]) < len(cohort)
     share = -(-d // os.cpu_count())  # of a core
     chunk = min(_SORTED_CHUNK, 1 << (share - 1).bit_length()) if on_cpu else _COHORT_CHUNK
-    count = _count_sorted if on_cpu else _count_in_order
+    orders = _orders(cohort[0].seed, d, chunk) if on_cpu else {}
 
     def add(start: int) -> None:
-        hits = count(cohort[0], table, present, start, chunk)[: d - start]
-        counts[start : start + len(hits)] += hits
+        if on_cpu:
+            hits = _count_sorted(cohort[0], table, present, start, orders[start])
+        else:
+            hits = _count_in_order(cohort[0], table, present, start, chunk)
+        counts[start : start + chunk] += hits[: d - start]
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(add, range(0, d, chunk)))
 
 
 def client_rows(tables: list[np.ndarray]) -> np.ndarray:
-    """Fingerprints of up to 64 clients, each [slots], side by side: [slots, lanes], one lane a client.
+    """Fingerprints of up to 32 clients, each [slots], side by side: [slots, lanes], one lane a client.
 
-    There are 8, 16, 32 or 64 lanes, so that few shapes are compiled; those without a client are 0.
+    There are 8, 16 or 32 lanes, so that few shapes are compiled; those without a client are 0.
     """
     rows = np.zeros((len(tables[0]), max(8, 1 << (len(tables) - 1).bit_length())), tables[0].dtype)
     for client, table in enumerate(tables):
@@ -96,25 +99,29 @@ def client_rows(tables: list[np.ndarray]) -> np.ndarray:
     return rows
 
 
-def _count_sorted(filter: Filter, table, present, start: int, chunk: int) -> np.ndarray:
-    """Hits of positions start + 0 .. chunk-1, u8[chunk], hashed in the CPU's 64-bit words."""
-    shape, order = filter.geometry, _by_region(filter.seed, start, chunk)
-    hashing = np.uint64(start), np.uint64(filter.seed)
+def _count_sorted(filter: Filter, table, present, start: int, order: np.ndarray) -> np.ndarray:
+    """Hits of positions start + 0 .. len(order)-1, u8, taken in that order and hashed in the CPU's 64-bit
+    words."""
+    shape, hashing = filter.geometry, (np.uint64(start), np.uint64(filter.seed))
     lengths = np.uint64(shape.segment_length), np.uint64(shape.start_length)
     with jax.enable_x64(True):
         found = _count_at(table, present, order, *hashing, *lengths, kind=shape.kind)
-    hits = np.empty(chunk, np.uint8)
+    hits = np.empty(len(order), np.uint8)
     hits[order.astype(np.intp)] = found
     return hits
 
 
-@functools.lru_cache(maxsize=32)  # most rounds have the seed of the round before
-def _by_region(seed: int, start: int, chunk: int) -> np.ndarray:
-    """0 .. chunk-1 in the order of the table's regions where the rows of start + 0 .. chunk-1 lie:
-    u32[chunk]."""
-    with jax.enable_x64(True):
-        regions = np.asarray(_regions(np.uint64(start), np.uint64(seed), chunk=chunk))
-    return np.argsort(regions, kind="stable").astype(np.uint32)
+@functools.lru_cache(maxsize=2)  # most rounds have the seed of the round before
+def _orders(seed: int, d: int, chunk: int) -> dict[int, np.ndarray]:
+    """{start of a chunk: 0 .. chunk-1 by the region of the table where their rows lie, u32[chunk]}."""
+
+    def order(start: int) -> np.ndarray:
+        with jax.enable_x64(True):
+            regions = np.asarray(_regions(np.uint64(start), np.uint64(seed), chunk=chunk))
+        return np.argsort(regions, kind="stable").astype(np.uint32)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return dict(zip(range(0, d, chunk), pool.map(order, range(0, d, chunk)), strict=True))
 
 
 def _count_in_order(filter: Filter, table, present, start: int, chunk: int) -> np.ndarray:

@@ -117,8 +117,10 @@ def _compute(prefix_fn, images, preprocessing, chunk, place, dtype, create, prog
             computed = None
             if start is not None:
                 batch = apply(images[np.arange(start, min(start + chunk, n))], preprocessing)
-                padding = [(0, chunk - len(batch))] + [(0, 0)] * 3
-                computed = start, len(batch), _run(prefix_fn, place(np.pad(batch, padding)), dtype)
+                size = len(batch)
+                if size < chunk:
+                    batch = np.pad(batch, [(0, chunk - size)] + [(0, 0)] * 3)
+                computed = start, size, _run(prefix_fn, place(batch), dtype)
             if waiting is not None:
                 first, size, outputs = waiting
                 features[first : first + size] = np.asarray(outputs)[:size]
