@@ -263,11 +263,11 @@ def plot(rows: list[dict], d: int, recorded: list[str], file: Path) -> None:
             densities, values = zip(*sorted((row["density"], value(row)) for row in chosen), strict=True)
             axes.plot(densities, values, marker=".", color=colours[codec], **style)
 
-    figure, grid = plt.subplots(2, 3, figsize=(15, 8.5), layout="constrained")
+    figure, grid = plt.subplots(2, 3, figsize=(16.5, 8.5), layout="constrained")
     (bits, drift_bits, bpp), (false, encode, decode) = grid
     for codec in colours:
         line(bits, "uniform", codec, lambda row: row["bits_per_flip"], label=codec)
-        line(bpp, "gaussian", codec, lambda row: row["bpp"], label=codec)
+        line(bpp, "gaussian", codec, lambda row: row["bpp"])
         if "bfuse" in codec or "xor" in codec or "bloom" in codec:
             style = {"ls": "--", "label": "window, Gaussian drift"} if "window" in codec else {}
             source = "gaussian" if style else "uniform"
@@ -304,8 +304,9 @@ def plot(rows: list[dict], d: int, recorded: list[str], file: Path) -> None:
     for axes, title in titles.items():
         axes.set(title=title, xscale="log", xlabel="share of mask bits that flip")
         axes.grid(alpha=0.3)
-        if axes.get_legend_handles_labels()[0]:
+        if axes is not bits and axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=7)
+    figure.legend(*bits.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     for axes in (bpp, false, encode, decode):
         axes.set_yscale("log")
     bits.set_ylim(0, 25)
