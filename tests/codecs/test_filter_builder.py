@@ -127,7 +127,7 @@ def test_hash_needs_the_whole_start_length():
 @pytest.mark.parametrize("bits", [8, 32])
 def test_own_builder_has_no_false_negatives(bits, arity):
     rng = np.random.default_rng(arity)
-    for _ in range(100):
+    for _ in range(1000):
         n = int(rng.integers(1, 400))
         keys = rng.choice(1 << 20, n, replace=False).astype(np.uint64)
         shape = fingerprints.fuse_geometry(n, arity)
