@@ -328,8 +328,8 @@ def main() -> None:
 
     head = ("source", "d", "flips", "codec", "bits", "H(p)/p", "given u", "bpp", "false", "enc s", "dec s")
     print("{:10} {:>10} {:>8} {:18}{:>8}{:>8}{:>8}{:>9}{:>9}{:>8}{:>8}".format(*head))
-    rows, repeats = [], 1 if options.quick else 3
-    for d in options.d or (1 << 20, VIT_B):
+    rows, repeats, sizes = [], 1 if options.quick else 3, options.d or (1 << 20, VIT_B)
+    for d in sizes:
         for p in (0.01,) if options.quick else DENSITIES:
             large = d >= VIT_B and options.quick
             if not large:
@@ -347,7 +347,7 @@ def main() -> None:
     if options.json:
         options.json.write_text(json.dumps([*rows, cohort], indent=1) + "\n")
     if options.plot:
-        sizes, recorded = options.d or (1 << 20, VIT_B), [file.stem for file in options.recorded]
+        recorded = [file.stem for file in options.recorded]
         plot(rows, sizes[-1], recorded, options.plot)
         for d in sizes[:-1]:
             plot(rows, d, recorded, options.plot.with_stem(f"{options.plot.stem}_{d}"))

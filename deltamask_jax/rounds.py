@@ -208,7 +208,7 @@ def play_round(
     broadcasting, training, decoding, aggregating = np.diff(marks).tolist()
     return new_state, dataclasses.replace(
         spent,
-        payload=payloads[merged[-1]] if len(merged) else b"",
+        payload=payloads[merged[-1]],
         seconds={
             "broadcast_seconds": broadcasting,
             "train_seconds": training - sent.exposed_seconds,

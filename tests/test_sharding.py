@@ -49,7 +49,7 @@ def test_eight_devices_give_the_round_of_one(tmp_path, alone, shards, chunk):
     assert_same(result, alone)  # a vote may differ where a logit rounds across its uniform
     np.testing.assert_array_equal(result["correct"], alone["correct"])
     for name in ("tokens", "features"):
-        np.testing.assert_allclose(result[name], alone[name], atol=0 if shards == 1 else 1e-5)
+        np.testing.assert_allclose(result[name], alone[name], rtol=0, atol=0 if shards == 1 else 1e-5)
 
 
 def test_two_processes_give_the_round_of_one(tmp_path, alone):

@@ -263,7 +263,7 @@ def test_old_payloads_are_still_read(case):
     decoded = case.decode((GOLDEN / f"values-{case.name}.bin").read_bytes(), 1000, 258, 772)
     expected = case.decode(case.encode(integers(), 258, 772), 1000, 258, 772)
     # The rotation is float arithmetic: a value at a cell's border may round the other way elsewhere.
-    assert np.sum((decoded - expected) ** 2) < 0.02 * np.sum(expected**2)
+    assert np.sum((decoded - expected) ** 2) <= (0 if case in DENSE else 0.02 * np.sum(expected**2))
 
 
 if __name__ == "__main__":
