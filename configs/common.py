@@ -171,7 +171,9 @@ def get_config() -> ConfigDict:
     config.cohort.chunk = (
         0  # clients a device trains at once; 0 = chosen from memory and backend, and printed
     )
-    config.cohort.memory = 0.0  # GiB a device may give to such a chunk; 0 = most of what is free
+    # GiB a device may give to such a chunk, and as much to the examples; those that need more stay on the
+    # host, and a chunk's are sent as it begins. 0 = most of what is free, half of it for the examples.
+    config.cohort.memory = 0.0
     config.cohort.weight_shards = (
         1  # devices that share one copy of weights and logits; the others divide clients
     )

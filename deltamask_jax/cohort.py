@@ -3,8 +3,9 @@
 A chunk is `vmap` on each device, sharded over the mesh axis `clients`; chunks follow one another, and the
 host has each as soon as it is trained, while the devices are at the next. Clients differ in size. Batches
 that a client does not have are skipped: a device stops at its largest client's last step, and inside a chunk
-a finished client's state is held. The examples stay on the device, once; each client owns a list of indices
-into them, so nothing is truncated and padding costs four bytes.
+a finished client's state is held. Each client owns a list of indices into the examples, so nothing is
+truncated and padding costs four bytes. Examples that are on the devices stay there, once; those of a data set
+too large for that are on the host, and a chunk's are sent while the chunk before it trains.
 """
 
 import dataclasses
@@ -21,6 +22,8 @@ from jax.sharding import Mesh, PartitionSpec
 from deltamask_jax import chunking, devices
 from deltamask_jax.local_training import LocalTraining
 
+Examples = dict[str, Any]  # inputs [n, ...], a jax.Array or what rows i[...] index on the host; labels i32[n]
+
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
@@ -29,10 +32,12 @@ class Schedule:
     Attributes:
         batches: i32[clients, steps, batch] indices into the examples, −1 for padding.
         steps: i32[clients], how many steps each client has.
+        largest: examples of the largest client, of this cohort or not.
     """
 
     batches: np.ndarray
     steps: np.ndarray
+    largest: int
 
 
 def num_steps(examples: int, epochs: int, batch_size: int) -> int:
@@ -58,7 +63,8 @@ def schedule(
         clients: ids of the cohort, i[clients].
         purpose: keeps the shuffles of different phases of a run apart.
     """
-    longest = max(num_steps(len(part), epochs, batch_size) for part in parts)
+    largest = max(map(len, parts))
+    longest = num_steps(largest, epochs, batch_size)
     batches = np.full((len(clients), longest * batch_size), -1, np.int32)
     steps = np.zeros(len(clients), np.int32)
     for row, client in enumerate(clients):
@@ -68,7 +74,7 @@ def schedule(
         for epoch in range(epochs):
             batches[row, epoch * stride : epoch * stride + len(part)] = rng.permutation(part)
         steps[row] = num_steps(len(part), epochs, batch_size)
-    return Schedule(batches.reshape(len(clients), longest, batch_size), steps)
+    return Schedule(batches.reshape(len(clients), longest, batch_size), steps, largest)
 
 
 def train(*arguments: Any, **options: Any) -> tuple[Any, np.ndarray]:
@@ -86,7 +92,7 @@ def train_in_chunks(
     training: LocalTraining,
     frozen: Any,
     received: Any,
-    examples: dict[str, jax.Array],
+    examples: Examples,
     plan: Schedule,
     private: Any,
     keys: jax.Array,
@@ -102,7 +108,7 @@ def train_in_chunks(
         training: what one client does.
         frozen: pytree all clients share and no round changes.
         received: pytree all clients start the round from.
-        examples: inputs [n, ...] and labels i32[n], on the devices.
+        examples: inputs [n, ...], a jax array or one on the host, and labels i32[n].
         plan: each client's batches.
         private: pytree with leading axis `clients`, passed to `training.final`.
         keys: one key a client, already folded with round and client id.
@@ -126,7 +132,7 @@ def train_in_chunks(
         return
     mesh = mesh or devices.mesh(devices=jax.local_devices()[:1])
     frozen, received = devices.spread(frozen, mesh), devices.spread(received, mesh)
-    examples = devices.everywhere(examples, mesh)
+    shared = devices.everywhere(examples, mesh) if _on_devices(examples) else {}
     clients, lanes = len(plan.steps), mesh.shape[devices.CLIENTS]
 
     def arguments(start: int, chunk: int):
@@ -134,25 +140,52 @@ def train_in_chunks(
         rows = np.arange(start, start + chunk * lanes)
         present = np.minimum(rows, clients - 1)
         steps = np.where(rows < clients, plan.steps[present], 0).astype(np.int32)
-        mine = jax.tree.map(lambda x: x[present], (plan.batches, private, keys))
-        return (training, mesh, frozen, received, examples, *devices.divided((steps, *mine), mesh))
+        mine = jax.tree.map(lambda x: x[present], (private, keys))
+        batches, own = plan.batches[present], {}
+        if not shared:
+            batches, own = _own_examples(examples, batches, steps, plan.largest)
+        divided = devices.divided((own, steps, batches, *mine), mesh)
+        return training, mesh, frozen, received, shared, *divided
 
     def memory_of(chunk: int) -> int:
-        used = _train_chunk.lower(*arguments(0, chunk)).compile().memory_analysis()
-        return used.temp_size_in_bytes + used.output_size_in_bytes
+        inputs = arguments(0, chunk)
+        used = _train_chunk.lower(*inputs).compile().memory_analysis()
+        sent = sum(x.nbytes for x in inputs[5].values()) // lanes
+        return used.temp_size_in_bytes + used.output_size_in_bytes + 2 * sent  # the next chunk's too
 
     program = (training, mesh, plan.batches.shape[1:])
     chunk = chunking.choose(program, chunk, clients, mesh, received, memory_of, memory)
-    start = 0
+    start, ready = 0, None
     while start < clients:
+        end = min(start + chunk * lanes, clients)
         try:
-            trained = jax.block_until_ready(_train_chunk(*arguments(start, chunk)))
+            trained = _train_chunk(*(ready or arguments(start, chunk)))
+            ready = arguments(end, chunk) if end < clients else None  # while the devices train
+            jax.block_until_ready(trained)
         except jax.errors.JaxRuntimeError as error:
-            chunk = chunking.halve(program, chunk, error)
+            chunk, ready = chunking.halve(program, chunk, error), None
             continue
-        present = min(chunk * lanes, clients - start)
-        yield np.arange(start, start + present), *jax.tree.map(itemgetter(slice(present)), trained)
-        start += present
+        yield np.arange(start, end), *jax.tree.map(itemgetter(slice(end - start)), trained)
+        start = end
+
+
+def _on_devices(examples: Examples) -> bool:
+    return isinstance(examples["inputs"], jax.Array)
+
+
+def _own_examples(
+    examples: Examples, batches: np.ndarray, steps: np.ndarray, largest: int
+) -> tuple[np.ndarray, Examples]:
+    """`batches` as indices into each client's own examples, and those, {name: [clients, largest, ...]}."""
+    taken = np.arange(batches.shape[1]) < steps[:, None]
+    taken = np.where(taken[:, :, None], batches, -1)
+    rows = np.full((len(batches), largest), max(taken.max(), 0))  # padding: any that is read anyway
+    own = np.full_like(taken, -1)
+    for k, theirs in enumerate(taken):
+        distinct = np.unique(theirs[theirs >= 0])
+        rows[k, : len(distinct)] = distinct
+        own[k] = np.where(theirs >= 0, np.searchsorted(distinct, theirs), -1)
+    return own, {"inputs": examples["inputs"][rows], "labels": np.asarray(examples["labels"])[rows]}
 
 
 def _batch(examples, indices):
@@ -192,16 +225,19 @@ def _alone(function):
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _train_chunk(training, mesh, frozen, received, examples, steps, batches, private, keys):
-    """A chunk of clients on every device. Nothing crosses from client to client."""
+def _train_chunk(training, mesh, frozen, received, shared, own, steps, batches, private, keys):
+    """A chunk of clients on every device. Nothing crosses from client to client.
 
-    def on_one_device(frozen, received, examples, steps, batches, private, keys):
+    The examples are either `shared`, or each client's `own`; the other is empty.
+    """
+
+    def on_one_device(frozen, received, shared, own, steps, batches, private, keys):
         def advance(step, carries):
-            def client(batches, steps, key, carry):
-                new = _client_step(training, frozen, received, examples, batches, key, step, carry)
+            def client(own, batches, steps, key, carry):
+                new = _client_step(training, frozen, received, shared | own, batches, key, step, carry)
                 return jax.tree.map(partial(jnp.where, step < steps), new, carry)
 
-            return devices.keep_spread(over_clients(client)(batches, steps, keys, carries), mesh)
+            return devices.keep_spread(over_clients(client)(own, batches, steps, keys, carries), mesh)
 
         over_clients = jax.vmap if len(steps) > 1 else _alone
         state = training.init(frozen, received)
@@ -211,15 +247,15 @@ def _train_chunk(training, mesh, frozen, received, examples, steps, batches, pri
         final = over_clients(lambda state, private: training.final(frozen, received, state, private))
         return final(states, private), totals / jnp.maximum(steps, 1)
 
-    shared, own = PartitionSpec(), PartitionSpec(devices.CLIENTS)
+    whole, divided = PartitionSpec(), PartitionSpec(devices.CLIENTS)
     return jax.shard_map(
         on_one_device,
         mesh=mesh,
-        in_specs=(shared, shared, shared, own, own, own, own),
-        out_specs=own,
+        in_specs=(whole, whole, whole, divided, divided, divided, divided, divided),
+        out_specs=divided,
         axis_names={devices.CLIENTS},  # `weights` is left to the compiler
         check_vma=False,
-    )(frozen, received, examples, steps, batches, private, keys)
+    )(frozen, received, shared, own, steps, batches, private, keys)
 
 
 _loop_step = jax.jit(_client_step, static_argnums=0)
@@ -228,13 +264,23 @@ _loop_step = jax.jit(_client_step, static_argnums=0)
 def _train_loop(training, frozen, received, examples, plan, private, keys):
     for k, steps in enumerate(plan.steps):
         carry = (training.init(frozen, received), jnp.float32(0))
+        own, batches = _of_one(examples, plan, k)
         for step in range(int(steps)):
-            carry = _loop_step(training, frozen, received, examples, plan.batches[k], keys[k], step, carry)
+            carry = _loop_step(training, frozen, received, own, batches, keys[k], step, carry)
         mine = jax.tree.map(lambda x, k=k: x[k], private)
         state, total = _only_finite(training.init(frozen, received), *carry)
         update = training.final(frozen, received, state, mine)
         one = jax.tree.map(lambda x: x[None], update)
         yield np.array([k]), one, total[None] / max(int(steps), 1)
+
+
+def _of_one(examples: Examples, plan: Schedule, row: int) -> tuple[Examples, np.ndarray]:
+    """The examples of one client, and its batches as indices into them."""
+    if _on_devices(examples):
+        return examples, plan.batches[row]
+    one = slice(row, row + 1)
+    batches, own = _own_examples(examples, plan.batches[one], plan.steps[one], plan.largest)
+    return jax.tree.map(lambda x: jnp.asarray(x[0]), own), batches[0]
 
 
 def first_not_finite(training, frozen, received, examples, plan, row, key) -> tuple[int, str] | None:
@@ -244,8 +290,9 @@ def first_not_finite(training, frozen, received, examples, plan, row, key) -> tu
         (step, 'loss' or 'training state'), or None where every step is finite.
     """
     carry = (training.init(frozen, received), jnp.float32(0))
+    own, batches = _of_one(examples, plan, row)
     for step in range(int(plan.steps[row])):
-        carry = _loop_step(training, frozen, received, examples, plan.batches[row], key, step, carry)
+        carry = _loop_step(training, frozen, received, own, batches, key, step, carry)
         if not jnp.isfinite(carry[1]):
             return step + 1, "loss"
         if not jnp.isfinite(_only_finite(carry[0], *carry)[1]):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from deltamask_jax import devices
+from deltamask_jax import devices, hosts
 from deltamask_jax.data.features import TokensOnDemand
 from deltamask_jax.methods import Method
 from deltamask_jax.rounds import Problem
@@ -29,7 +29,7 @@ def correctness(problem: Problem, method: Method) -> Callable[[Any], np.ndarray]
     The function raises FloatingPointError where the network's outputs are not finite: argmax would call
     them class 0.
     """
-    inputs, labels = problem.inputs[method.inputs][1], problem.labels[1]
+    inputs, labels = problem.inputs[method.inputs][1], np.asarray(problem.labels[1])
     mesh = devices.mesh(problem.config.cohort.weight_shards)
     forward = problem.task.model.suffix if method.inputs == "tokens" else lambda params, x: x
 
@@ -40,27 +40,37 @@ def correctness(problem: Problem, method: Method) -> Callable[[Any], np.ndarray]
 
     def correct(state) -> np.ndarray:
         params, head = method.eval_params(state)
-        predictions = in_chunks(partial(predict, params, head), inputs, mesh)
-        if broken := int(jnp.sum(predictions < 0)):
+        mine = in_chunks(partial(predict, params, head), inputs, mesh, hosts.block(len(labels)))
+        predictions = hosts.exchange_rows(np.asarray(mine))
+        if broken := int(np.sum(predictions < 0)):
             raise FloatingPointError(
                 f"the network's logits are not finite for {broken} of {len(labels)} test examples: "
                 f"lower the learning rate, or use config.model.dtype='float32'"
             )
-        return np.asarray(predictions == labels)
+        return predictions == labels
 
     return correct
 
 
-def in_chunks(function, array: jax.Array | TokensOnDemand, mesh: Mesh) -> jax.Array:
-    """`function` over the rows of `array`, a chunk on every device at a time; the last are padded."""
+def in_chunks(
+    function: Callable[[jax.Array], jax.Array],
+    array: jax.Array | np.ndarray | TokensOnDemand,
+    mesh: Mesh,
+    rows: slice | None = None,
+) -> jax.Array:
+    """`function` over the rows of `array`, a chunk on every device at a time; the last are padded.
+
+    Args:
+        rows: only these; None: all.
+    """
     n, outputs = len(array), []
+    first, end, _ = (rows or slice(None)).indices(n)
     chunk = chunk_of(n) * mesh.shape[devices.CLIENTS]
-    for start in range(0, n, chunk):
-        rows = array[start : start + chunk]
-        if len(rows) < chunk:
-            rows = jnp.concatenate([rows, jnp.repeat(rows[:1], chunk - len(rows), axis=0)])
-        outputs.append(function(devices.divided(rows, mesh)))
-    return jnp.concatenate(outputs)[:n]
+    for start in range(first, max(end, first + 1), chunk):  # of no rows too, whose type is the function's
+        taken = array[np.minimum(np.arange(start, start + chunk), n - 1)]
+        outputs.append(function(devices.divided(taken, mesh)))
+        jax.block_until_ready(outputs[-2:-1])  # no more than two chunks of a host's array on the devices
+    return jnp.concatenate(outputs)[: end - first]
 
 
 def chunk_of(examples: int) -> int:

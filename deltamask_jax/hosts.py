@@ -42,18 +42,23 @@ def workdir(path: str | Path) -> Path:
 
 
 def share(clients: int) -> slice:
-    """Rows of the cohort that this process trains: one block a process, sizes one apart at most.
+    """Rows of the cohort that this process trains.
 
     Raises:
         ValueError: fewer clients than processes.
     """
-    processes, process = jax.process_count(), jax.process_index()
-    if clients < processes:
+    if clients < jax.process_count():
         raise ValueError(
-            f"a cohort of {clients} cannot be divided over {processes} processes: raise config.participation "
-            "or config.clients, or start fewer processes"
+            f"a cohort of {clients} cannot be divided over {jax.process_count()} processes: raise "
+            "config.participation or config.clients, or start fewer processes"
         )
-    return slice(process * clients // processes, (process + 1) * clients // processes)
+    return block(clients)
+
+
+def block(rows: int) -> slice:
+    """Which of so many rows are this process's: one block a process, sizes one apart at most."""
+    processes, process = jax.process_count(), jax.process_index()
+    return slice(process * rows // processes, (process + 1) * rows // processes)
 
 
 def exchange(items: list[bytes]) -> list[bytes]:

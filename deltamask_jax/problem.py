@@ -5,9 +5,10 @@ from functools import partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jax.tree_util import Partial
+from tqdm import tqdm
 
 from deltamask_jax import data, devices, methods, models, pretrained
 from deltamask_jax.data import features, partition
@@ -44,6 +45,8 @@ def set_up(config, workdir: Path) -> Problem:
     suffix = partial(jax.jit(model.suffix), params)
     cached = config.prefix_cache != "off"
     tokens = tuple(_tokens(config, model, params, split, mesh, directory, cached) for split in splits)
+    if cached:
+        tokens = _placed(tokens, mesh, config.cohort.memory)
     outputs = tuple(in_chunks(suffix, array, mesh) for array in tokens)
     return Problem(
         config=config,
@@ -54,7 +57,7 @@ def set_up(config, workdir: Path) -> Problem:
             index=FlatIndex.create(params, model.masked),
         ),
         inputs={
-            "tokens": devices.everywhere(tokens, mesh) if cached else tokens,
+            "tokens": tokens,
             "features": devices.everywhere(outputs, mesh),
         },
         labels=devices.everywhere((dataset.train.labels, dataset.test.labels), mesh),
@@ -86,24 +89,34 @@ def _tokens(
     mesh: Mesh,
     directory: Path | None,
     cached: bool,
-) -> jax.Array | features.TokensOnDemand:
-    """The frozen prefix's output for every example: on the device, or not yet computed."""
+) -> np.ndarray | features.TokensOnDemand:
+    """The frozen prefix's output for every example: on the host, or not yet computed."""
     chunk = chunk_of(len(split)) * mesh.shape[devices.CLIENTS]  # also where only some of them are asked for
 
-    def compute(part: data.Split, **options) -> jax.Array:
-        return jnp.asarray(
-            features.prefix_features(
-                Partial(model.prefix, params),
-                part.images,
-                model.preprocessing,
-                chunk=chunk,
-                place=partial(devices.divided, mesh=mesh),
-                dtype=config.model.dtype,
-                **options,
-            )
+    def compute(part: data.Split, **options) -> np.ndarray:
+        return features.prefix_features(
+            Partial(model.prefix, params),
+            part.images,
+            model.preprocessing,
+            chunk=chunk,
+            place=partial(devices.divided, mesh=mesh),
+            dtype=config.model.dtype,
+            **options,
         )
 
     if not cached:
         return features.TokensOnDemand(lambda rows: compute(split.take(rows), progress=False), len(split))
     key = directory and features.fingerprint(model.architecture, model.trained_blocks, params, split.images)
     return compute(split, key=key or "", directory=directory)
+
+
+def _placed(tokens: tuple[np.ndarray, ...], mesh: Mesh, memory: float) -> tuple[jax.Array | np.ndarray, ...]:
+    """Tokens of train and test on every device or, where they are too large for that, on the host."""
+    placed = devices.everywhere_if_it_fits(tokens, mesh, memory)
+    if placed is tokens:
+        size = sum(x.nbytes for x in tokens) / 2**20
+        tqdm.write(
+            f"examples: {size:,.0f} MiB stay on the host, more than a device may give them "
+            "(config.cohort.memory changes it); each chunk of clients is sent its own"
+        )
+    return placed

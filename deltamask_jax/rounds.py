@@ -7,10 +7,9 @@ from collections import Counter
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from deltamask_jax import attacks, cohort, faults, uplink
+from deltamask_jax import attacks, cohort, devices, faults, uplink
 from deltamask_jax.codecs import PayloadError
 from deltamask_jax.data import partition
 from deltamask_jax.data.features import TokensOnDemand
@@ -24,15 +23,15 @@ class Problem:
     """The federated task, the same for every method.
 
     Attributes:
-        inputs: {'tokens' | 'features': (train, test)}, device arrays; with config.prefix_cache='off' the
-            tokens are `TokensOnDemand`.
+        inputs: {'tokens' | 'features': (train, test)}, device arrays; tokens that are too large for a device
+            are NumPy arrays, and with config.prefix_cache='off' `TokensOnDemand`.
         labels: (train i32[n], test i32[m]).
         parts: each client's training indices.
     """
 
     config: Any
     task: Task
-    inputs: dict[str, tuple[jax.Array | TokensOnDemand, jax.Array | TokensOnDemand]]
+    inputs: dict[str, tuple[jax.Array | np.ndarray | TokensOnDemand, ...]]
     labels: tuple[jax.Array, jax.Array]
     parts: list[np.ndarray]
 
@@ -222,9 +221,7 @@ def play_round(
     )
 
 
-def _examples(
-    problem: Problem, kind: str, plan: cohort.Schedule
-) -> tuple[dict[str, jax.Array], cohort.Schedule]:
+def _examples(problem: Problem, kind: str, plan: cohort.Schedule) -> tuple[cohort.Examples, cohort.Schedule]:
     """A round's examples, and the plan with indices into them: all that are cached, or the cohort's anew."""
     inputs, labels = problem.inputs[kind][0], problem.labels[0]
     if not isinstance(inputs, TokensOnDemand):
@@ -235,7 +232,9 @@ def _examples(
     batches = np.where(batches >= 0, np.searchsorted(rows, batches), -1).astype(np.int32)
     most = sum(sorted(map(len, problem.parts))[-len(plan.steps) :])  # one shape for every cohort
     tokens = inputs[rows]
-    tokens = jnp.pad(tokens, [(0, most - len(rows))] + [(0, 0)] * (tokens.ndim - 1))
+    tokens = np.pad(tokens, [(0, most - len(rows))] + [(0, 0)] * (tokens.ndim - 1))
+    options = problem.config.cohort
+    tokens = devices.everywhere_if_it_fits(tokens, devices.mesh(options.weight_shards), options.memory)
     examples = {"inputs": tokens, "labels": labels[np.pad(rows, (0, most - len(rows)))]}
     return examples, dataclasses.replace(plan, batches=batches)
 

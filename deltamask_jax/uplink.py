@@ -42,7 +42,7 @@ def train_and_send(
     method: Method,
     state: Any,
     received: Any,
-    examples: dict[str, jax.Array],
+    examples: cohort.Examples,
     plan: cohort.Schedule,
     clients: np.ndarray,
     number: int,
@@ -52,7 +52,7 @@ def train_and_send(
 
     Args:
         received: what every client starts from, `method.receive`'s.
-        examples: inputs [n, ...] and labels i32[n], on the devices.
+        examples: inputs [n, ...] and labels i32[n], see `cohort.train_in_chunks`.
         plan: batches of the whole cohort.
         clients: ids of the whole cohort, i[k].
         number: of the round.
@@ -65,7 +65,7 @@ def train_and_send(
         method.frozen,
         received,
         examples,
-        cohort.Schedule(plan.batches[share], plan.steps[share]),
+        dataclasses.replace(plan, batches=plan.batches[share], steps=plan.steps[share]),
         method.private(number, mine),
         jax.vmap(partial(jax.random.fold_in, round_key))(jnp.asarray(mine)),
         backend=config.cohort.backend,

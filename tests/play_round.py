@@ -16,6 +16,7 @@ from deltamask_jax import hosts
 def main(out: str, *arguments: str) -> None:
     places = [argument for argument in arguments if "=" not in argument]
     changes = dict(argument.split("=") for argument in arguments if "=" in argument)
+    on_host = changes.pop("on_host", "False") == "True"  # the examples
     if places:
         hosts.start(places[0], int(places[1]), int(places[2]))
 
@@ -29,6 +30,9 @@ def main(out: str, *arguments: str) -> None:
 
     config = tiny_config(**{name: ast.literal_eval(value) for name, value in changes.items()})
     problem = dataclasses.replace(tiny_problem(), config=config)
+    if on_host:
+        inputs = problem.inputs | {"tokens": tuple(map(np.asarray, problem.inputs["tokens"]))}
+        problem = dataclasses.replace(problem, inputs=inputs)
     method = methods.build(config, problem.task)
     model, mesh = problem.task.model, devices.mesh(config.cohort.weight_shards)
     suffix = partial(jax.jit(model.suffix), devices.spread(problem.task.params, mesh))
@@ -40,13 +44,21 @@ def main(out: str, *arguments: str) -> None:
         place=partial(devices.divided, mesh=mesh),
     )
     evaluation.EVALUATION_CHUNK = 4  # so that every device has examples
+    evaluated, in_chunks = [], evaluation.in_chunks
+
+    def counted(*arguments):
+        evaluated.append(in_chunks(*arguments))
+        return evaluated[-1]
+
+    evaluation.in_chunks = counted
     correct = evaluation.correctness(problem, method)(method.init())
     state, result = play_round(problem, method, method.init(), 1, np.arange(5), MAIN_PHASE, 1)
     np.savez(
         out,
         tokens=tokens,
-        features=evaluation.in_chunks(suffix, problem.inputs["tokens"][1], mesh),
+        features=in_chunks(suffix, problem.inputs["tokens"][1], mesh),
         correct=correct,
+        evaluated=len(evaluated[0]),
         theta=state.theta,
         loss=result.train_loss,
         bytes=result.uplink_bytes,

@@ -72,7 +72,7 @@ def test_clients_that_ran_out_of_memory_train_again_in_smaller_chunks(problem, m
     train_chunk, tried = cohort._train_chunk, []
 
     def with_room_for_two(*inputs):
-        tried.append(len(inputs[5]))
+        tried.append(len(inputs[6]))
         if tried[-1] > 2:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
         return train_chunk(*inputs)

@@ -56,7 +56,7 @@ def training(problem):
     )
 
 
-def run(problem, training, clients, backend, chunk=1):
+def run(problem, training, clients, backend, chunk=1, place=lambda inputs: inputs):
     received = {
         "theta": jnp.full(problem.task.index.d, 60000, jnp.uint16),
         "head": problem.task.head,
@@ -68,7 +68,7 @@ def run(problem, training, clients, backend, chunk=1):
         training,
         {"params": problem.task.params},
         received,
-        {"inputs": problem.inputs["tokens"][0], "labels": problem.labels[0]},
+        {"inputs": place(problem.inputs["tokens"][0]), "labels": problem.labels[0]},
         plan(problem, clients),
         words,
         keys,
@@ -88,6 +88,44 @@ def test_loop_equals_vmap_at_every_chunk(problem, training):
         # Batched and single matrix products round differently; Adam divides that by √v.
         assert np.mean(np.abs(theta - other) > 30) < 1e-3, chunk
         np.testing.assert_allclose(losses, other_losses, rtol=1e-4)
+
+
+@pytest.mark.parametrize("backend, chunk", [("loop", 1), ("vmap", 1), ("vmap", 2)])
+def test_examples_on_the_host_give_what_those_on_the_device_give(problem, training, backend, chunk):
+    clients, largest, read = np.array([4, 0, 2]), 20, []
+
+    class Watched(np.ndarray):
+        def __getitem__(self, rows):
+            read.append(rows)
+            return np.asarray(self)[rows]
+
+    expected, losses = run(problem, training, clients, backend, chunk)
+    place = lambda inputs: np.asarray(inputs).view(Watched)  # noqa: E731
+    theta, again = run(problem, training, clients, backend, chunk, place)
+    np.testing.assert_array_equal(theta, expected)
+    np.testing.assert_array_equal(again, losses)
+    assert [rows.shape for rows in read] == [(chunk, largest)] * -(-len(clients) // chunk)
+    for start, rows in zip(range(0, len(clients), chunk), read, strict=True):  # its own and no others
+        theirs = np.concatenate([problem.parts[k] for k in clients[start : start + chunk]])
+        np.testing.assert_array_equal(np.unique(rows), np.sort(theirs))
+
+
+def test_the_next_chunk_s_examples_are_read_while_the_first_trains(problem, training, monkeypatch):
+    """Nothing waits for a chunk before the next one's examples are on their way."""
+    order = []
+
+    class Watched(np.ndarray):
+        def __getitem__(self, rows):
+            order.append("read")
+            return np.asarray(self)[rows]
+
+    def wait(trained):
+        order.append("wait")
+        return trained
+
+    monkeypatch.setattr(cohort.jax, "block_until_ready", wait)
+    run(problem, training, np.arange(3), "vmap", 1, lambda inputs: np.asarray(inputs).view(Watched))
+    assert order == ["read", "read", "wait", "read", "wait", "wait"]
 
 
 def test_a_client_trains_alike_alone_and_in_company(problem, training):

@@ -42,7 +42,7 @@ def plan(problem, **changes):
 
 def test_dropouts_and_stragglers_have_their_rates(problem):
     config, lost, shares = tiny_config(faults__dropout=0.3, faults__straggler=0.5), 0, []
-    full = cohort.Schedule(np.zeros((6, 100, 1), np.int32), np.full(6, 100, np.int32))
+    full = cohort.Schedule(np.zeros((6, 100, 1), np.int32), np.full(6, 100, np.int32), 100)
     for round_number in range(200):
         struck, failed = faults.draw(config, full, EVERYONE, round_number, 0)
         assert set(failed.values()) <= {faults.NO_ANSWER}
@@ -67,10 +67,10 @@ def test_a_deadline_loses_whoever_needs_longer(problem):
 
 def test_luck_does_not_depend_on_the_cohort_but_on_the_attempt(problem):
     config = tiny_config(faults__dropout=0.5)
-    full = cohort.Schedule(np.zeros((40, 1, 1), np.int32), np.ones(40, np.int32))
+    full = cohort.Schedule(np.zeros((40, 1, 1), np.int32), np.ones(40, np.int32), 1)
     everyone, half = np.arange(40), np.arange(0, 40, 2)
     lost = faults.draw(config, full, everyone, 1, 0)[1]
-    among = faults.draw(config, cohort.Schedule(full.batches[::2], full.steps[::2]), half, 1, 0)[1]
+    among = faults.draw(config, cohort.Schedule(full.batches[::2], full.steps[::2], 1), half, 1, 0)[1]
     assert {2 * row for row in among} == {row for row in lost if row % 2 == 0}
     assert set(faults.draw(config, full, everyone, 1, 1)[1]) != set(lost)
 
@@ -98,7 +98,7 @@ def test_the_merge_is_the_weighted_mean_of_the_survivors(problem):
             method.frozen,
             method.receive(method.broadcast(method.init(), 1), 1),
             {"inputs": problem.inputs["features"][0], "labels": problem.labels[0]},
-            cohort.Schedule(struck.batches[client : client + 1], struck.steps[client : client + 1]),
+            cohort.Schedule(struck.batches[client : client + 1], struck.steps[client : client + 1], 20),
             (),
             jax.random.split(jax.random.key(0), 1),  # linear probing draws nothing
         )[0]

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
@@ -15,8 +16,8 @@ from deltamask_jax.rounds import MAIN_PHASE, play_round
 from tests.conftest import tiny_config
 
 
-def two_rounds(tmp_path, cache):
-    config = tiny_config(prefix_cache=cache)
+def two_rounds(tmp_path, cache, memory=0.0):
+    config = tiny_config(prefix_cache=cache, cohort__memory=memory)
     problem, _ = with_head(set_up(config, tmp_path))
     method = build(config, problem.task)
     state = method.init()
@@ -30,16 +31,37 @@ def cached(tmp_path_factory):
     return two_rounds(tmp_path_factory.mktemp("memory"), "memory")
 
 
-@pytest.mark.parametrize("cache", ["off", "folder"])
-def test_the_prefix_cache_changes_nothing(tmp_path, cached, cache):
+def assert_same(rounds, cached):
+    np.testing.assert_array_equal(rounds[1].theta, cached[1].theta)
+    assert (rounds[2].train_loss, rounds[3]) == (cached[2].train_loss, cached[3])
+
+
+def test_without_a_prefix_cache_the_rounds_are_the_same(tmp_path, cached):
+    rounds = two_rounds(tmp_path, "off")
+    assert isinstance(rounds[0].inputs["tokens"][0], TokensOnDemand)
+    assert_same(rounds, cached)
+
+
+@pytest.mark.parametrize(
+    "cache, kind", [("memory", np.ndarray), ("folder", np.memmap), ("off", TokensOnDemand)]
+)
+def test_examples_too_large_for_a_device_stay_on_the_host_and_the_rounds_are_the_same(
+    tmp_path, cached, capsys, cache, kind
+):
     folder = tmp_path / "cache"
-    problem, state, result, accuracy = two_rounds(tmp_path, str(folder) if cache == "folder" else "off")
+    rounds = two_rounds(tmp_path, str(folder) if cache == "folder" else cache, memory=1e-6)
+    assert type(rounds[0].inputs["tokens"][0]) is kind
+    assert_same(rounds, cached)
     if cache == "folder":
         assert len(list(folder.iterdir())) == 2  # train and test
-    else:
-        assert isinstance(problem.inputs["tokens"][0], TokensOnDemand)
-    np.testing.assert_array_equal(state.theta, cached[1].theta)
-    assert (result.train_loss, accuracy) == (cached[2].train_loss, cached[3])
+    if cache != "off":
+        assert "stay on the host" in capsys.readouterr().out
+
+
+def test_a_folder_s_examples_go_to_the_devices_when_they_fit(tmp_path, cached):
+    rounds = two_rounds(tmp_path, str(tmp_path / "cache"))
+    assert isinstance(rounds[0].inputs["tokens"][0], jax.Array)
+    assert_same(rounds, cached)
 
 
 def test_without_a_prefix_cache_a_round_computes_only_what_its_clients_train_on(tmp_path, cached):

@@ -56,4 +56,7 @@ def test_backends_give_the_same_round(problem):
 def test_in_chunks_equals_one_call(monkeypatch):
     monkeypatch.setattr("deltamask_jax.evaluation.EVALUATION_CHUNK", 4)
     x = np.arange(10.0)
-    np.testing.assert_array_equal(in_chunks(lambda a: a * 2, jax.numpy.asarray(x), devices.mesh()), x * 2)
+    for array in (x, jax.numpy.asarray(x)):
+        for rows in (None, slice(3, 9), slice(9, 10), slice(4, 4)):
+            expected = 2 * x[rows or slice(None)]
+            np.testing.assert_array_equal(in_chunks(lambda a: a * 2, array, devices.mesh(), rows), expected)

@@ -39,10 +39,10 @@ def assert_same(result, alone, votes=2e-3):
     assert result["flip_rate"] == pytest.approx(float(alone["flip_rate"]), rel=0.02)
 
 
-@pytest.mark.parametrize("shards, chunk", [(1, 1), (2, 2)])
-def test_eight_devices_give_the_round_of_one(tmp_path, alone, shards, chunk):
+@pytest.mark.parametrize("shards, chunk, on_host", [(1, 1, False), (2, 2, False), (1, 1, True)])
+def test_eight_devices_give_the_round_of_one(tmp_path, alone, shards, chunk, on_host):
     out = tmp_path / "round.npz"
-    settings = f"cohort__weight_shards={shards}", f"cohort__chunk={chunk}"
+    settings = f"cohort__weight_shards={shards}", f"cohort__chunk={chunk}", f"on_host={on_host}"
     result = finish(start(out, *settings, devices=8), out)
     assert result["devices"] == 8
     assert (alone["theta"] != alone["theta"][0]).any()
@@ -59,11 +59,13 @@ def test_two_processes_give_the_round_of_one(tmp_path, alone):
     outs = [tmp_path / f"round{process}.npz" for process in (0, 1)]
     processes = [start(out, coordinator, 2, process, "cohort__chunk=1") for process, out in enumerate(outs)]
     results = [finish(process, out) for process, out in zip(processes, outs, strict=True)]
-    for result in results:
+    for process, result in enumerate(results):
         assert result["processes"] == 2
         assert_same(result, alone, votes=0)
         assert result["bytes"] == alone["bytes"]
         np.testing.assert_array_equal(result["payload"], alone["payload"])
+        np.testing.assert_array_equal(result["correct"], alone["correct"])
+        assert result["evaluated"] == 27 + process  # its share of 55 examples
 
 
 def test_incomplete_flags_and_small_cohorts_are_refused(monkeypatch):

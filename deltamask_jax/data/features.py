@@ -32,14 +32,14 @@ class TokensOnDemand:
         size: how many examples there are.
     """
 
-    compute: Callable[[np.ndarray], jax.Array]
+    compute: Callable[[np.ndarray], np.ndarray]
     size: int
 
     def __len__(self) -> int:
         return self.size
 
-    def __getitem__(self, rows: slice | np.ndarray) -> jax.Array:
-        return self.compute(np.arange(self.size)[rows])
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        return self.compute(rows)
 
 
 def prefix_features(
