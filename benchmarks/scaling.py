@@ -1,10 +1,12 @@
-"""What a round costs as clients, masked weights d and devices grow.
+"""What a round costs as clients, examples, masked weights d and devices grow.
 
     python -m benchmarks.scaling --quick
     python -m benchmarks.scaling --json scaling.json
 
 clients   10 → 1,000, 20 of them in each round, all on one data set of 8,000 examples: seconds, and the most
           memory the process ever held.
+examples  2,000 → 200,000 examples on the host, in an empty memory-mapped file, 4 clients of 25 in each round:
+          seconds, and the most memory the process ever held.
 d         1 M → 63 M: seconds of a step of two clients in a chunk, and the memory XLA says they need;
           of one client alone.
 devices   the same eight clients on 1, 2, 4, 8 devices. On CPU these are pretended, they share the cores: the
@@ -31,24 +33,39 @@ from deltamask_jax.data import partition
 from deltamask_jax.rounds import MAIN_PHASE, play_round
 
 
-def against_clients(clients: int, rounds: int = 3) -> dict:
+def against_clients(clients: int) -> dict:
     problem = workload.problem("glyph", 1000, 8, 8, chunk=0)  # the data set is the same for every row
     problem = dataclasses.replace(problem, parts=problem.parts[:clients])
-    method = methods.build(problem.config, problem.task)
+    return {"scaling": "clients", "clients": clients, **rounds_of(problem, min(20, clients))}
+
+
+def against_examples(examples: int) -> dict:
+    problem, clients = workload.problem("vit_s14", 4, 25, 25, chunk=0), 4
+    rows = np.random.default_rng(0).permutation(examples)[: clients * 25]
+    shape = (examples, *problem.inputs["tokens"][0].shape[1:])
+    with tempfile.TemporaryDirectory() as folder:
+        tokens = np.lib.format.open_memmap(Path(folder, "tokens.npy"), "w+", np.float32, shape)
+        problem = dataclasses.replace(
+            problem,
+            inputs={"tokens": (tokens, tokens[:1])},
+            labels=(np.zeros(examples, np.int32), np.zeros(1, np.int32)),
+            parts=list(rows.reshape(clients, 25)),
+        )
+        row = {"scaling": "examples", "examples": examples, "examples GiB": tokens.nbytes / 2**30}
+        return row | rounds_of(problem, clients)
+
+
+def rounds_of(problem, cohort: int, rounds: int = 3) -> dict:
+    """Seconds of the fastest of some rounds, the first left out, and the process's peak memory until then."""
+    method, clients = methods.build(problem.config, problem.task), len(problem.parts)
     state, seconds = method.init(), []
     for number in range(1, rounds + 1):
-        chosen = partition.cohort(clients, min(1.0, 20 / clients), 0, number)
+        chosen = partition.cohort(clients, cohort / clients, 0, number)
         started = time.perf_counter()
         state, result = play_round(problem, method, state, number, chosen, MAIN_PHASE, 1)
         seconds.append(time.perf_counter() - started)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return {
-        "scaling": "clients",
-        "clients": clients,
-        "in a round": result.clients,
-        "round s": min(seconds[1:]),
-        "peak GiB": peak,
-    }
+    return {"in a round": result.clients, "round s": min(seconds[1:]), "peak GiB": peak}
 
 
 def against_d(model: str, batch: int = 8) -> dict:
@@ -70,6 +87,7 @@ def chunk_bytes(problem, method, state) -> int:
     batch = problem.config.batch_size
     examples = {"inputs": problem.inputs["tokens"][0], "labels": problem.labels[0]}
     own = (
+        {},
         np.ones(2, np.int32),
         np.arange(2 * batch, dtype=np.int32).reshape(2, 1, batch),
         method.private(1, np.arange(2)),
@@ -105,15 +123,19 @@ def in_a_process(part: str, flags: str = "") -> list[dict]:
 
 
 def main() -> None:
-    part = {"help": "only 'devices', or this number of clients"}
+    part = {"help": "only 'devices', 'clients=N' or 'examples=N'"}
     options = workload.options(__doc__, part=part)
     if options.part:
-        rows = against_devices() if options.part == "devices" else [against_clients(int(options.part))]
+        name, _, size = options.part.partition("=")
+        parts = {"clients": against_clients, "examples": against_examples}
+        rows = against_devices() if name == "devices" else [parts[name](int(size))]
         workload.report(rows, options.json)
         return
     rows = []
     for clients in (10, 100) if options.quick else (10, 100, 1000):
-        rows += in_a_process(str(clients))
+        rows += in_a_process(f"clients={clients}")
+    for examples in () if options.quick else (2_000, 200_000):
+        rows += in_a_process(f"examples={examples}")
     models = ("glyph",) if options.quick else ("glyph", "vit_s14", "vit_b16", "vit_l14")
     rows += [against_d(model) for model in models]
     if not options.quick:

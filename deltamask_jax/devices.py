@@ -94,10 +94,11 @@ def free_memory() -> int:
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"] - stats["bytes_in_use"]
-    return _available_ram() // jax.local_device_count()
+    return available_ram() // jax.local_device_count()
 
 
-def _available_ram() -> int:
+def available_ram() -> int:
+    """Bytes of memory the system can still give."""
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):

@@ -8,7 +8,9 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import math
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ import numpy as np
 from jax.tree_util import Partial
 from tqdm import tqdm
 
+from deltamask_jax import devices
 from deltamask_jax.data.dataset import LazyImages
 from deltamask_jax.data.preprocessing import Preprocessing, apply
 
@@ -74,11 +77,12 @@ def prefix_features(
 
     Raises:
         ValueError: a directory without a key, or chunk < 1.
+        OSError: the result is larger than what memory, or the directory's disk, has left.
     """
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
     if directory is None:
-        return _compute(prefix_fn, images, preprocessing, chunk, place, dtype, np.empty, progress)
+        return _compute(prefix_fn, images, preprocessing, chunk, place, dtype, _in_memory, progress)
     if not key:
         raise ValueError("a cache directory needs a key: fingerprint(model config, params, images)")
     dtype = jnp.dtype(dtype)
@@ -91,6 +95,7 @@ def prefix_features(
     partial = path.with_suffix(f".{os.getpid()}.partial")
 
     def create(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        _refuse_more_than(shutil.disk_usage(path.parent).free, f"the disk of {path.parent}", shape, dtype)
         return np.lib.format.open_memmap(partial, "w+", _on_disk(dtype), shape).view(dtype)
 
     try:
@@ -100,6 +105,22 @@ def prefix_features(
         with contextlib.suppress(FileNotFoundError):
             partial.unlink()
     return _stored(path, dtype)
+
+
+def _in_memory(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    _refuse_more_than(devices.available_ram(), "memory", shape, dtype)
+    return np.empty(shape, dtype)
+
+
+def _refuse_more_than(free: int, where: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """An array that outgrows memory or disk while it is written ends in a signal, not in an error."""
+    size = math.prod(shape) * dtype.itemsize
+    if size > free:
+        raise OSError(
+            f"the frozen prefix's outputs take {size / 2**30:.1f} GiB, and {where} has {free / 2**30:.1f} "
+            "GiB left: set config.prefix_cache to a folder with room, or to 'off', which computes them anew "
+            "in every round"
+        )
 
 
 def _compute(prefix_fn, images, preprocessing, chunk, place, dtype, create, progress) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The frozen-prefix cache: right values, computed once, never a wrong or half-written file."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -128,6 +129,22 @@ def test_an_interrupted_run_leaves_nothing(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         prefix_features(Prefix(), lazy, SMALL, key="k", directory=tmp_path, chunk=4)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("where", ["memory", "disk"])
+def test_refuses_what_memory_or_disk_cannot_hold_before_computing(tmp_path, monkeypatch, where):
+    directory, prefix, size = (tmp_path if where == "disk" else None), Prefix(), len(IMAGES) * 8 * 5 * 4
+
+    def with_free(memory):
+        monkeypatch.setattr(features.devices, "available_ram", lambda: memory)
+        monkeypatch.setattr(features.shutil, "disk_usage", lambda path: SimpleNamespace(free=memory))
+        return prefix_features(prefix, IMAGES, SMALL, key="k", directory=directory, chunk=4)
+
+    with pytest.raises(OSError, match=f"{where}.*config.prefix_cache"):
+        with_free(size - 1)
+    jax.effects_barrier()
+    assert prefix.ran == 0 and not list(tmp_path.iterdir())
+    assert with_free(size).nbytes == size
 
 
 def test_refuses_a_directory_without_a_key(tmp_path):
