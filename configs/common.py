@@ -171,8 +171,9 @@ def get_config() -> ConfigDict:
     config.cohort.chunk = (
         0  # clients a device trains at once; 0 = chosen from memory and backend, and printed
     )
-    # GiB a device may give to such a chunk, and as much to the examples; those that need more stay on the
-    # host, and a chunk's are sent as it begins. 0 = most of what is free, half of it for the examples.
+    # GiB a device may give to such a chunk, and as much to the examples; if they need more they stay on the
+    # host, and a chunk of clients is sent its own. 0 = half of what is free for the examples, most of the
+    # rest for a chunk.
     config.cohort.memory = 0.0
     config.cohort.weight_shards = (
         1  # devices that share one copy of weights and logits; the others divide clients

@@ -81,7 +81,8 @@ def halve(program: Any, chunk: int, error: Exception) -> int:
     if chunk == 1:
         raise MemoryError(
             "training one client does not fit into the device's memory: lower config.batch_size, set "
-            "config.model.remat, or spread the weights over more devices (config.cohort.weight_shards)"
+            "config.model.remat, leave the examples on the host (config.cohort.memory), or spread the "
+            "weights over more devices (config.cohort.weight_shards)"
         ) from error
     _ceiling[program] = chunk // 2
     tqdm.write(f"out of memory with {chunk} clients at a time; going on with {chunk // 2}")

@@ -4,10 +4,12 @@ A chunk is `vmap` on each device, sharded over the mesh axis `clients`; chunks f
 host has each as soon as it is trained, while the devices are at the next. Clients differ in size. Batches
 that a client does not have are skipped: a device stops at its largest client's last step, and inside a chunk
 a finished client's state is held. Each client owns a list of indices into the examples, so nothing is
-truncated and padding costs four bytes. Examples that are on the devices stay there, once; those of a data set
-too large for that are on the host, and a chunk's are sent while the chunk before it trains.
+truncated, and where the examples are on the devices, once, padding costs four bytes. Those of a data set too
+large for that are on the host: a chunk's are read and sent while the chunk before it trains, and each client
+of a chunk takes as much room as the largest of all.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from functools import partial
@@ -17,12 +19,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from deltamask_jax import chunking, devices
 from deltamask_jax.local_training import LocalTraining
 
-Examples = dict[str, Any]  # inputs [n, ...], a jax.Array or what rows i[...] index on the host; labels i32[n]
+Examples = dict[str, jax.Array | np.ndarray]  # inputs [n, ...], on the devices or the host; labels i32[n]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +110,7 @@ def train_in_chunks(
         training: what one client does.
         frozen: pytree all clients share and no round changes.
         received: pytree all clients start the round from.
-        examples: inputs [n, ...], a jax array or one on the host, and labels i32[n].
+        examples: inputs [n, ...] and labels i32[n]; both on the devices, or both NumPy arrays.
         plan: each client's batches.
         private: pytree with leading axis `clients`, passed to `training.final`.
         keys: one key a client, already folded with round and client id.
@@ -135,7 +137,14 @@ def train_in_chunks(
     shared = devices.everywhere(examples, mesh) if _on_devices(examples) else {}
     clients, lanes = len(plan.steps), mesh.shape[devices.CLIENTS]
 
-    def arguments(start: int, chunk: int):
+    def send(array, rows):
+        return devices.divided(np.asarray(array[rows]), mesh)
+
+    def shape_of(array, rows):
+        sharding = NamedSharding(mesh, PartitionSpec(devices.CLIENTS))
+        return jax.ShapeDtypeStruct((*rows.shape, *array.shape[1:]), array.dtype, sharding=sharding)
+
+    def arguments(start: int, chunk: int, taken=send):
         """Arguments of `_train_chunk` for the clients from `start` on; absent ones have no steps."""
         rows = np.arange(start, start + chunk * lanes)
         present = np.minimum(rows, clients - 1)
@@ -143,24 +152,27 @@ def train_in_chunks(
         mine = jax.tree.map(lambda x: x[present], (private, keys))
         batches, own = plan.batches[present], {}
         if not shared:
-            batches, own = _own_examples(examples, batches, steps, plan.largest)
-        divided = devices.divided((own, steps, batches, *mine), mesh)
-        return training, mesh, frozen, received, shared, *divided
+            batches, rows = _own_rows(batches, steps, plan.largest)
+            own = {name: taken(array, rows) for name, array in examples.items()}
+        divided = devices.divided((steps, batches, *mine), mesh)
+        return training, mesh, frozen, received, shared, own, *divided
 
     def memory_of(chunk: int) -> int:
-        inputs = arguments(0, chunk)
+        inputs = arguments(0, chunk, taken=shape_of)
         used = _train_chunk.lower(*inputs).compile().memory_analysis()
-        sent = sum(x.nbytes for x in inputs[5].values()) // lanes
-        return used.temp_size_in_bytes + used.output_size_in_bytes + 2 * sent  # the next chunk's too
+        own = sum(x.size * x.dtype.itemsize for x in inputs[5].values()) // lanes
+        return used.temp_size_in_bytes + used.output_size_in_bytes + 2 * own  # the next chunk's too
 
-    program = (training, mesh, plan.batches.shape[1:])
+    program = (training, mesh, plan.batches.shape[1:], bool(shared))
     chunk = chunking.choose(program, chunk, clients, mesh, received, memory_of, memory)
     start, ready = 0, None
     while start < clients:
         end = min(start + chunk * lanes, clients)
         try:
             trained = _train_chunk(*(ready or arguments(start, chunk)))
-            ready = arguments(end, chunk) if end < clients else None  # while the devices train
+            ready = None
+            with contextlib.suppress(jax.errors.JaxRuntimeError):  # no room for two chunks: read it later
+                ready = arguments(end, chunk) if end < clients else None  # while the devices train
             jax.block_until_ready(trained)
         except jax.errors.JaxRuntimeError as error:
             chunk, ready = chunking.halve(program, chunk, error), None
@@ -173,10 +185,8 @@ def _on_devices(examples: Examples) -> bool:
     return isinstance(examples["inputs"], jax.Array)
 
 
-def _own_examples(
-    examples: Examples, batches: np.ndarray, steps: np.ndarray, largest: int
-) -> tuple[np.ndarray, Examples]:
-    """`batches` as indices into each client's own examples, and those, {name: [clients, largest, ...]}."""
+def _own_rows(batches: np.ndarray, steps: np.ndarray, largest: int) -> tuple[np.ndarray, np.ndarray]:
+    """`batches` as indices into each client's own examples, and which those are, i[clients, largest]."""
     taken = np.arange(batches.shape[1]) < steps[:, None]
     taken = np.where(taken[:, :, None], batches, -1)
     rows = np.full((len(batches), largest), max(taken.max(), 0))  # padding: any that is read anyway
@@ -185,7 +195,7 @@ def _own_examples(
         distinct = np.unique(theirs[theirs >= 0])
         rows[k, : len(distinct)] = distinct
         own[k] = np.where(theirs >= 0, np.searchsorted(distinct, theirs), -1)
-    return own, {"inputs": examples["inputs"][rows], "labels": np.asarray(examples["labels"])[rows]}
+    return own, rows
 
 
 def _batch(examples, indices):
@@ -278,9 +288,8 @@ def _of_one(examples: Examples, plan: Schedule, row: int) -> tuple[Examples, np.
     """The examples of one client, and its batches as indices into them."""
     if _on_devices(examples):
         return examples, plan.batches[row]
-    one = slice(row, row + 1)
-    batches, own = _own_examples(examples, plan.batches[one], plan.steps[one], plan.largest)
-    return jax.tree.map(lambda x: jnp.asarray(x[0]), own), batches[0]
+    (batches,), (rows,) = _own_rows(plan.batches[[row]], plan.steps[[row]], plan.largest)
+    return {name: jnp.asarray(array[rows]) for name, array in examples.items()}, batches
 
 
 def first_not_finite(training, frozen, received, examples, plan, row, key) -> tuple[int, str] | None:

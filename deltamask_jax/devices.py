@@ -54,16 +54,6 @@ def everywhere(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
-def everywhere_if_it_fits(tree: Any, mesh: Mesh, memory: float = 0.0) -> Any:
-    """A pytree of host arrays with a whole copy on every device, or as it is where that is too much.
-
-    Args:
-        memory: GiB of each device that it may take; 0 = half of what is free.
-    """
-    size = sum(x.nbytes for x in jax.tree.leaves(tree))
-    return everywhere(tree, mesh) if size <= (memory * 2**30 or free_memory() / 2) else tree
-
-
 def keep_spread(tree: Any, mesh: Mesh) -> Any:
     """Inside a jitted program over clients: tell the compiler to keep large arrays [clients, ...] divided."""
     shards = mesh.shape[WEIGHTS]
@@ -95,6 +85,15 @@ def free_memory() -> int:
     if "bytes_limit" in stats:
         return stats["bytes_limit"] - stats["bytes_in_use"]
     return available_ram() // jax.local_device_count()
+
+
+def have_room_for(examples: int, memory: float = 0.0) -> bool:
+    """Whether every device can hold so many bytes of examples.
+
+    Args:
+        memory: GiB that they may take; 0 = half of what is free.
+    """
+    return examples <= (memory * 2**30 or free_memory() / 2)
 
 
 def available_ram() -> int:

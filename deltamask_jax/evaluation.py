@@ -18,7 +18,10 @@ EVALUATION_CHUNK = 256  # examples a device
 
 
 def evaluator(problem: Problem, method: Method) -> Callable[[Any], float]:
-    """Accuracy of a server state's network on the test split, as a function of the state."""
+    """Accuracy of a server state's network on the test split, as a function of the state.
+
+    All processes must call it together, see `correctness`.
+    """
     correct_of = correctness(problem, method)
     return lambda state: float(np.mean(correct_of(state)))
 
@@ -26,6 +29,7 @@ def evaluator(problem: Problem, method: Method) -> Callable[[Any], float]:
 def correctness(problem: Problem, method: Method) -> Callable[[Any], np.ndarray]:
     """Which test examples a server state's network gets right, bool[m], as a function of the state.
 
+    Each process computes its share of them and then waits for the others', so that all must call it together.
     The function raises FloatingPointError where the network's outputs are not finite: argmax would call
     them class 0.
     """
@@ -67,7 +71,10 @@ def in_chunks(
     first, end, _ = (rows or slice(None)).indices(n)
     chunk = chunk_of(n) * mesh.shape[devices.CLIENTS]
     for start in range(first, max(end, first + 1), chunk):  # of no rows too, whose type is the function's
-        taken = array[np.minimum(np.arange(start, start + chunk), n - 1)]
+        taken = array[start : min(start + chunk, max(end, first + 1))]
+        if len(taken) < chunk:
+            library = jnp if isinstance(taken, jax.Array) else np
+            taken = library.concatenate([taken, library.repeat(taken[:1], chunk - len(taken), axis=0)])
         outputs.append(function(devices.divided(taken, mesh)))
         jax.block_until_ready(outputs[-2:-1])  # no more than two chunks of a host's array on the devices
     return jnp.concatenate(outputs)[: end - first]

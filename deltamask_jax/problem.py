@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jax.tree_util import Partial
@@ -40,13 +41,12 @@ def set_up(config, workdir: Path) -> Problem:
     params = devices.spread(pretrained.load(config.model, model), mesh)
     directory = None if config.prefix_cache in ("memory", "off") else Path(config.prefix_cache)
     if methods.trains_prefix(config):
-        model, directory = _without_prefix(_without_cut(config, model)), None
-    splits = (dataset.train, dataset.test)
+        model = _without_prefix(_without_cut(config, model))
+    on_devices = _fit_on_devices(config, model, params, len(dataset.train) + len(dataset.test))
+    tokens_of = partial(_tokens, config, model, params, mesh, directory, on_devices)
+    test = tokens_of(dataset.test)  # before the larger split: what there is no room for is refused early
+    tokens = (tokens_of(dataset.train), test)
     suffix = partial(jax.jit(model.suffix), params)
-    cached = config.prefix_cache != "off"
-    tokens = tuple(_tokens(config, model, params, split, mesh, directory, cached) for split in splits)
-    if cached:
-        tokens = _placed(tokens, mesh, config.cohort.memory)
     outputs = tuple(in_chunks(suffix, array, mesh) for array in tokens)
     return Problem(
         config=config,
@@ -81,16 +81,30 @@ def _without_prefix(model: models.Model) -> models.Model:
     return dataclasses.replace(model, prefix=lambda params, images: images, suffix=whole)
 
 
+def _fit_on_devices(config, model: models.Model, params, examples: int) -> bool:
+    """Whether the frozen prefix's outputs for so many examples can lie whole on every device."""
+    image = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, 3), jnp.float32)
+    outputs = jax.eval_shape(model.prefix, params, image)
+    size = examples * outputs.size * jnp.dtype(config.model.dtype).itemsize
+    fit = devices.have_room_for(size, config.cohort.memory)
+    if not fit:
+        tqdm.write(
+            f"examples: {size / 2**20:,.0f} MiB stay on the host, more than a device may give them "
+            "(config.cohort.memory changes it); each chunk of clients is sent its own"
+        )
+    return fit
+
+
 def _tokens(
     config,
     model: models.Model,
     params,
-    split: data.Split,
     mesh: Mesh,
     directory: Path | None,
-    cached: bool,
-) -> np.ndarray | features.TokensOnDemand:
-    """The frozen prefix's output for every example: on the host, or not yet computed."""
+    on_devices: bool,
+    split: data.Split,
+) -> jax.Array | np.ndarray | features.TokensOnDemand:
+    """The frozen prefix's outputs for a split: on the devices, on the host, or not yet computed."""
     chunk = chunk_of(len(split)) * mesh.shape[devices.CLIENTS]  # also where only some of them are asked for
 
     def compute(part: data.Split, **options) -> np.ndarray:
@@ -104,19 +118,12 @@ def _tokens(
             **options,
         )
 
-    if not cached:
-        return features.TokensOnDemand(lambda rows: compute(split.take(rows), progress=False), len(split))
-    key = directory and features.fingerprint(model.architecture, model.trained_blocks, params, split.images)
-    return compute(split, key=key or "", directory=directory)
-
-
-def _placed(tokens: tuple[np.ndarray, ...], mesh: Mesh, memory: float) -> tuple[jax.Array | np.ndarray, ...]:
-    """Tokens of train and test on every device or, where they are too large for that, on the host."""
-    placed = devices.everywhere_if_it_fits(tokens, mesh, memory)
-    if placed is tokens:
-        size = sum(x.nbytes for x in tokens) / 2**20
-        tqdm.write(
-            f"examples: {size:,.0f} MiB stay on the host, more than a device may give them "
-            "(config.cohort.memory changes it); each chunk of clients is sent its own"
-        )
-    return placed
+    if config.prefix_cache == "off":
+        on_demand = partial(compute, progress=False)
+        return features.TokensOnDemand(lambda rows: on_demand(split.take(rows)), len(split), on_devices)
+    images_alone = methods.trains_prefix(config)
+    key = directory and features.fingerprint(
+        model.architecture, model.trained_blocks, images_alone, params, split.images
+    )
+    tokens = compute(split, key=key or "", directory=directory)
+    return devices.everywhere(tokens, mesh) if on_devices else tokens

@@ -7,9 +7,10 @@ from collections import Counter
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from deltamask_jax import attacks, cohort, devices, faults, uplink
+from deltamask_jax import attacks, cohort, faults, uplink
 from deltamask_jax.codecs import PayloadError
 from deltamask_jax.data import partition
 from deltamask_jax.data.features import TokensOnDemand
@@ -224,18 +225,21 @@ def play_round(
 def _examples(problem: Problem, kind: str, plan: cohort.Schedule) -> tuple[cohort.Examples, cohort.Schedule]:
     """A round's examples, and the plan with indices into them: all that are cached, or the cohort's anew."""
     inputs, labels = problem.inputs[kind][0], problem.labels[0]
-    if not isinstance(inputs, TokensOnDemand):
+    if isinstance(inputs, np.ndarray):
+        return {"inputs": inputs, "labels": np.asarray(labels)}, plan
+    if isinstance(inputs, jax.Array):
         return {"inputs": inputs, "labels": labels}, plan
     taken = np.arange(plan.batches.shape[1]) < plan.steps[:, None]  # not those of who fails on the way
     batches = np.where(taken[:, :, None], plan.batches, -1)
     rows = np.unique(batches[batches >= 0])
     batches = np.where(batches >= 0, np.searchsorted(rows, batches), -1).astype(np.int32)
-    most = sum(sorted(map(len, problem.parts))[-len(plan.steps) :])  # one shape for every cohort
-    tokens = inputs[rows]
-    tokens = np.pad(tokens, [(0, most - len(rows))] + [(0, 0)] * (tokens.ndim - 1))
-    options = problem.config.cohort
-    tokens = devices.everywhere_if_it_fits(tokens, devices.mesh(options.weight_shards), options.memory)
-    examples = {"inputs": tokens, "labels": labels[np.pad(rows, (0, most - len(rows)))]}
+    examples = {"inputs": inputs[rows], "labels": np.asarray(labels)[rows]}
+    if inputs.on_devices:
+        most = sum(sorted(map(len, problem.parts))[-len(plan.steps) :])  # one shape for every cohort
+        examples = {
+            name: jnp.asarray(np.pad(x, [(0, most - len(rows))] + [(0, 0)] * (x.ndim - 1)))
+            for name, x in examples.items()
+        }
     return examples, dataclasses.replace(plan, batches=batches)
 
 

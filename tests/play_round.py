@@ -7,6 +7,7 @@ import ast
 import dataclasses
 import sys
 from functools import partial
+from unittest import mock
 
 import numpy as np
 
@@ -43,22 +44,20 @@ def main(out: str, *arguments: str) -> None:
         chunk=4 * mesh.shape[devices.CLIENTS],
         place=partial(devices.divided, mesh=mesh),
     )
-    evaluation.EVALUATION_CHUNK = 4  # so that every device has examples
-    evaluated, in_chunks = [], evaluation.in_chunks
-
-    def counted(*arguments):
-        evaluated.append(in_chunks(*arguments))
-        return evaluated[-1]
-
-    evaluation.in_chunks = counted
-    correct = evaluation.correctness(problem, method)(method.init())
+    with (
+        mock.patch.object(evaluation, "EVALUATION_CHUNK", 4),  # so that every device has examples
+        mock.patch.object(evaluation, "in_chunks", wraps=evaluation.in_chunks) as in_chunks,
+    ):
+        correct = evaluation.correctness(problem, method)(method.init())
+        evaluated = in_chunks.call_args.args[3]
+        features = evaluation.in_chunks(suffix, problem.inputs["tokens"][1], mesh)
     state, result = play_round(problem, method, method.init(), 1, np.arange(5), MAIN_PHASE, 1)
     np.savez(
         out,
         tokens=tokens,
-        features=in_chunks(suffix, problem.inputs["tokens"][1], mesh),
+        features=features,
         correct=correct,
-        evaluated=len(evaluated[0]),
+        evaluated=evaluated.stop - evaluated.start,
         theta=state.theta,
         loss=result.train_loss,
         bytes=result.uplink_bytes,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from deltamask_jax import chunking, cohort, devices, methods, uplink
-from tests.test_cohort import plan
+from tests.test_cohort import plan, watched
 
 MESH = devices.mesh(devices=jax.local_devices()[:1])
 SMALL, LARGE = np.zeros(1000, np.uint16), np.zeros(chunking.CPU_BYTES // 4, np.uint16)
@@ -82,6 +82,63 @@ def test_clients_that_ran_out_of_memory_train_again_in_smaller_chunks(problem, m
     assert tried == [4, 2, 2, 2]
     np.testing.assert_array_equal(updates, expected)
     np.testing.assert_array_equal(again, losses)
+
+
+def test_a_chunk_after_one_that_ran_out_of_memory_trains_on_its_own_examples(problem, method, monkeypatch):
+    """The second chunk's arguments are there already, for four clients, when its memory runs out."""
+    clients = np.array([0, 1, 2, 3, 4, 5])
+    inputs = list(arguments(problem, method, clients))
+    expected, losses = cohort.train(*inputs, chunk=2)
+    inputs[3] = jax.tree.map(np.asarray, inputs[3])
+    train_chunk, tried = cohort._train_chunk, []
+
+    def full_the_second_time(*inputs):
+        tried.append(len(inputs[6]))
+        if len(tried) == 2:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        return train_chunk(*inputs)
+
+    monkeypatch.setattr(cohort, "_train_chunk", full_the_second_time)
+    updates, again = cohort.train(*inputs, chunk=4)
+    assert tried == [4, 4, 2]
+    np.testing.assert_array_equal(updates[4:], expected[4:])
+    np.testing.assert_array_equal(again[4:], losses[4:])
+
+
+def test_examples_without_room_for_two_chunks_are_read_when_the_first_is_done(problem, method, monkeypatch):
+    clients, divided, fails = np.arange(3), devices.divided, iter([False, True, False])
+    inputs = list(arguments(problem, method, clients))
+    expected, _ = cohort.train(*inputs, chunk=1)
+    inputs[3] = jax.tree.map(np.asarray, inputs[3])
+
+    def full_the_second_time(tree, mesh):
+        if isinstance(tree, np.ndarray) and tree.ndim > 2 and next(fails, False):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        return divided(tree, mesh)
+
+    monkeypatch.setattr(devices, "divided", full_the_second_time)
+    updates, _ = cohort.train(*inputs, chunk=1)
+    np.testing.assert_array_equal(updates, expected)
+    assert next(fails, "used up") == "used up"
+
+
+def test_the_memory_of_a_chunk_counts_its_examples_on_the_host_and_reads_none(problem, method, monkeypatch):
+    inputs, measured, read = list(arguments(problem, method, np.arange(4))), [], []
+
+    def choose(program, asked, clients, mesh, received, memory_of, memory):
+        measured.append(memory_of(2))
+        assert not read
+        return 2
+
+    monkeypatch.setattr(chunking, "choose", choose)
+    cohort.train(*inputs, chunk=0)
+    tokens, labels = map(np.asarray, inputs[3].values())
+    inputs[3] = {"inputs": watched(tokens, read), "labels": labels}
+    cohort.train(*inputs, chunk=0)
+    assert len(read) == 2
+    a_client = 20 * (tokens[0].nbytes + 4)  # the largest has 20 examples and their labels
+    on_devices, on_host = measured
+    assert on_host - on_devices == pytest.approx(4 * a_client, rel=0.2)  # two chunks of two clients
 
 
 def test_a_chunk_is_encoded_while_the_next_trains(problem, method, monkeypatch):

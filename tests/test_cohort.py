@@ -1,5 +1,7 @@
 """The cohort: loop == vmap at every chunk, ragged clients, no lost example, one compilation."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,21 +92,25 @@ def test_loop_equals_vmap_at_every_chunk(problem, training):
         np.testing.assert_allclose(losses, other_losses, rtol=1e-4)
 
 
-@pytest.mark.parametrize("backend, chunk", [("loop", 1), ("vmap", 1), ("vmap", 2)])
-def test_examples_on_the_host_give_what_those_on_the_device_give(problem, training, backend, chunk):
-    clients, largest, read = np.array([4, 0, 2]), 20, []
+def watched(inputs, read: list):
+    """The same on the host, which appends to `read` whatever rows are taken from it."""
 
     class Watched(np.ndarray):
         def __getitem__(self, rows):
             read.append(rows)
             return np.asarray(self)[rows]
 
+    return np.asarray(inputs).view(Watched)
+
+
+@pytest.mark.parametrize("backend, chunk", [("loop", 1), ("vmap", 1), ("vmap", 2)])
+def test_examples_on_the_host_give_what_those_on_the_device_give(problem, training, backend, chunk):
+    clients, largest, read = np.array([4, 0, 2]), 20, []
     expected, losses = run(problem, training, clients, backend, chunk)
-    place = lambda inputs: np.asarray(inputs).view(Watched)  # noqa: E731
-    theta, again = run(problem, training, clients, backend, chunk, place)
+    theta, again = run(problem, training, clients, backend, chunk, partial(watched, read=read))
     np.testing.assert_array_equal(theta, expected)
     np.testing.assert_array_equal(again, losses)
-    assert [rows.shape for rows in read] == [(chunk, largest)] * -(-len(clients) // chunk)
+    assert [rows.size for rows in read] == [chunk * largest] * -(-len(clients) // chunk)
     for start, rows in zip(range(0, len(clients), chunk), read, strict=True):  # its own and no others
         theirs = np.concatenate([problem.parts[k] for k in clients[start : start + chunk]])
         np.testing.assert_array_equal(np.unique(rows), np.sort(theirs))
@@ -113,19 +119,10 @@ def test_examples_on_the_host_give_what_those_on_the_device_give(problem, traini
 def test_the_next_chunk_s_examples_are_read_while_the_first_trains(problem, training, monkeypatch):
     """Nothing waits for a chunk before the next one's examples are on their way."""
     order = []
-
-    class Watched(np.ndarray):
-        def __getitem__(self, rows):
-            order.append("read")
-            return np.asarray(self)[rows]
-
-    def wait(trained):
-        order.append("wait")
-        return trained
-
-    monkeypatch.setattr(cohort.jax, "block_until_ready", wait)
-    run(problem, training, np.arange(3), "vmap", 1, lambda inputs: np.asarray(inputs).view(Watched))
-    assert order == ["read", "read", "wait", "read", "wait", "wait"]
+    monkeypatch.setattr(cohort.jax, "block_until_ready", lambda trained: order.append("wait"))
+    run(problem, training, np.arange(3), "vmap", 1, partial(watched, read=order))
+    waits = [isinstance(event, str) for event in order]
+    assert waits == [False, False, True, False, True, True]  # read, read, wait, read, wait, wait
 
 
 def test_a_client_trains_alike_alone_and_in_company(problem, training):
@@ -178,8 +175,9 @@ def test_a_client_without_examples_returns_what_it_received():
     assert losses[1] == 0 and (updates[0] != start).any()
 
 
-def test_rounds_do_not_compile_again(problem, training):
-    run(problem, training, np.array([0, 1]), "vmap")
+@pytest.mark.parametrize("place", [lambda inputs: inputs, np.asarray], ids=["on devices", "on the host"])
+def test_rounds_do_not_compile_again(problem, training, place):
+    run(problem, training, np.array([0, 1]), "vmap", place=place)
     before = cohort._train_chunk._cache_size()
-    run(problem, training, np.array([4, 2]), "vmap")  # other sizes, same program
+    run(problem, training, np.array([4, 2]), "vmap", place=place)  # other sizes, same program
     assert cohort._train_chunk._cache_size() == before

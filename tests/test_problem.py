@@ -46,16 +46,23 @@ def test_without_a_prefix_cache_the_rounds_are_the_same(tmp_path, cached):
     "cache, kind", [("memory", np.ndarray), ("folder", np.memmap), ("off", TokensOnDemand)]
 )
 def test_examples_too_large_for_a_device_stay_on_the_host_and_the_rounds_are_the_same(
-    tmp_path, cached, capsys, cache, kind
+    tmp_path, cached, capsys, monkeypatch, cache, kind
 ):
     folder = tmp_path / "cache"
+    received, train_in_chunks = [], cohort.train_in_chunks
+
+    def watched(training, frozen, start, examples, *arguments, **options):
+        received.append(examples["inputs"])
+        return train_in_chunks(training, frozen, start, examples, *arguments, **options)
+
+    monkeypatch.setattr(cohort, "train_in_chunks", watched)
     rounds = two_rounds(tmp_path, str(folder) if cache == "folder" else cache, memory=1e-6)
     assert type(rounds[0].inputs["tokens"][0]) is kind
+    assert all(isinstance(inputs, np.ndarray) for inputs in received if inputs.ndim > 2)  # not features
     assert_same(rounds, cached)
     if cache == "folder":
         assert len(list(folder.iterdir())) == 2  # train and test
-    if cache != "off":
-        assert "stay on the host" in capsys.readouterr().out
+    assert "stay on the host" in capsys.readouterr().out
 
 
 def test_a_folder_s_examples_go_to_the_devices_when_they_fit(tmp_path, cached):

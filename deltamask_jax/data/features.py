@@ -33,16 +33,18 @@ class TokensOnDemand:
     Attributes:
         compute: rows i[k] -> tokens [k, ...].
         size: how many examples there are.
+        on_devices: whether what is computed for a round goes to the devices whole, or a chunk's at a time.
     """
 
     compute: Callable[[np.ndarray], np.ndarray]
     size: int
+    on_devices: bool = True
 
     def __len__(self) -> int:
         return self.size
 
-    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        return self.compute(rows)
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        return self.compute(np.arange(self.size)[rows])
 
 
 def prefix_features(
@@ -118,8 +120,8 @@ def _refuse_more_than(free: int, where: str, shape: tuple[int, ...], dtype: np.d
     if size > free:
         raise OSError(
             f"the frozen prefix's outputs take {size / 2**30:.1f} GiB, and {where} has {free / 2**30:.1f} "
-            "GiB left: set config.prefix_cache to a folder with room, or to 'off', which computes them anew "
-            "in every round"
+            "GiB left: set config.prefix_cache to a folder with room, or let fewer clients train at once "
+            "(config.participation) with 'off', which computes only theirs"
         )
 
 

@@ -142,7 +142,8 @@ def test_without_a_cut_the_problem_is_the_same(tmp_path):
     np.testing.assert_allclose(whole.inputs["features"][1], cut.inputs["features"][1], atol=1e-5)
     assert whole.inputs["tokens"][0].shape == (36, 32, 32, 3)  # images
     assert whole.task.index == cut.task.index
-    assert not (tmp_path / "cache").exists()
+    embedded = set_up(small(model__trained_blocks=6, prefix_cache=str(tmp_path / "cache")), tmp_path)
+    assert embedded.inputs["tokens"][0].shape == (36, 17, 32)  # not the images kept in the same folder
 
 
 def test_biases_before_the_cut_are_trained_within_a_budget(tmp_path):
