@@ -41,6 +41,10 @@ class Schedule:
     steps: np.ndarray
     largest: int
 
+    def of(self, rows: slice | list[int]) -> "Schedule":
+        """The same for some of the clients."""
+        return dataclasses.replace(self, batches=self.batches[rows], steps=self.steps[rows])
+
 
 def num_steps(examples: int, epochs: int, batch_size: int) -> int:
     """Steps of a client with that many examples; the last batch of an epoch may be partly padding."""

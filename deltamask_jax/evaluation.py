@@ -70,8 +70,9 @@ def in_chunks(
     n, outputs = len(array), []
     first, end, _ = (rows or slice(None)).indices(n)
     chunk = chunk_of(n) * mesh.shape[devices.CLIENTS]
-    for start in range(first, max(end, first + 1), chunk):  # of no rows too, whose type is the function's
-        taken = array[start : min(start + chunk, max(end, first + 1))]
+    last = max(end, first + 1)  # one chunk even of no rows: the outputs' shape and type are the function's
+    for start in range(first, last, chunk):
+        taken = array[start : min(start + chunk, last)]
         if len(taken) < chunk:
             library = jnp if isinstance(taken, jax.Array) else np
             taken = library.concatenate([taken, library.repeat(taken[:1], chunk - len(taken), axis=0)])

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deltamask_jax import attacks, cohort, faults, uplink
+from deltamask_jax import attacks, cohort, faults, hosts, uplink
 from deltamask_jax.codecs import PayloadError
 from deltamask_jax.data import partition
 from deltamask_jax.data.features import TokensOnDemand
@@ -159,11 +159,12 @@ def play_round(
     received = method.receive(broadcast, number)
     marks.append(time.perf_counter())
     round_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), phase), number)
-    examples, plan = _examples(problem, method.inputs, plan)
-    sent = uplink.train_and_send(config, method, state, received, examples, plan, clients, number, round_key)
+    examples, mine = _examples(problem, method.inputs, plan.of(hosts.share(len(clients))))
+    sent = uplink.train_and_send(config, method, state, received, examples, mine, clients, number, round_key)
     for row in np.flatnonzero(~np.isfinite(sent.losses)):
         key = jax.random.fold_in(round_key, clients[row])
-        at = cohort.first_not_finite(method.training, method.frozen, received, examples, plan, row, key)
+        theirs, its = _examples(problem, method.inputs, plan.of([row]))
+        at = cohort.first_not_finite(method.training, method.frozen, received, theirs, its, 0, key)
         step, what = at or ("unknown", "loss")
         lost[int(row)] = faults.NOT_FINITE
         logging.warning(
@@ -223,7 +224,7 @@ def play_round(
 
 
 def _examples(problem: Problem, kind: str, plan: cohort.Schedule) -> tuple[cohort.Examples, cohort.Schedule]:
-    """A round's examples, and the plan with indices into them: all that are cached, or the cohort's anew."""
+    """Examples to train on, and the plan with indices into them: all that are cached, or the plan's anew."""
     inputs, labels = problem.inputs[kind][0], problem.labels[0]
     if isinstance(inputs, np.ndarray):
         return {"inputs": inputs, "labels": np.asarray(labels)}, plan

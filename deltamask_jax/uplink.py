@@ -52,20 +52,18 @@ def train_and_send(
 
     Args:
         received: what every client starts from, `method.receive`'s.
-        examples: inputs [n, ...] and labels i32[n], see `cohort.train_in_chunks`.
-        plan: batches of the whole cohort.
+        examples, plan: of this process's share, see `cohort.train_in_chunks`.
         clients: ids of the whole cohort, i[k].
         number: of the round.
         round_key: each client's key is this with the client's id folded in.
     """
-    share = hosts.share(len(clients))
-    mine = clients[share]
+    mine = clients[hosts.share(len(clients))]
     chunks = cohort.train_in_chunks(
         method.training,
         method.frozen,
         received,
         examples,
-        dataclasses.replace(plan, batches=plan.batches[share], steps=plan.steps[share]),
+        plan,
         method.private(number, mine),
         jax.vmap(partial(jax.random.fold_in, round_key))(jnp.asarray(mine)),
         backend=config.cohort.backend,

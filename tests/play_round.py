@@ -17,7 +17,7 @@ from deltamask_jax import hosts
 def main(out: str, *arguments: str) -> None:
     places = [argument for argument in arguments if "=" not in argument]
     changes = dict(argument.split("=") for argument in arguments if "=" in argument)
-    on_host = changes.pop("on_host", "False") == "True"  # the examples
+    kind = changes.pop("tokens", "devices")  # where they are: devices, host, or computed on demand
     if places:
         hosts.start(places[0], int(places[1]), int(places[2]))
 
@@ -25,15 +25,21 @@ def main(out: str, *arguments: str) -> None:
     from jax.tree_util import Partial
 
     from deltamask_jax import devices, evaluation, methods
-    from deltamask_jax.data.features import prefix_features
+    from deltamask_jax.data.features import TokensOnDemand, prefix_features
     from deltamask_jax.rounds import MAIN_PHASE, play_round
     from tests.conftest import tiny_config, tiny_problem
 
     config = tiny_config(**{name: ast.literal_eval(value) for name, value in changes.items()})
     problem = dataclasses.replace(tiny_problem(), config=config)
-    if on_host:
-        inputs = problem.inputs | {"tokens": tuple(map(np.asarray, problem.inputs["tokens"]))}
-        problem = dataclasses.replace(problem, inputs=inputs)
+    on_host, computed = np.asarray(problem.inputs["tokens"][0]), []
+
+    def compute(rows):
+        computed.extend(rows)
+        return on_host[rows]
+
+    if kind != "devices":
+        train = TokensOnDemand(compute, len(on_host)) if kind == "demand" else on_host
+        problem = dataclasses.replace(problem, inputs=problem.inputs | {"tokens": (train, on_host)})
     method = methods.build(config, problem.task)
     model, mesh = problem.task.model, devices.mesh(config.cohort.weight_shards)
     suffix = partial(jax.jit(model.suffix), devices.spread(problem.task.params, mesh))
@@ -65,6 +71,7 @@ def main(out: str, *arguments: str) -> None:
         flip_rate=result.details["flip_rate"],
         devices=jax.local_device_count(),
         processes=jax.process_count(),
+        computed=computed,
     )
 
 

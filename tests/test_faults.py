@@ -70,7 +70,7 @@ def test_luck_does_not_depend_on_the_cohort_but_on_the_attempt(problem):
     full = cohort.Schedule(np.zeros((40, 1, 1), np.int32), np.ones(40, np.int32), 1)
     everyone, half = np.arange(40), np.arange(0, 40, 2)
     lost = faults.draw(config, full, everyone, 1, 0)[1]
-    among = faults.draw(config, cohort.Schedule(full.batches[::2], full.steps[::2], 1), half, 1, 0)[1]
+    among = faults.draw(config, full.of(slice(None, None, 2)), half, 1, 0)[1]
     assert {2 * row for row in among} == {row for row in lost if row % 2 == 0}
     assert set(faults.draw(config, full, everyone, 1, 1)[1]) != set(lost)
 
@@ -98,7 +98,7 @@ def test_the_merge_is_the_weighted_mean_of_the_survivors(problem):
             method.frozen,
             method.receive(method.broadcast(method.init(), 1), 1),
             {"inputs": problem.inputs["features"][0], "labels": problem.labels[0]},
-            cohort.Schedule(struck.batches[client : client + 1], struck.steps[client : client + 1], 20),
+            struck.of([client]),
             (),
             jax.random.split(jax.random.key(0), 1),  # linear probing draws nothing
         )[0]

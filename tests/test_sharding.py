@@ -39,10 +39,10 @@ def assert_same(result, alone, votes=2e-3):
     assert result["flip_rate"] == pytest.approx(float(alone["flip_rate"]), rel=0.02)
 
 
-@pytest.mark.parametrize("shards, chunk, on_host", [(1, 1, False), (2, 2, False), (1, 1, True)])
-def test_eight_devices_give_the_round_of_one(tmp_path, alone, shards, chunk, on_host):
+@pytest.mark.parametrize("shards, chunk, tokens", [(1, 1, "devices"), (2, 2, "devices"), (1, 1, "host")])
+def test_eight_devices_give_the_round_of_one(tmp_path, alone, shards, chunk, tokens):
     out = tmp_path / "round.npz"
-    settings = f"cohort__weight_shards={shards}", f"cohort__chunk={chunk}", f"on_host={on_host}"
+    settings = f"cohort__weight_shards={shards}", f"cohort__chunk={chunk}", f"tokens={tokens}"
     result = finish(start(out, *settings, devices=8), out)
     assert result["devices"] == 8
     assert (alone["theta"] != alone["theta"][0]).any()
@@ -52,12 +52,14 @@ def test_eight_devices_give_the_round_of_one(tmp_path, alone, shards, chunk, on_
         np.testing.assert_allclose(result[name], alone[name], rtol=0, atol=0 if shards == 1 else 1e-5)
 
 
-def test_two_processes_give_the_round_of_one(tmp_path, alone):
+@pytest.mark.parametrize("tokens", ["devices", "demand"])
+def test_two_processes_give_the_round_of_one(tmp_path, alone, tokens):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         coordinator = f"localhost:{free.getsockname()[1]}"
     outs = [tmp_path / f"round{process}.npz" for process in (0, 1)]
-    processes = [start(out, coordinator, 2, process, "cohort__chunk=1") for process, out in enumerate(outs)]
+    settings = "cohort__chunk=1", f"tokens={tokens}"
+    processes = [start(out, coordinator, 2, process, *settings) for process, out in enumerate(outs)]
     results = [finish(process, out) for process, out in zip(processes, outs, strict=True)]
     for process, result in enumerate(results):
         assert result["processes"] == 2
@@ -66,6 +68,8 @@ def test_two_processes_give_the_round_of_one(tmp_path, alone):
         np.testing.assert_array_equal(result["payload"], alone["payload"])
         np.testing.assert_array_equal(result["correct"], alone["correct"])
         assert result["evaluated"] == 27 + process  # its share of 55 examples
+        if tokens == "demand":  # those of its share of the clients
+            assert len(result["computed"]) == [1 + 20, 7 + 8 + 16][process]
 
 
 def test_incomplete_flags_and_small_cohorts_are_refused(monkeypatch):
