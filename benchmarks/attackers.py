@@ -27,7 +27,7 @@ def attack_config(rounds: int, **changes):
             "train_examples": 400,
             "local_epochs": 1,
             "model.trained_blocks": 3,
-            "robust.max_flip_rate": 1.0,
+            "robust.max_flip_rate": 0.0,
         }
         | changes
     )

@@ -29,7 +29,8 @@ import kills  # noqa: E402
 from configs import common  # noqa: E402
 from deltamask_jax import devices, experiment, faults, methods, workdir  # noqa: E402
 from deltamask_jax.problem import set_up  # noqa: E402
-from deltamask_jax.rounds import Problem, TooFewClients, play_until_enough  # noqa: E402
+from deltamask_jax.rounds import TooFewClients, play_until_enough  # noqa: E402
+from deltamask_jax.task import Problem  # noqa: E402
 
 
 def small_config(**changes):

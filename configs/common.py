@@ -143,7 +143,8 @@ def get_config() -> ConfigDict:
     config.robust = ConfigDict()
     config.robust.aggregator = "mean"  # of a cohort's flips: 'mean', 'trimmed', 'median', 'clip' (robust.py)
     config.robust.trim = 0.2  # fraction of clients that 'trimmed' cuts off at each end, 0 … 0.49
-    config.robust.max_flip_rate = 0.5  # a payload that flips a larger fraction of the weights is rejected
+    config.robust.window = 0.0
+    config.robust.max_flip_rate = 0.0  # fraction of the weights; a payload that flips more is rejected; 0 = auto
 
     # Simulated failures of clients, in the rounds after the head's (docs/reliability.md).
     config.faults = ConfigDict()

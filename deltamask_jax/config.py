@@ -60,6 +60,7 @@ RANGES = {
     "cohort.weight_shards": (1, 2**20),
     "codec.capacity": (0, 2**31),
     "robust.trim": (0.0, 0.49),
+    "robust.window": (0.0, 1000.0),
     "robust.max_flip_rate": (0.0, 1.0),
     "faults.dropout": (0.0, 1.0),
     "faults.straggler": (0.0, 1.0),
@@ -92,7 +93,10 @@ CHOICES = {
     "fedavg.server": ("sgd", "adam", "yogi"),
     "fedavg.downlink": ("float32", "float16", "bfloat16"),
     "robust.aggregator": ("mean", "trimmed", "median", "clip"),
-    "attack.kind": ("none", "corrupt", "truncate", "replay", "wrong_d", "all_flip", "random_flip"),
+    "attack.kind": (
+        *("none", "corrupt", "truncate", "replay", "wrong_d"),
+        *("all_flip", "random_flip", "collude", "collude_near"),
+    ),
     "resume": ("auto", "fresh"),
     "cohort.backend": ("vmap", "loop"),
 }

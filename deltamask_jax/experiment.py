@@ -13,9 +13,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from PIL import Image
 from safetensors.numpy import save_file
 
-from deltamask_jax import checkpoint, devices, environment, methods, metrics, progress
+from deltamask_jax import checkpoint, codecs, devices, environment, methods, metrics, progress
 from deltamask_jax import config as config_lib
 from deltamask_jax.data import partition
 from deltamask_jax.evaluation import correctness
@@ -122,7 +123,7 @@ def _run(config, workdir: Path, journal: checkpoint.Journal, started: float) -> 
         if result.diagnostics:
             metrics.append(workdir / "diagnostics.jsonl", {"round": number, **result.diagnostics})
         if last:
-            metrics.payload_image(result.payload).save(workdir / "payload.png")
+            Image.fromarray(codecs.picture(result.payload)).save(workdir / "payload.png")
         now = checkpoint.Progress(
             state, problem.task.head, probe_accuracy, list(records), time.time() - started
         )

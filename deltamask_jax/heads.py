@@ -18,7 +18,8 @@ from deltamask_jax.codecs import dense
 from deltamask_jax.data import partition
 from deltamask_jax.evaluation import evaluator
 from deltamask_jax.methods import Method
-from deltamask_jax.rounds import HEAD_PHASE, PROBE_PHASE, Problem, Round, play_round
+from deltamask_jax.rounds import HEAD_PHASE, PROBE_PHASE, Round, play_round
+from deltamask_jax.task import Problem
 
 SHRINKAGE = 0.1  # of the covariance toward a multiple of the identity; small clients leave it singular
 

@@ -1,7 +1,5 @@
 """The ledger of a run: bytes, accuracy and seconds, as files anyone can read and pictures of them."""
 
-import contextlib
-import io
 import json
 import math
 import os
@@ -9,9 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
-
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def bits_per_parameter(num_bytes: int, clients: int, d: int) -> float:
@@ -76,23 +71,6 @@ def rewrite(path: Path, records: list[dict[str, Any]]) -> None:
 def _sync(file) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def payload_image(payload: bytes) -> Image.Image:
-    """A payload as a grayscale image: the image inside it, where there is one, else its bytes row by row.
-
-    Of a payload that its codec has accepted: Pillow reads it.
-    """
-    start = payload.find(PNG_SIGNATURE)
-    if start >= 0:
-        with contextlib.suppress(OSError, SyntaxError, Image.DecompressionBombError):  # chance, or a forger
-            image = Image.open(io.BytesIO(payload[start:]), formats=["PNG"])
-            image.load()
-            return image
-    side = max(1, math.isqrt(len(payload)))
-    rows = -(-len(payload) // side)
-    pixels = np.frombuffer(payload.ljust(rows * side, b"\0"), np.uint8)
-    return Image.fromarray(pixels.reshape(rows, side))
 
 
 def draw_curves(path: Path, records: list[dict[str, Any]], linear_probe: float, title: str) -> None:

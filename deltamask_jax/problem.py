@@ -16,8 +16,7 @@ from deltamask_jax.data import features, partition
 from deltamask_jax.evaluation import chunk_of, in_chunks
 from deltamask_jax.flat_index import FlatIndex
 from deltamask_jax.heads import random_head
-from deltamask_jax.methods import Task
-from deltamask_jax.rounds import Problem
+from deltamask_jax.task import Problem, Task
 
 
 def set_up(config, workdir: Path) -> Problem:

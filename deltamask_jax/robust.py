@@ -18,18 +18,46 @@ import numpy as np
 
 from deltamask_jax.codecs import PayloadError
 
+TOO_MANY = "too many flips"
+AUTO = 5  # times the cohort's median number of flips
 
-def check_flips(flips: int, d: int, limit: float) -> None:
-    """Refuse a payload that flips more than a fraction `limit` of d weights.
 
-    Raises:
-        PayloadError: it does.
+def check_flips(
+    sizes: list[int | PayloadError], d: int, limit: float | str
+) -> list[int | PayloadError]:
+    """The same sizes, with an error for every payload that flips too many weights.
+
+    Args:
+        sizes: flips of each payload, or why it was rejected already.
+        limit: the largest fraction of d weights; 'auto': AUTO times the cohort's median, at least 1 %.
     """
-    if flips > limit * d:
-        raise PayloadError(
-            f"payload flips {flips} of {d} weights, more than robust.max_flip_rate={limit} allows",
-            reason="too many flips",
+    valid = [size for size in sizes if not isinstance(size, PayloadError)]
+    most = limit * d if limit else most_flips(valid or [0], d)
+
+    def checked(size):
+        if isinstance(size, PayloadError) or size <= most:
+            return size
+        return PayloadError(
+            f"payload flips {size} of {d} weights, more than the {most:.0f} that "
+            f"robust.max_flip_rate={limit} allows",
+            reason=TOO_MANY,
         )
+
+    return [checked(size) for size in sizes]
+
+
+def most_flips(sizes, d: int) -> float:
+    return max(AUTO * np.median(sizes), 0.01 * d)
+
+
+def farthest(apart, weights, factor) -> float:
+    """Distance of u from θ beyond which a flip is no honest client's."""
+    if not factor or not apart:
+        return np.inf
+    weights = [np.broadcast_to(w, a.shape) for a, w in zip(apart, weights, strict=True)]
+    counts = np.bincount(np.concatenate(apart), np.concatenate(weights))
+    total = np.cumsum(counts)
+    return factor * max(1, int(np.searchsorted(total, total[-1] / 4)))
 
 
 def client_weights(aggregator: str, flips: list[int]) -> np.ndarray:

@@ -15,13 +15,14 @@ from deltamask_jax.methods.fedpm import fedpm
 from deltamask_jax.methods.klms import klms
 from deltamask_jax.methods.linear_probe import linear_probe
 from deltamask_jax.methods.masking import aggregator
-from deltamask_jax.methods.method import Method, Task
+from deltamask_jax.methods.method import Method
 from deltamask_jax.methods.peft import peft, tunes_prefix
 from deltamask_jax.methods.qsgd import qsgd
 from deltamask_jax.methods.signsgd import signsgd
 from deltamask_jax.registry import look_up
+from deltamask_jax.task import Task
 
-__all__ = ["METHODS", "Method", "Task", "build", "check", "trains_prefix"]
+__all__ = ["METHODS", "Method", "build", "check", "trains_prefix"]
 
 MASK_METHODS = {
     "deltamask": deltamask,
