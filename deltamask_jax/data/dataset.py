@@ -86,7 +86,7 @@ def labelled(
 ) -> Dataset:
     """A data set whose labels keep the one rule of every source.
 
-    Every test class has training examples, of at least two classes there are some, and no split is empty. A
+    Every test class has training examples, at least two classes have some, and no split is empty. A
     source that names its classes may have none of some of them; one that does not numbers them without gaps.
 
     Args:
@@ -123,22 +123,19 @@ def classes(
     for part, seen in (("training", trained), ("test", tested)):
         if not len(seen):
             raise DataError(f"{where} has no {part} examples")
-    seen = np.union1d(trained, tested)
+    numbered = f"{where}: labels must be 0 … "
     if class_names is None:
-        if seen[0] < 0 or seen[-1] >= len(seen):
+        if trained[0] != 0 or trained[-1] >= len(trained):
             raise DataError(
-                f"{where}: labels must be 0 … {len(seen) - 1} without gaps, got {_some(seen)}: drop the "
-                "examples to ignore, and number the classes by `numpy.unique(labels, return_inverse=True)`"
+                f"{numbered}{len(trained) - 1} without gaps, got {_some(trained)}: drop the examples to "
+                "ignore, and number the classes by `numpy.unique(labels, return_inverse=True)`"
             )
-        class_names = [str(label) for label in range(len(seen))]
-    elif seen[0] < 0 or seen[-1] >= len(class_names):
-        raise DataError(
-            f"{where}: labels must be 0 … {len(class_names) - 1}, one per class name, got {_some(seen)}"
-        )
-    unknown = np.setdiff1d(tested, trained)
-    if len(unknown):
-        missing = _some([class_names[label] for label in unknown])
-        raise DataError(f"{where}: classes of the test split that no training example has: {missing}")
+        class_names = [str(label) for label in range(len(trained))]
+    elif trained[0] < 0 or trained[-1] >= len(class_names):
+        raise DataError(f"{numbered}{len(class_names) - 1}, one per class name, got {_some(trained)}")
+    if len(unknown := np.setdiff1d(tested, trained)):
+        named = [class_names[label] if 0 <= label < len(class_names) else label for label in unknown[:6]]
+        raise DataError(f"{where}: no training example has the test labels {_some(named, len(unknown))}")
     if len(trained) == 1:
         raise DataError(
             f"{where}: every training example is of the one class {class_names[trained[0]]!r}; "
@@ -163,9 +160,8 @@ def integers(values: Any, what: str) -> np.ndarray:
     return values
 
 
-def _some(values: Sequence[Any]) -> str:
-    """The first few of many, for a message."""
-    shown = [str(value) for value in values[:6]]
-    if len(values) > len(shown):
-        shown += ["…", f"{values[-1]} ({len(values)} in all)"]
-    return ", ".join(shown)
+def _some(values: Sequence[Any], number: int | None = None) -> str:
+    """The first few of `number` values, for a message."""
+    number = len(values) if number is None else number
+    shown = ", ".join(map(str, values[:6]))
+    return shown if number <= 6 else f"{shown}, … ({number} in all)"

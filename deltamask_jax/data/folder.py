@@ -35,9 +35,8 @@ def load_folder(directory: Path) -> Dataset:
     names, where = tuple(map(shown, layout.classes)), f"folder:{shown(directory)}"
     train = _split(layout.train, layout.classes)
     test = _split(layout.test, layout.classes) if layout.test else None
-    _refuse_bad_files(
-        directory, [path for split in (train, test) if split for path in split.images.read.args[0]]
-    )
+    files = [path for split in (train, test) if split for path in split.images.read.args[0]]
+    _refuse_bad_files(directory, files)
     if test:
         dataset = labelled(shown(directory.name), train, test, names, where=where)
     else:
@@ -72,9 +71,7 @@ def _found(directory: Path, root: Folder, layout: Layout, dataset: Dataset) -> s
         inside = "" if place == Path() else f" in {shown(place)}/"
         return f"{len(split):,}{inside} ({', '.join(named)}{more})"
 
-    held_out = (
-        counted(layout.test, dataset.test) if layout.test else f"{len(dataset.test):,} held out of them"
-    )
+    held_out = counted(layout.test, dataset.test) if layout.test else f"{len(dataset.test):,}, held out"
     notes = [f"{shown(name)}/ left alone" for name in layout.left_alone]
     skipped = layout.skipped()
     if skipped:

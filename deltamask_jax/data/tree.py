@@ -149,14 +149,14 @@ def find(root: Folder) -> Layout:
     if train is None or (beside and test is None):
         names = ", ".join(map(shown, sorted(inside)))
         raise DataError(
-            f"{shown(root.path)} holds {names}: expected train/ and test/ with a folder per class in each, or "
-            "a folder per class and nothing else"
+            f"{shown(root.path)} holds {names}: expected train/ and test/ with a folder per class in each, "
+            "or a folder per class and nothing else"
         )
     for split in filter(None, (train, test)):
         if not split.with_images():
             raise DataError(
-                f"{shown(split.path)} holds images but no classes: sort them into one folder per class, or move "
-                "it away"
+                f"{shown(split.path)} holds images but no classes: sort them into one folder per class, or "
+                "move it away"
             )
     left_alone = sorted(name for name, folder in inside.items() if folder not in (train, test))
     train = _innermost(train, ())
@@ -187,7 +187,7 @@ def _checked(layout: Layout) -> Layout:
     if not layout.classes:
         raise DataError(f"no sub-directory of {shown(train.path)} holds images ({' '.join(EXTENSIONS)})")
     for split in filter(None, (train, layout.test)):
-        for name, folder in split.folders.items():
+        for folder in split.folders.values():
             others = list(folder.everything("others"))
             if others and not any(folder.everything()):
                 kinds = sorted({path.suffix or path.name for path in others})[:5]
