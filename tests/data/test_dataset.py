@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from deltamask_jax.data.dataset import DataError, Split, classes, labelled
@@ -11,6 +11,13 @@ LABELS = st.lists(st.integers(-2, 5) | st.sampled_from([255, 20_000_003, 2**40])
 TYPES = st.sampled_from([np.int64, np.uint64, np.int32, np.uint8, np.float32])
 
 
+@example([0, 1, 2, 1], [1], np.uint64, None)
+@example([0, 1, 3], [1], np.int64, 5)
+@example([-1, 0, 1], [0], np.int64, None)
+@example([-1, 0, 1], [0], np.int64, 3)
+@example([0, 1, 255], [0], np.int64, None)
+@example([0, 1], [0, 2], np.int64, 3)
+@example([1, 1], [1], np.int64, 2)
 @given(LABELS, LABELS, TYPES, st.none() | st.integers(0, 7))
 def test_labels_are_accepted_by_the_rule_and_by_nothing_else(train, test, kind, named):
     train, test = (np.array(labels, np.int64).astype(kind) for labels in (train, test))
