@@ -129,7 +129,8 @@ def find(root: Folder) -> Layout:
 
     Raises:
         DataError: two folders claim to be the same split, a split has no classes, splits and classes lie side
-            by side, a class would vanish because Pillow reads none of its files, or there is one class only.
+            by side, a class or the held-out folder would vanish because Pillow reads none of its files, all
+            classes hold the same folders, as splits of other names do, or there is one class only.
     """
     inside = root.with_images()
     splits = {name: folder for name, folder in inside.items() if name.casefold() in SPLITS}
@@ -151,6 +152,12 @@ def find(root: Folder) -> Layout:
         raise DataError(
             f"{shown(root.path)} holds {names}: expected train/ and test/ with a folder per class in each, "
             "or a folder per class and nothing else"
+        )
+    held_out = [name for names in HELD_OUT for name in names]
+    if test is None and (empty := [name for name in root.folders if name.casefold() in held_out]):
+        raise DataError(
+            f"{shown(root.path / empty[0])} holds no image that is read here: fill it, or move it away and a "
+            "fifth of the training images is held out"
         )
     for split in filter(None, (train, test)):
         if not split.with_images():
@@ -198,6 +205,14 @@ def _checked(layout: Layout) -> Layout:
     if layout.test and (unknown := sorted(set(layout.test.with_images()) - set(layout.classes))):
         names = ", ".join(map(shown, unknown))
         raise DataError(f"{shown(layout.test.path)} holds classes {shown(train.path)} lacks: {names}")
+    inside = train.with_images()
+    below = [set(folder.with_images()) for folder in inside.values() if not folder.images]
+    if len(below) == len(inside) > 1 and len(alike := sorted(set.intersection(*below))) > 1:
+        raise DataError(
+            f"{shown(train.path)} holds {', '.join(map(shown, layout.classes))}, and each of them holds "
+            f"{', '.join(map(shown, alike))}: call them train and test if they are splits; if they are "
+            "classes, put their images into one folder each"
+        )
     if len(layout.classes) == 1:
         raise DataError(
             f"{shown(train.path)} holds one class only, {shown(layout.classes[0])}: expected one folder of "

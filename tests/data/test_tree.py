@@ -78,6 +78,10 @@ def test_layouts(tmp_path, files, where, classes):
         (("a/0.png", "b/0.png", "test/a/0.png"), "holds a, b, test: expected train/ and test/"),
         (("a/0.png", "b/0.png", "test/0.png"), "holds a, b, test: expected train/ and test/"),
         (("test/a/0.png", "val/a/0.png"), "holds test, val: expected train/ and test/"),
+        ((*TRAINED, "Test/a/0.heic"), "Test holds no image that is read here"),
+        (tuple(f"{s}/{c}/0.png" for s in ("seg_train", "seg_test") for c in "ab"), "each of them holds a, b"),
+        (tuple(f"{s}2017/{c}/0.png" for s in ("train", "val") for c in "abc"), "call them train and test"),
+        (tuple(f"train/{s}/{c}/0.png" for s in "xy" for c in "ab") + ("test/x/0.png",), "each of them holds"),
     ],
 )
 def test_refusals(tmp_path, files, message):
@@ -119,6 +123,13 @@ HIDDEN = st.sampled_from(
         "$RECYCLE.BIN/0.png",
     ]
 )
+
+
+def test_an_empty_held_out_folder_is_not_ignored(tmp_path):
+    (tmp_path / "test").mkdir()
+    with pytest.raises(DataError, match="test holds no image that is read here"):
+        _find(tmp_path, *TRAINED)
+    assert _find(tmp_path, "val/a/0.png").test.path.name == "val", "another one serves"
 
 
 @given(
