@@ -26,7 +26,7 @@ RANGES = {
     "max_repeats": (0, 1000),
     "train_examples": (0, 2**31),
     "test_examples": (0, 2**31),
-    "partition.alpha": (1e-6, math.inf),
+    "partition.alpha": (1e-6, 1e6),  # beyond, equal shares: partition.name = 'iid'
     "partition.classes_per_client": (1, 2**20),
     "partition.min_examples": (0, 2**31),
     "model.image_size": (0, 4096),
