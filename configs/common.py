@@ -143,8 +143,9 @@ def get_config() -> ConfigDict:
     config.robust = ConfigDict()
     config.robust.aggregator = "mean"  # of a cohort's flips: 'mean', 'trimmed', 'median', 'clip' (robust.py)
     config.robust.trim = 0.2  # fraction of clients that 'trimmed' cuts off at each end, 0 … 0.49
-    config.robust.window = 0.0
-    config.robust.max_flip_rate = 0.0  # fraction of the weights; a payload that flips more is rejected; 0 = auto
+    config.robust.max_flip_rate = 0.0  # of the weights; who flips more is rejected; 0 = 5 × the median
+    # Flips count up to this distance of u from θ_g, × the cohort's lower quartile of it; 0 = all count.
+    config.robust.max_distance = 6.0
 
     # Simulated failures of clients, in the rounds after the head's (docs/reliability.md).
     config.faults = ConfigDict()
@@ -156,9 +157,10 @@ def get_config() -> ConfigDict:
 
     # Simulated hostile clients.
     config.attack = ConfigDict()
-    config.attack.kind = "none"  # 'corrupt', 'truncate', 'replay', 'wrong_d', 'all_flip', 'random_flip'
+    # 'corrupt', 'truncate', 'replay', 'wrong_d', 'all_flip', 'random_flip', 'collude', 'collude_near'
+    config.attack.kind = "none"
     config.attack.share = 0.0  # fraction of the clients that is hostile, in every round
-    config.attack.flip_rate = 0.3  # fraction of the weights that 'random_flip' flips
+    config.attack.flip_rate = 0.3  # fraction of the weights that 'random_flip' and colluders flip
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 1  # rounds between checkpoints; round 0 and the last are always kept

@@ -6,6 +6,8 @@ Malformed payloads, which any method must reject:
 
 Well-formed lies, for methods whose updates are packed flips (`robust.py` bounds them):
     all_flip  every position flipped             random_flip  each with probability `attack.flip_rate`
+    collude   all of them the flips that hurt most, in numbers that the bounds let pass
+    collude_near  the same, among positions where their own honest training flips
 """
 
 from functools import partial
@@ -60,7 +62,7 @@ def strike(
     rows = np.flatnonzero(np.isin(clients, hostile_clients(config)))
     if kind in LIES and len(rows):
         updates = np.array(updates)
-    if kind in COLLUDE and len(rows):
+    if kind in COLLUDE and len(rows):  # they know θ_g and u, and agree on what to send
         lies = most_damaging(problem, state.theta, updates[rows], round_number, clients[rows])
         updates[rows] = lies
     for row in rows:

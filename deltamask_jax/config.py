@@ -60,7 +60,7 @@ RANGES = {
     "cohort.weight_shards": (1, 2**20),
     "codec.capacity": (0, 2**31),
     "robust.trim": (0.0, 0.49),
-    "robust.window": (0.0, 1000.0),
+    "robust.max_distance": (0.0, 1e6),
     "robust.max_flip_rate": (0.0, 1.0),
     "faults.dropout": (0.0, 1.0),
     "faults.straggler": (0.0, 1.0),

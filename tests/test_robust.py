@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltamask_jax import methods, robust
+from deltamask_jax.codecs import PayloadError, distance
 from deltamask_jax.public_random import EVERY_CLIENT, MASK, stream_key, uniforms
 from tests.conftest import tiny_config
 
@@ -33,7 +34,12 @@ def test_clipping_scales_large_payloads_to_the_median():
 @pytest.mark.parametrize("aggregator", ["mean", "trimmed", "median", "clip"])
 def test_what_is_decoded_is_the_robust_merge_of_dense_changes(problem, who, aggregator):
     config = tiny_config(
-        mask__uniforms=who, codec__name="rice", robust__aggregator=aggregator, robust__trim=0.3
+        mask__uniforms=who,
+        codec__name="rice",
+        robust__aggregator=aggregator,
+        robust__trim=0.3,
+        robust__max_distance=0.0,
+        robust__max_flip_rate=1.0,
     )
     method, d, clients = methods.build(config, problem.task), problem.task.index.d, np.array([0, 1, 2, 4, 5])
     rng, state = np.random.default_rng(3), method.init()
@@ -65,3 +71,56 @@ def test_a_cap_below_the_cohorts_sum_does_not_reject_honest_payloads(problem):
     packed = [np.packbits(np.arange(d) % 10 == k) for k in clients]  # 10 % each, 30 % together
     payloads = method.encode(method.init(), packed, 1, clients)
     assert method.decode(method.init(), payloads, 1, clients)[0].flips == pytest.approx(0.3 * d, abs=3)
+
+
+def test_the_cap_follows_the_cohorts_median_and_a_minority_cannot_move_it():
+    d = 10_000
+    honest = [300, 310, 290, 320, 305, 295, 300]
+    sizes = robust.check_flips([*honest, 10_000, 9_000, 1_600], d, 0.0)
+    assert sizes[:7] == honest
+    assert [error.reason for error in sizes[7:]] == [robust.TOO_MANY] * 3
+    assert robust.check_flips([*honest, 1_499], d, 0.0)[-1] == 1_499
+    # Where hardly anybody flips, a hundredth of the weights is no lie; nor is a cohort of one.
+    assert robust.check_flips([0, 0, 0, 99], d, 0.0) == [0, 0, 0, 99]
+    assert robust.check_flips([5_000], d, 0.0) == [5_000]
+    rejected = PayloadError("earlier", reason="checksum")
+    assert robust.check_flips([rejected, 20], d, 0.0) == [rejected, 20]
+    assert isinstance(robust.check_flips([20], d, 0.001)[0], PayloadError)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(0, 0.2))
+def test_the_bound_on_distances_keeps_honest_flips_whatever_a_fifth_claims(seed, lying):
+    """A flip happens where |δ| passes the distance; liars flip as many positions, anywhere."""
+    rng = np.random.default_rng(seed)
+    drift = np.abs(rng.normal(0, 300, (10, 20_000)))
+    distances = rng.integers(0, 8000, drift.shape)
+    honest = [row[moved] for row, moved in zip(distances, distances < drift, strict=True)]
+    liars = round(lying * 10)
+    lies = [rng.integers(0, 8000, len(honest[0])) for _ in range(liars)]
+    cohort = honest[liars:] + lies
+    far = robust.farthest(cohort, [np.ones(len(row), int) for row in cohort], 6.0)
+    kept = np.mean(np.concatenate(honest) <= far)
+    assert kept > 0.85 and far < 1200  # of 8000: liars lose most of what they made up
+    assert robust.farthest(cohort, [], 0.0) == np.inf and robust.farthest([], [], 6.0) == np.inf
+
+
+@pytest.mark.parametrize("who", ["shared", "per_client"])
+def test_flips_beyond_the_cohorts_distance_do_not_count(problem, who):
+    config = tiny_config(mask__uniforms=who, codec__name="rice", robust__max_flip_rate=1.0)
+    method, d, clients = methods.build(config, problem.task), problem.task.index.d, np.arange(5)
+    state = method.init()
+    sent, expected = [], np.zeros(d, int)
+    for client in clients:
+        u = uniforms(stream_key(0, 1, EVERY_CLIENT if who == "shared" else int(client), MASK), d)
+        apart = distance.between(u, state.theta)
+        near = apart < 400
+        if client == 4:  # flips the farthest positions, as many as the others
+            lie = np.argsort(-apart)[: near.sum()]
+            sent.append(np.packbits(np.isin(np.arange(d), lie)))
+        else:
+            sent.append(np.packbits(near))
+            expected += near * np.where(u < state.theta, -1, 1)
+    votes, rejected = method.decode(state, method.encode(state, sent, 1, clients), 1, clients)
+    assert not rejected
+    np.testing.assert_array_equal(votes.change, expected)

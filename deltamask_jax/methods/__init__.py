@@ -33,6 +33,7 @@ MASK_METHODS = {
 }
 WEIGHT_METHODS = {"fedavg": fedavg, "eden": eden, "drive": drive, "qsgd": qsgd, "signsgd": signsgd}
 SEND_FLIPS = ("deltamask", "deepreduce")  # updates are packed flips against the global mask
+ABOUT_FLIPS = ("trimmed", "median", "clip", "all_flip", "random_flip", "collude", "collude_near")
 METHODS = MASK_METHODS | WEIGHT_METHODS | {"linear_probe": linear_probe, "peft": peft}
 # Methods that may train before the frozen prefix's cut, and when they do.
 TRAINS_PREFIX = {"peft": tunes_prefix} | dict.fromkeys(WEIGHT_METHODS, trains_backbone)
@@ -50,7 +51,7 @@ def check(config) -> None:
     if config.method not in SEND_FLIPS:
         asked = {"robust.aggregator": config.robust.aggregator, "attack.kind": config.attack.kind}
         for name, value in asked.items():
-            if value in ("trimmed", "median", "clip", "all_flip", "random_flip"):
+            if value in ABOUT_FLIPS:
                 raise ValueError(
                     f"config.{name}={value!r} is about flips, which method {config.method!r} does not send: "
                     f"use one of {', '.join(SEND_FLIPS)}"

@@ -114,7 +114,7 @@ def flip_method(name: str, config, task: Task, codec_of: list[codecs.Codec], kap
             rows = [k for k in range(len(payloads)) if k not in rejected]
             received = [(decoded[k], np.ones(len(decoded[k]), np.int32), known[k]) for k in rows]
         apart = [distance.between(context.uniforms[at], state.theta[at]) for at, _, context in received]
-        far = robust.farthest(apart, [votes for _, votes, _ in received], config.robust.window)
+        far = robust.farthest(apart, [votes for _, votes, _ in received], config.robust.max_distance)
         near = [its <= far for its in apart]
         weights = robust.client_weights(kind, [int(its.sum()) for its in near])
         for (at, votes, context), its, weight in zip(received, near, weights, strict=True):
