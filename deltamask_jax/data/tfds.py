@@ -17,6 +17,7 @@ import numpy as np
 from deltamask_jax.data import stratify
 from deltamask_jax.data.dataset import DataError, Dataset, LazyImages, Split, to_labels
 from deltamask_jax.data.folder import TEST_FRACTION
+from deltamask_jax.paths import expanded
 
 # The data sets of DeltaMask (arXiv 2311.17299) and FedPEFT (arXiv 2210.01708), with TFDS's default
 # configuration where there are several. Any other TFDS data set of images and labels works as well.
@@ -57,7 +58,7 @@ def load(spec: str, data_dir: str | Path | None = None) -> Dataset:
         DataError: it is not prepared there, not as array_record, not whole, or holds no images with
             labels.
     """
-    root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    root = expanded(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
     directory = _prepared(spec, root)
     builder = _open(directory, root)
     features, splits = builder.info.features, builder.info.splits
