@@ -15,6 +15,7 @@ from deltamask_jax.codecs import PayloadError
 from deltamask_jax.data import partition
 from deltamask_jax.data.features import TokensOnDemand
 from deltamask_jax.methods import Method, Task
+from deltamask_jax.private_random import root_key
 
 HEAD_PHASE, MAIN_PHASE, PROBE_PHASE = range(3)  # each shuffles its examples with a stream of its own
 
@@ -158,7 +159,7 @@ def play_round(
     broadcast = method.broadcast(state, number)
     received = method.receive(broadcast, number)
     marks.append(time.perf_counter())
-    round_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), phase), number)
+    round_key = jax.random.fold_in(jax.random.fold_in(root_key(config.seed), phase), number)
     examples, mine = _examples(problem, method.inputs, plan.of(hosts.share(len(clients))))
     sent = uplink.train_and_send(config, method, state, received, examples, mine, clients, number, round_key)
     for row in np.flatnonzero(~np.isfinite(sent.losses)):
