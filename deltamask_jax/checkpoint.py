@@ -27,6 +27,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from deltamask_jax import metrics, sigterm
+from deltamask_jax.private_random import root_key
 from deltamask_jax.workdir import WAYS_OUT, claim, lines
 
 FORMAT = 1  # of a checkpoint; raised when an older program could not read a newer one, or the reverse
@@ -151,7 +152,9 @@ class Journal:
             "records": progress.records,
             "seconds": progress.seconds,
         }
-        args = ocp.args.Composite(ledger=ocp.args.JsonSave(ledger), arrays=ocp.args.StandardSave(arrays))
+        args = ocp.args.Composite(
+            ledger=ocp.args.JsonSave(metrics.finite(ledger)), arrays=ocp.args.StandardSave(arrays)
+        )
         try:
             if number in self._manager.all_steps():  # one that could not be read
                 self._manager.delete(number)
@@ -261,7 +264,7 @@ def _checksum(arrays: dict[str, np.ndarray]) -> str:
 
 def _root_key(config) -> list[int]:
     """Words drawn from the root key: a jax with another generator draws others."""
-    return jax.random.bits(jax.random.key(config.seed), (2,), "uint32").tolist()
+    return jax.random.bits(root_key(config.seed), (2,), "uint32").tolist()
 
 
 def _first_line(error: Exception) -> str:

@@ -27,6 +27,11 @@ def start(coordinator: str, processes: int | None, process: int | None) -> None:
         ValueError: `processes` or `process` is missing or makes no sense.
         RuntimeError: the others did not come.
     """
+    if not coordinator and (processes, process) != (None, None) and processes != 1:
+        raise ValueError(
+            "--processes and --process need --coordinator=HOST:PORT of process 0 (or --coordinator=auto): "
+            "without it this process would run alone"
+        )
     if coordinator == "auto":
         jax.distributed.initialize()
     elif coordinator:

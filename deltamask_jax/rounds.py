@@ -13,6 +13,7 @@ import numpy as np
 from deltamask_jax import attacks, cohort, faults, hosts, uplink
 from deltamask_jax.data import partition
 from deltamask_jax.methods import Method
+from deltamask_jax.private_random import root_key
 from deltamask_jax.task import Problem
 
 HEAD_PHASE, MAIN_PHASE, PROBE_PHASE = range(3)  # each shuffles its examples with a stream of its own
@@ -139,7 +140,7 @@ def play_round(
     broadcast = method.broadcast(state, number)
     received = method.receive(broadcast, number)
     marks.append(time.perf_counter())
-    round_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), phase), number)
+    round_key = jax.random.fold_in(jax.random.fold_in(root_key(config.seed), phase), number)
     examples, mine = _examples(problem, method.inputs, plan.of(hosts.share(len(clients))))
     sent = uplink.train_and_send(config, method, state, received, examples, mine, clients, number, round_key)
     for row in np.flatnonzero(~np.isfinite(sent.losses)):

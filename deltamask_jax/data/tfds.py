@@ -16,6 +16,7 @@ import numpy as np
 
 from deltamask_jax.data import stratify
 from deltamask_jax.data.dataset import DataError, Dataset, LazyImages, Split, labelled
+from deltamask_jax.paths import expanded
 
 # The data sets of DeltaMask (arXiv 2311.17299) and FedPEFT (arXiv 2210.01708), with TFDS's default
 # configuration where there are several. Any other TFDS data set of images and labels works as well.
@@ -56,7 +57,7 @@ def load(spec: str, data_dir: str | Path | None = None) -> Dataset:
         DataError: it is not prepared there, not as array_record, not whole, holds no 8-bit images with one
             integer label each, or the labels break the rule of `labelled`.
     """
-    root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    root = expanded(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
     directory = _prepared(spec, root)
     builder = _open(directory, root)
     names = _class_names(builder.info, spec)

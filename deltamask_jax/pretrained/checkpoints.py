@@ -13,6 +13,8 @@ import numpy as np
 from flax import serialization, traverse_util
 from safetensors import SafetensorError, safe_open
 
+from deltamask_jax.paths import expanded
+
 TENSORS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 
 
@@ -45,7 +47,7 @@ def read(checkpoint: str, revision: str = "") -> Checkpoint:
     """
     if checkpoint.startswith("hf:"):
         return _huggingface(_download(checkpoint.removeprefix("hf:"), revision), checkpoint)
-    path = Path(checkpoint).expanduser()
+    path = expanded(checkpoint)
     if not path.exists():
         raise FileNotFoundError(f"checkpoint {checkpoint!r} does not exist; check model.checkpoint")
     if path.is_file():
