@@ -1,6 +1,7 @@
 """A run that may end at any moment: its journal, its checkpoints, and how the same command continues it.
 
 A workdir holds, in the order a run writes them:
+    .deltamask_jax         that this is a run's folder
     config.json            whose run this is
     metrics.jsonl          a line a round
     checkpoints/ROUND/     after the line: `arrays` (server state, head) and `ledger` (all else), by orbax,
@@ -18,19 +19,22 @@ import logging
 import os
 import threading
 import zlib
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging as absl_logging
 
 from deltamask_jax import metrics, sigterm
 from deltamask_jax.private_random import root_key
-from deltamask_jax.workdir import WAYS_OUT, claim, lines
+from deltamask_jax.workdir import LINES, WAYS_OUT, claim, lines
 
-FORMAT = 1  # of a checkpoint; raised when an older program could not read a newer one, or the reverse
+FORMAT = 2  # of a checkpoint; raised when an older program could not read a newer one, or the reverse
+READABLE = (1, 2)  # the checksum of format 1 covers the arrays alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,9 +110,9 @@ class Journal:
             progress = self._read(number)
             if progress is not None:
                 self._saved = progress.round
+                for path in self._files_of_lines():
+                    metrics.rewrite(path, [r for r in lines(path) if r["round"] <= progress.round])
                 metrics.rewrite(self._lines, progress.records)
-                for path in set(self._workdir.glob("*.jsonl")) - {self._lines}:
-                    metrics.rewrite(path, [r for r in lines(path) if r.get("round", 0) <= progress.round])
                 print(f"{self._workdir}: continuing after round {progress.round}")
                 return progress
         played = max((record["round"] for record in lines(self._lines)), default=0)
@@ -117,7 +121,7 @@ class Journal:
                 f"{self._workdir} has {played} rounds in metrics.jsonl and no checkpoint that can be read: "
                 f"{WAYS_OUT}"
             )
-        for path in self._workdir.glob("*.jsonl"):
+        for path in self._files_of_lines():
             path.unlink()
         return None
 
@@ -141,48 +145,48 @@ class Journal:
         with self._writing:
             metrics.write_json(self._workdir / "summary.json", summary)
 
+    def _files_of_lines(self) -> list[Path]:
+        return [path for name in LINES if (path := self._workdir / name).exists()]
+
     def _save(self) -> None:
         progress, number = self._last, self._last.round
         arrays = named_arrays({"state": progress.state, "head": progress.head})
         ledger = {
             "format": FORMAT,
             **self._identity,
-            "checksum": _checksum(arrays),
             "probe_accuracy": progress.probe_accuracy,
             "records": progress.records,
             "seconds": progress.seconds,
         }
-        args = ocp.args.Composite(
-            ledger=ocp.args.JsonSave(metrics.finite(ledger)), arrays=ocp.args.StandardSave(arrays)
-        )
+        ledger = metrics.finite(ledger)
+        ledger["checksum"] = _checksum_of(ledger, arrays)
+        args = ocp.args.Composite(ledger=ocp.args.JsonSave(ledger), arrays=ocp.args.StandardSave(arrays))
         try:
-            if number in self._manager.all_steps():  # one that could not be read
-                self._manager.delete(number)
-            self._manager.save(number, args=args, force=True)
+            with _silent():
+                if number in self._manager.all_steps():  # one that could not be read
+                    self._manager.delete(number)
+                self._manager.save(number, args=args, force=True)
         except Exception as error:  # tensorstore reports a full disk in words of its own
             raise OSError(self._cannot(f"write the checkpoint of round {number}", error)) from error
         self._saved, self._last = number, None
 
     def _read(self, number: int) -> Progress | None:
         """One checkpoint, or None where it is damaged."""
+        args = ocp.args.Composite(ledger=ocp.args.JsonRestore(), arrays=ocp.args.StandardRestore())
         try:
-            args = ocp.args.Composite(ledger=ocp.args.JsonRestore())
-            ledger = dict(self._manager.restore(number, args=args).ledger)
-            format_ = ledger.pop("format")
+            with _silent():
+                restored = self._manager.restore(number, args=args)
+            ledger, arrays = dict(restored.ledger), dict(restored.arrays)
+            checksum = ledger.pop("checksum")
+            if checksum != _checksum_of(ledger, arrays):
+                raise ValueError("its checksum does not match")
         except Exception as error:  # whatever orbax makes of missing or damaged files
             return self._damaged(number, error)
-        if format_ != FORMAT:
+        if (format_ := ledger.pop("format")) not in READABLE:
             raise ValueError(
-                f"{self._workdir} holds checkpoints of format {format_}, this program reads {FORMAT}: "
-                f"{WAYS_OUT}"
+                f"{self._workdir} holds checkpoints of format {format_}, this program reads "
+                f"{' and '.join(map(str, READABLE))}: {WAYS_OUT}"
             )
-        try:
-            args = ocp.args.Composite(arrays=ocp.args.StandardRestore())
-            arrays = dict(self._manager.restore(number, args=args).arrays)
-            if ledger.pop("checksum") != _checksum(arrays):
-                raise ValueError("its checksum does not match")
-        except Exception as error:
-            return self._damaged(number, error)
         if ledger.pop("problem") != self._identity["problem"]:
             raise ValueError(
                 f"{self._workdir} was begun with other data or weights of the same name: {WAYS_OUT}"
@@ -260,6 +264,25 @@ def _checksum(arrays: dict[str, np.ndarray]) -> str:
         crc = zlib.crc32(f"{name} {array.dtype} {array.shape}".encode(), crc)
         crc = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8), crc)
     return f"{crc:08x}"
+
+
+def _checksum_of(ledger: dict[str, Any], arrays: dict[str, np.ndarray]) -> str:
+    """CRC32 of a checkpoint: its arrays and all else in its ledger."""
+    if ledger["format"] == 1:
+        return _checksum(arrays)
+    text = json.dumps(json.loads(json.dumps(ledger)), sort_keys=True)  # as it comes back from a file
+    return f"{zlib.crc32(text.encode(), int(_checksum(arrays), 16)):08x}"
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Orbax logs a traceback of what it raises; whoever catches that says it in a line."""
+    before = absl_logging.get_verbosity()
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    try:
+        yield
+    finally:
+        absl_logging.set_verbosity(before)
 
 
 def _root_key(config) -> list[int]:
