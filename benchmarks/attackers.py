@@ -17,7 +17,6 @@ from deltamask_jax.heads import with_head  # noqa: E402
 from deltamask_jax.problem import set_up  # noqa: E402
 from deltamask_jax.rounds import play_until_enough  # noqa: E402
 
-SHARES = (0.2, 0.4)
 UNBOUND = {"robust.max_flip_rate": 0.5, "robust.max_distance": 0.0}  # what a payload of coin tosses passes
 DEFENCES = {
     "none": UNBOUND,
@@ -57,14 +56,15 @@ def attack_config(rounds: int, **changes):
 
 def runs() -> list[tuple[str, str, float, str]]:
     """(uniforms, attack, share, defence) of every run of a seed."""
+    shown = ("none", "cap and distance (default)", "… and clip")
+    colluding = [attack for attack in ATTACKS if "collude" in attack]
     table = [("shared", "none", 0.0, defence) for defence in DEFENCES]
-    table += [("per client", "none", 0.0, defence) for defence in list(DEFENCES)[:4]]
-    for share in SHARES:
-        for attack in ATTACKS:
-            tried = list(DEFENCES)[: 1 if attack == "corrupt" else 4 if share > 0.2 else None]
-            table += [("shared", attack, share, defence) for defence in tried]
-    table += [("per client", attack, 0.2, d) for attack in list(ATTACKS)[3:] for d in list(DEFENCES)[:4]]
-    return table
+    table += [("shared", attack, 0.2, defence) for attack in colluding for defence in DEFENCES]
+    for uniforms, share in (("shared", 0.4), ("per client", 0.0), ("per client", 0.2)):
+        tried = colluding[:2] if share else ["none"]
+        table += [(uniforms, attack, share, defence) for attack in tried for defence in shown]
+    table += [("shared", attack, 0.2, defence) for attack in ("all_flip", "random_flip") for defence in shown]
+    return [*table, ("shared", "corrupt", 0.2, "none")]
 
 
 def attack_table(rounds: int, seeds: int, rows: list[dict], keep: Callable[[list[dict]], None]) -> None:
