@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
-from deltamask_jax import checkpoint, devices, environment, methods, metrics, progress
+from deltamask_jax import checkpoint, devices, environment, hosts, methods, metrics, progress
 from deltamask_jax import config as config_lib
 from deltamask_jax.data import partition
 from deltamask_jax.evaluation import correctness
@@ -30,7 +30,8 @@ SECONDS = ("compile_seconds", "codec_seconds", "codec_exposed_seconds")
 def run(config, workdir: str | Path) -> dict[str, Any]:
     """Run the experiment `config` describes and leave its results in `workdir`.
 
-    A run that was interrupted continues; one that is finished is not repeated (checkpoint.py).
+    A run that was interrupted continues; one that is finished is not repeated (checkpoint.py). Where several
+    processes run it together, all must call this, each with a workdir of its own.
 
     Returns:
         The contents of summary.json.
@@ -46,6 +47,9 @@ def run(config, workdir: str | Path) -> dict[str, Any]:
     started = time.time()
     config_lib.validate(config)
     methods.check(config)
+    if hosts.count() > 1:
+        settings = {f"config.{name}": value for name, value in config_lib.flatten(config).items()}
+        hosts.agree(settings | environment.program() | {"backend": jax.default_backend()})
     workdir = Path(workdir)
     with checkpoint.Journal(workdir, config) as journal:
         if journal.summary is None:
