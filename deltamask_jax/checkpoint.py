@@ -145,11 +145,19 @@ class Journal:
 
     def _newest(self) -> Progress | None:
         """The newest whole checkpoint."""
+        folder, here = (self._workdir / "checkpoints").absolute(), jax.process_index()
+        folder.mkdir(exist_ok=True)
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=self._config.checkpoint.keep, enable_async_checkpointing=False
+            max_to_keep=self._config.checkpoint.keep,
+            enable_async_checkpointing=False,
+            create=False,
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=here,
+                active_processes={here},  # on a TPU pod orbax would wait for the other hosts
+            ),
         )
         # Opening it also removes what a killed process left half-written.
-        self._manager = ocp.CheckpointManager((self._workdir / "checkpoints").absolute(), options=options)
+        self._manager = ocp.CheckpointManager(folder, options=options)
         self._cleanup.callback(self._manager.close)
         for number in sorted(self._manager.all_steps(), reverse=True):
             progress = self._read(number)

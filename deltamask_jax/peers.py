@@ -38,7 +38,7 @@ class Peers:
 
     def __init__(self, index: int, count: int, data: dict[int, Connection], life: dict[int, Connection]):
         self.index, self.count = index, count
-        self.before_exit: Callable[[], str] = lambda: "the same commands start over"
+        self.before_exit: Callable[[], str] = lambda: "the same commands try again"
         self._data, self._life = data, life
         self._leaving = threading.Event()
         self._sending = threading.Lock()
