@@ -29,7 +29,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 
-from deltamask_jax import metrics, sigterm
+from deltamask_jax import hosts, metrics, sigterm
 from deltamask_jax.private_random import root_key
 from deltamask_jax.workdir import LINES, WAYS_OUT, claim, lines
 
@@ -62,7 +62,10 @@ class Progress:
 
 
 class Journal:
-    """A workdir while a run writes to it. Within its `with`, SIGTERM ends the process between two files.
+    """A workdir while a run writes to it. Within its `with`, SIGTERM, or another process's end, ends this one
+    between two files.
+
+    Of several processes, each has a workdir; process 0 alone keeps checkpoints and says where the run stands.
 
     Attributes:
         summary: of a run that is finished already, else None.
@@ -77,13 +80,14 @@ class Journal:
         self._lines = workdir / "metrics.jsonl"
         self._cleanup.callback(os.close, claim(workdir, config))
         done = workdir / "summary.json"
-        self.summary = json.loads(done.read_text()) if done.exists() else None
+        self.summary = _of_first(json.loads(done.read_text()) if done.exists() else None)
         self._writing = threading.Lock()  # held while files change; SIGTERM waits for it
         self._last: Progress | None = None  # committed, in no checkpoint yet
         self._saved = -1  # round of the newest checkpoint
 
     def __enter__(self) -> "Journal":
-        self._cleanup.enter_context(sigterm.ends_the_process(self._close_before_exit))
+        self._cleanup.enter_context(sigterm.ends_the_process(self._close_on_sigterm))
+        self._cleanup.enter_context(hosts.before_exit(self._close_before_exit))
         return self
 
     def __exit__(self, *_) -> None:
@@ -100,42 +104,34 @@ class Journal:
                 checkpoint of them can be read.
         """
         self._identity = {"problem": fingerprint(problem), "root_key": _root_key(self._config)}
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=self._config.checkpoint.keep, enable_async_checkpointing=False
-        )
-        # Opening it also removes what a killed process left half-written.
-        self._manager = ocp.CheckpointManager((self._workdir / "checkpoints").absolute(), options=options)
-        self._cleanup.callback(self._manager.close)
-        for number in sorted(self._manager.all_steps(), reverse=True):
-            progress = self._read(number)
-            if progress is not None:
-                self._saved = progress.round
-                for path in self._files_of_lines():
-                    metrics.rewrite(path, [r for r in lines(path) if r["round"] <= progress.round])
-                metrics.rewrite(self._lines, progress.records)
-                print(f"{self._workdir}: continuing after round {progress.round}")
-                return progress
-        played = max((record["round"] for record in lines(self._lines)), default=0)
-        if played > 0:
-            raise ValueError(
-                f"{self._workdir} has {played} rounds in metrics.jsonl and no checkpoint that can be read: "
-                f"{WAYS_OUT}"
-            )
+        hosts.agree(self._identity)
+        progress = _sent_by_first(self._newest() if hosts.index() == 0 else None)
         for path in self._files_of_lines():
-            path.unlink()
-        return None
+            if progress is None:
+                path.unlink()
+            else:
+                metrics.rewrite(path, [r for r in lines(path) if r["round"] <= progress.round])
+        if progress is not None:
+            self._saved = progress.round
+            metrics.rewrite(self._lines, progress.records)
+            print(f"{self._workdir}: continuing after round {progress.round}")
+        return progress
 
     def commit(self, progress: Progress, *, last: bool = False) -> None:
         """Append the round's line, then write a checkpoint where one is due.
 
         Raises:
             OSError: no space left, or the workdir is gone; what was written before stays.
+            ValueError: another process's line says something else.
         """
+        hosts.agree({k: v for k, v in progress.records[-1].items() if not k.endswith("seconds")})
         with self._writing:
             try:
                 metrics.append(self._lines, progress.records[-1])
             except OSError as error:
                 raise OSError(self._cannot("append to metrics.jsonl", error)) from error
+            if hosts.index() > 0:
+                return
             self._last = progress
             if progress.round % self._config.checkpoint.every == 0 or last:
                 self._save()
@@ -147,6 +143,34 @@ class Journal:
 
     def _files_of_lines(self) -> list[Path]:
         return [path for name in LINES if (path := self._workdir / name).exists()]
+
+    def _newest(self) -> Progress | None:
+        """The newest whole checkpoint."""
+        folder, here = (self._workdir / "checkpoints").absolute(), jax.process_index()
+        folder.mkdir(exist_ok=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=self._config.checkpoint.keep,
+            enable_async_checkpointing=False,
+            create=False,
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=here,
+                active_processes={here},  # on a TPU pod orbax would wait for the other hosts
+            ),
+        )
+        # Opening it also removes what a killed process left half-written.
+        self._manager = ocp.CheckpointManager(folder, options=options)
+        self._cleanup.callback(self._manager.close)
+        for number in sorted(self._manager.all_steps(), reverse=True):
+            progress = self._read(number)
+            if progress is not None:
+                return progress
+        played = max((record["round"] for record in lines(self._lines)), default=0)
+        if played > 0:
+            raise ValueError(
+                f"{self._workdir} has {played} rounds in metrics.jsonl and no checkpoint that can be read: "
+                f"{WAYS_OUT}"
+            )
+        return None
 
     def _save(self) -> None:
         progress, number = self._last, self._last.round
@@ -195,8 +219,7 @@ class Journal:
             raise ValueError(
                 f"{self._workdir} was begun with another random generator than this jax has: {WAYS_OUT}"
             )
-        head = {name[5:]: array for name, array in arrays.items() if name.startswith("head/")}
-        return Progress(arrays, head, **ledger)
+        return Progress(arrays, _head(arrays), **ledger)
 
     def _damaged(self, number: int, error: Exception) -> None:
         logging.warning("checkpoint %d in %s is damaged: %s", number, self._workdir, _first_line(error))
@@ -208,8 +231,15 @@ class Journal:
         goes_on = f"continues after round {self._saved}" if self._saved >= 0 else "starts over"
         return f"cannot {what} in {self._workdir}: {reason}; mend that, then the same command {goes_on}"
 
+    def _close_on_sigterm(self) -> str:
+        done = self._close_before_exit()
+        hosts.leave("SIGTERM")
+        return done
+
     def _close_before_exit(self) -> str:
         self._writing.acquire()  # and never released: the process ends
+        if hosts.index() > 0:
+            return "the same commands continue"
         try:
             if self._last is not None:
                 self._save()
@@ -220,6 +250,35 @@ class Journal:
             if self._saved >= 0
             else "stopped before round 0; the same command starts over"
         )
+
+
+def _of_first(value: Any) -> Any:
+    """Process 0's, for all; a JSON value."""
+    if hosts.count() == 1:
+        return value
+    return json.loads(hosts.exchange([json.dumps(value).encode()] if hosts.index() == 0 else [])[0])
+
+
+def _sent_by_first(progress: Progress | None) -> Progress | None:
+    """Process 0's, as it was loaded, for all."""
+    if hosts.count() == 1:
+        return progress
+    arrays = progress.state if progress else {}
+    ledger = progress and {f.name: getattr(progress, f.name) for f in dataclasses.fields(Progress)[2:]}
+    kinds = _of_first([[name, str(array.dtype), array.shape] for name, array in arrays.items()])
+    ledger = _of_first(ledger)
+    blobs = hosts.exchange([np.asarray(array).tobytes() for array in arrays.values()])
+    if ledger is None:
+        return None
+    received = {
+        name: np.frombuffer(bytearray(blob), jax.numpy.dtype(dtype)).reshape(shape)
+        for (name, dtype, shape), blob in zip(kinds, blobs, strict=True)
+    }
+    return Progress(received, _head(received), **ledger)
+
+
+def _head(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name[5:]: array for name, array in arrays.items() if name.startswith("head/")}
 
 
 def named_arrays(tree: Any) -> dict[str, np.ndarray]:

@@ -62,14 +62,21 @@ def unusual() -> dict[str, Any]:
     return {flag.upper(): value for flag, value in found.items() if value != _USUAL[flag]}
 
 
-def describe() -> dict[str, Any]:
-    """The contents of environment.json: plain strings and numbers; `commit` is None outside a clone."""
-    devices = jax.devices()
+def program() -> dict[str, str | None]:
+    """Versions of all that computes; `commit` is None outside a clone."""
     return {
         "deltamask_jax": deltamask_jax.__version__,
         "commit": _commit(Path(__file__).parent),
-        "python": platform.python_version(),
         **{name: metadata.version(name) for name in _PACKAGES},
+    }
+
+
+def describe() -> dict[str, Any]:
+    """The contents of environment.json: plain strings and numbers."""
+    devices = jax.devices()
+    return {
+        **program(),
+        "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu_cores": os.cpu_count(),
         "devices": f"{len(devices)} × {devices[0].device_kind}",

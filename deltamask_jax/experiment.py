@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import save_file
 
-from deltamask_jax import checkpoint, codecs, devices, environment, methods, metrics, progress
+from deltamask_jax import checkpoint, codecs, devices, environment, hosts, methods, metrics, progress
 from deltamask_jax import config as config_lib
 from deltamask_jax.data import partition
 from deltamask_jax.evaluation import correctness
@@ -32,7 +32,8 @@ SECONDS = ("compile_seconds", "codec_seconds", "codec_exposed_seconds")
 def run(config, workdir: str | Path) -> dict[str, Any]:
     """Run the experiment `config` describes and leave its results in `workdir`.
 
-    A run that was interrupted continues; one that is finished is not repeated (checkpoint.py).
+    A run that was interrupted continues; one that is finished is not repeated (checkpoint.py). Where several
+    processes run it together, all must call this, each with a workdir of its own.
 
     Returns:
         The contents of summary.json.
@@ -49,6 +50,9 @@ def run(config, workdir: str | Path) -> dict[str, Any]:
     config_lib.validate(config)
     methods.check(config)
     environment.check()
+    if hosts.count() > 1:
+        settings = {f"config.{name}": value for name, value in config_lib.flatten(config).items()}
+        hosts.agree(settings | environment.program() | {"backend": jax.default_backend()})
     workdir = expanded(workdir)
     with checkpoint.Journal(workdir, config) as journal:
         if journal.summary is None:

@@ -20,6 +20,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder the run writes to; made 
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "Several hosts: HOST:PORT of process 0, or 'auto'.")
 _PROCESSES = flags.DEFINE_integer("processes", None, "How many processes; every one runs this command.")
 _PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.")
+_PATIENCE = flags.DEFINE_float("patience", 300, "Seconds to wait for the other processes to start.")
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
 
 
@@ -93,9 +94,10 @@ def main(argv: list[str]) -> None:
         devices.keep_compilations()
         if not FLAGS["verbosity"].present:  # orbax and jax tell a story a round
             logging.set_verbosity(logging.WARNING)
-        hosts.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+        hosts.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _PATIENCE.value)
         environment.check()
-        experiment.run(_CONFIG.value, hosts.workdir(_WORKDIR.value or "runs/" + _CONFIG.value.method))
+        with hosts.ending_together():
+            experiment.run(_CONFIG.value, hosts.workdir(_WORKDIR.value or "runs/" + _CONFIG.value.method))
     except (ValueError, OSError, FloatingPointError, MemoryError, TooFewClients) as error:
         if _DEBUG.value:
             raise
