@@ -17,15 +17,13 @@ from deltamask_jax.heads import with_head  # noqa: E402
 from deltamask_jax.problem import set_up  # noqa: E402
 from deltamask_jax.rounds import play_until_enough  # noqa: E402
 
-UNBOUND = {"robust.max_flip_rate": 0.5, "robust.max_distance": 0.0}  # what a payload of coin tosses passes
+UNBOUND = {"robust.max_flip_rate": 0.5, "robust.aggregator": "mean"}  # what a payload of coin tosses passes
 DEFENCES = {
     "none": UNBOUND,
-    "cap on flips": {"robust.max_distance": 0.0},
-    "cap and distance (default)": {},
-    "… and clip": {"robust.aggregator": "clip"},
-    "trimmed mean alone": UNBOUND | {"robust.aggregator": "trimmed"},
-    "median alone": UNBOUND | {"robust.aggregator": "median"},
-    "clip alone": UNBOUND | {"robust.aggregator": "clip"},
+    "cap and clip (default)": {},
+    "cap on flips": {"robust.aggregator": "mean"},
+    "trimmed mean": UNBOUND | {"robust.aggregator": "trimmed"},
+    "median": UNBOUND | {"robust.aggregator": "median"},
 }
 ATTACKS = {
     "corrupt": {"attack.kind": "corrupt"},
@@ -35,7 +33,10 @@ ATTACKS = {
     "collude, 10 %": {"attack.kind": "collude", "attack.flip_rate": 0.1},
     "collude_near, 10 %": {"attack.kind": "collude_near", "attack.flip_rate": 0.1},
 }
-PER_CLIENT = {"mask.uniforms": "per_client", "mask.aggregator": "control_variate"}
+UNIFORMS = {  # the paper's, and the quick start's
+    "shared": {"mask.uniforms": "shared", "mask.aggregator": "beta"},
+    "per client": {"mask.uniforms": "per_client", "mask.aggregator": "control_variate"},
+}
 
 
 def attack_config(rounds: int, **changes):
@@ -56,14 +57,18 @@ def attack_config(rounds: int, **changes):
 
 def runs() -> list[tuple[str, str, float, str]]:
     """(uniforms, attack, share, defence) of every run of a seed."""
-    shown = ("none", "cap and distance (default)", "… and clip")
+    shown = list(DEFENCES)[:2]
     colluding = [attack for attack in ATTACKS if "collude" in attack]
-    table = [("shared", "none", 0.0, defence) for defence in DEFENCES]
-    table += [("shared", attack, 0.2, defence) for attack in colluding for defence in DEFENCES]
-    for uniforms, share in (("shared", 0.4), ("per client", 0.0), ("per client", 0.2)):
-        tried = colluding[:2] if share else ["none"]
-        table += [(uniforms, attack, share, defence) for attack in tried for defence in shown]
+    table = [
+        (uniforms, attack, 0.2 if attack != "none" else 0.0, defence)
+        for uniforms in UNIFORMS
+        for attack in ("none", *colluding)
+        for defence in shown
+    ]
+    table += [("shared", "none", 0.0, defence) for defence in list(DEFENCES)[2:]]
+    table += [("shared", attack, 0.2, defence) for attack in colluding for defence in list(DEFENCES)[2:]]
     table += [("shared", attack, 0.2, defence) for attack in ("all_flip", "random_flip") for defence in shown]
+    table += [("shared", attack, 0.4, defence) for attack in colluding[:2] for defence in shown]
     return [*table, ("shared", "corrupt", 0.2, "none")]
 
 
@@ -78,8 +83,7 @@ def attack_table(rounds: int, seeds: int, rows: list[dict], keep: Callable[[list
             problem, _ = with_head(set_up(attack_config(rounds, seed=seed), Path(scratch)))
         for uniforms, attack, share, defence in missing:
             changes = ATTACKS.get(attack, {}) | DEFENCES[defence] | {"attack.share": share, "seed": seed}
-            changes |= PER_CLIENT if uniforms == "per client" else {}
-            config = attack_config(rounds, **changes)
+            config = attack_config(rounds, **changes | UNIFORMS[uniforms])
             its_problem = dataclasses.replace(problem, config=config)
             method = methods.build(config, problem.task)
             accuracy_of, state = evaluator(its_problem, method), method.init()

@@ -65,7 +65,6 @@ RANGES = {
     "codec.capacity": (0, 2**31),
     "codec.fpr": (2.0**-32, 1 - 2.0**-32),
     "robust.trim": (0.0, 0.49),
-    "robust.max_distance": (0.0, 1e6),
     "robust.max_flip_rate": (0.0, 1.0),
     "faults.dropout": (0.0, 1.0),
     "faults.straggler": (0.0, 1.0),

@@ -33,7 +33,7 @@ MASK_METHODS = {
 }
 WEIGHT_METHODS = {"fedavg": fedavg, "eden": eden, "drive": drive, "qsgd": qsgd, "signsgd": signsgd}
 SEND_FLIPS = ("deltamask", "deepreduce")  # updates are packed flips against the global mask
-ABOUT_FLIPS = ("trimmed", "median", "clip", "all_flip", "random_flip", "collude", "collude_near")
+ABOUT_FLIPS = ("trimmed", "median", "all_flip", "random_flip", "collude", "collude_near")
 METHODS = MASK_METHODS | WEIGHT_METHODS | {"linear_probe": linear_probe, "peft": peft}
 # Methods that may train before the frozen prefix's cut, and when they do.
 TRAINS_PREFIX = {"peft": tunes_prefix} | dict.fromkeys(WEIGHT_METHODS, trains_backbone)

@@ -112,16 +112,15 @@ def flip_method(name: str, config, task: Task, codec_of: list[codecs.Codec], kap
             received = [(flips, counts[flips].astype(np.int32), known[0])]
         else:
             rows = [k for k in range(len(payloads)) if k not in rejected]
-            received = [(decoded[k], np.ones(len(decoded[k]), np.int32), known[k]) for k in rows]
-        apart = [distance.between(context.uniforms[at], state.theta[at]) for at, _, context in received]
-        far = robust.farthest(apart, [votes for _, votes, _ in received], config.robust.max_distance)
-        near = [its <= far for its in apart]
-        weights = robust.client_weights(kind, [int(its.sum()) for its in near])
-        for (at, votes, context), its, weight in zip(received, near, weights, strict=True):
-            at, votes = at[its], votes[its].astype(ups.dtype) * ups.dtype.type(weight)
+            received = [(decoded[k], np.ones(len(decoded[k]), ups.dtype), known[k]) for k in rows]
+        if kind == "clip" and received:
+            apart = [distance.between(context.uniforms[at], state.theta[at]) for at, _, context in received]
+            weights = robust.clip_weights(apart)
+            received = [(at, its, context) for (at, _, context), its in zip(received, weights, strict=True)]
+        for at, votes, context in received:
             ones = masks.draw(state.theta[at], context.uniforms[at])
-            ups[at] += np.where(ones, 0, votes)
-            downs[at] += np.where(ones, votes, 0)
+            ups[at[~ones]] += votes[~ones]
+            downs[at[ones]] += votes[ones]
         return Votes(robust.total_change(kind, trim, ups, downs, len(valid)), sum(valid)), rejected
 
     def tally(state, votes, round_number, clients):

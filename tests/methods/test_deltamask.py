@@ -35,7 +35,7 @@ def test_aggregate_equals_the_definition_on_dense_masks(problem, who, aggregator
         mask__kappa=1.0,
         mask__kappa_final=1.0,
         codec__name="side_info",  # exact, so that a filter's false positives do not blur the comparison
-        robust__max_distance=0.0,
+        robust__aggregator="mean",
     )
     state, thetas = random_round(method, index, clients)
     received = method.receive(method.broadcast(state, 1), 1)
