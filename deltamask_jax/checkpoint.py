@@ -14,6 +14,7 @@ what follows from this.
 """
 
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -227,7 +228,8 @@ class Journal:
     def _cannot(self, what: str, error: Exception) -> str:
         if not self._workdir.exists():
             return f"cannot {what}: workdir {self._workdir} is gone; the same command starts over"
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else _first_line(error)
+        full = [text for text in map(os.strerror, (errno.ENOSPC, errno.EDQUOT)) if text in str(error)]
+        reason = full[0] if full else getattr(error, "strerror", None) or _first_line(error)
         goes_on = f"continues after round {self._saved}" if self._saved >= 0 else "starts over"
         return f"cannot {what} in {self._workdir}: {reason}; mend that, then the same command {goes_on}"
 

@@ -340,7 +340,7 @@ def test_a_full_disk_stops_the_run_and_keeps_what_was_written(left, uninterrupte
     saved, limit = checkpoint.Journal._save, resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def save(journal):  # the line fitted, the checkpoint does not
-        resource.setrlimit(resource.RLIMIT_FSIZE, (64, limit[1]))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200, limit[1]))
         try:
             saved(journal)
         finally:
@@ -408,3 +408,9 @@ def test_disk_errors_of_a_lines_file_keep_their_cause(tmp_path):
     with pytest.raises(OSError) as caught:
         metrics.append(path, {"round": 1})
     assert caught.value.errno == errno.ENOSPC
+
+
+def test_a_full_disk_is_named_in_the_words_of_the_system(tmp_path):
+    error = ValueError("RESOURCE_EXHAUSTED: Error writing: No space left on device [tensorstore_spec='{…}']")
+    with checkpoint.Journal(tmp_path, tiny_config()) as journal:
+        assert ": No space left on device; mend that" in journal._cannot("write the checkpoint", error)
