@@ -21,7 +21,7 @@ from deltamask_jax.methods import Method
 from deltamask_jax.rounds import HEAD_PHASE, PROBE_PHASE, Problem, Round, play_round
 
 SHRINKAGE = 0.1  # of the covariance toward a multiple of the identity; small clients leave it singular
-FLATTEST = 1e-3  # least variance of a feature, as a share of its mean square: what float32 sums resolve, and more
+FLATTEST = 1e-3  # least variance of a feature, as a share of its mean square; float32 sums resolve less
 
 Head = dict[str, jax.Array]  # kernel f32[features, classes], bias f32[classes]
 
@@ -58,7 +58,7 @@ def linear_probe_accuracy(problem: Problem) -> float:
 
 
 def discriminant(counts: np.ndarray, sums: np.ndarray, moment: np.ndarray) -> Head:
-    """The head of linear discriminant analysis, with a covariance that few or equal examples cannot make singular.
+    """The head of linear discriminant analysis, which few or equal examples cannot make singular.
 
     The covariance within classes is shrunk toward the identity. Of n examples of k classes, the means take k
     degrees of freedom; the ridge is at least that share, k / n, of the variance over all classes. It decides
