@@ -23,6 +23,7 @@ from deltamask_jax.rounds import HEAD_PHASE, PROBE_PHASE, Round, play_round
 from deltamask_jax.task import Problem
 
 SHRINKAGE = 0.1  # of the covariance toward a multiple of the identity; small clients leave it singular
+FLATTEST = 1e-3  # least variance of a feature, as a share of its mean square; float32 sums resolve less
 
 Head = dict[str, jax.Array]  # kernel f32[features, classes], bias f32[classes]
 
@@ -59,7 +60,11 @@ def linear_probe_accuracy(problem: Problem) -> float:
 
 
 def discriminant(counts: np.ndarray, sums: np.ndarray, moment: np.ndarray) -> Head:
-    """The head of linear discriminant analysis.
+    """The head of linear discriminant analysis, which few or equal examples cannot make singular.
+
+    The covariance within classes is shrunk toward the identity. Of n examples of k classes, the means take k
+    degrees of freedom; the ridge is at least that share, k / n, of the variance over all classes. It decides
+    below some 20 examples per class; one per class leaves the identity alone, and the nearest mean wins.
 
     Args:
         counts: f64[classes], examples of each class.
@@ -67,11 +72,12 @@ def discriminant(counts: np.ndarray, sums: np.ndarray, moment: np.ndarray) -> He
         moment: f64[features, features], Σ x xᵀ over all examples.
     """
     n, features = counts.sum(), sums.shape[1]
-    means = sums / np.maximum(counts, 1)[:, None]
+    means, grand_mean = sums / np.maximum(counts, 1)[:, None], sums.sum(0) / n
     covariance = (moment - (means * counts[:, None]).T @ means) / n
-    scale = np.trace(covariance) / features
-    covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * scale * np.eye(features)
-    kernel = np.linalg.solve(covariance, means.T)
+    within, square = np.trace(covariance) / features, np.trace(moment) / (n * features)
+    overall = square - grand_mean @ grand_mean / features
+    ridge = max(SHRINKAGE * within, np.count_nonzero(counts) / n * overall, FLATTEST * square) or 1.0
+    kernel = np.linalg.solve((1 - SHRINKAGE) * covariance + ridge * np.eye(features), means.T)
     # A class nobody holds gets the prior of half an example.
     bias = np.log(np.maximum(counts, 0.5) / n) - 0.5 * np.sum(means.T * kernel, axis=0)
     return {"kernel": jnp.asarray(kernel, jnp.float32), "bias": jnp.asarray(bias, jnp.float32)}

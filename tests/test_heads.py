@@ -54,6 +54,61 @@ def test_a_class_nobody_holds_is_unlikely_but_finite():
     assert np.isfinite(head["kernel"]).all() and head["bias"][2] < head["bias"][0]
 
 
+def statistics(x, y, classes):
+    """What the server adds up, of float32 features as clients send them."""
+    x, y = x.astype(np.float32), np.eye(classes, dtype=np.float32)[y]
+    return (a.astype(np.float64) for a in (y.sum(0), y.T @ x, x.T @ x))
+
+
+WIDTH, CLASSES = 64, 5
+MEANS = 3 + np.random.default_rng(1).normal(size=(CLASSES, WIDTH))
+
+
+def drawn(counts, noise, copies=1):
+    """Examples of each class around its mean: (x, y)."""
+    y = np.repeat(np.arange(len(counts)), counts)
+    x = MEANS[y] + noise * np.random.default_rng(2).normal(size=(len(y), WIDTH))
+    return np.repeat(x, copies, axis=0), np.repeat(y, copies)
+
+
+@pytest.mark.parametrize(
+    "x, y",
+    [
+        drawn([1, 1, 1, 1, 1], 0.5),
+        drawn([1, 20, 20, 20, 20], 0.5),
+        drawn([1, 1, 1, 0, 0], 0.5),
+        drawn([2, 2, 2, 2, 2], 0.5),  # ten examples of 64 features
+        drawn([1, 1, 1, 1, 1], 0.5, copies=30),
+        drawn([20, 20, 20, 20, 20], 0.0),  # nothing varies within a class
+    ],
+    ids=["one each", "one of one", "two classes missing", "few", "copies", "collapsed"],
+)
+def test_few_or_equal_examples_give_bounded_logits_that_are_right(x, y):
+    head = heads.discriminant(*statistics(x, y, CLASSES))
+    fresh = drawn([50] * CLASSES, 0.5)
+    for points, labels in ((x, y), fresh):
+        logits = points @ np.asarray(head["kernel"], np.float64) + np.asarray(head["bias"])
+        assert np.abs(logits).max() < 100 * WIDTH / heads.SHRINKAGE
+        seen = np.isin(labels, y)
+        assert (logits.argmax(1) == labels)[seen].mean() > 0.95
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 1e4])
+def test_constant_features_leave_the_classes_shares(value):
+    y = np.repeat(np.arange(CLASSES), [1, 2, 3, 4, 10])
+    head = heads.discriminant(*statistics(np.full((20, WIDTH), value), y, CLASSES))
+    logits = np.full(WIDTH, np.float32(value)) @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
+    shares = np.exp(logits - logits.max())
+    np.testing.assert_allclose(shares / shares.sum(), [0.05, 0.1, 0.15, 0.2, 0.5], rtol=0.05)
+
+
+def test_where_examples_are_many_the_ridge_is_shrinkage_alone():
+    x, y = drawn([40] * CLASSES, 2.0)
+    reference = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=heads.SHRINKAGE).fit(x, y)
+    head = heads.discriminant(*statistics(x, y, CLASSES))
+    np.testing.assert_allclose(x @ head["kernel"] + head["bias"], reference.decision_function(x), atol=1e-2)
+
+
 def test_the_linear_probe_keeps_training_for_the_runs_rounds(problem):
     few, many = (
         heads.linear_probe_accuracy(with_config(problem, rounds=rounds, linear_probe__learning_rate=0.03))

@@ -3,19 +3,29 @@
 import dataclasses
 import json
 import re
-import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from flax import serialization, traverse_util
-from safetensors import SafetensorError, safe_open
+
+from deltamask_jax.pretrained.tensors import (
+    PICKLE,
+    Tensor,
+    guess,
+    one_line,
+    printable,
+    read_npz,
+    read_safetensors,
+    readable,
+)
 
 from deltamask_jax.paths import expanded
 
 TENSORS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_MAPS = {*range(0x81, 0x90), 0xDE, 0xDF}  # first byte of a msgpack dict that is not empty
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,14 +34,16 @@ class Checkpoint:
 
     Attributes:
         source: how errors call it.
-        tensors: stored name ('/'-joined in trees) -> function that reads the tensor, any dtype.
-        config: the config.json beside Hugging Face tensors, else {}.
+        tensors: stored name ('/'-joined in trees) -> tensor, not read yet.
+        config: the config.json beside safetensors, else {}.
+        shares_folder: the file has a name of its own, so that config.json may be about another one.
         flax: written by vision_transformer, Scenic or other Flax code, not by us.
     """
 
     source: str
-    tensors: dict[str, Callable[[], np.ndarray]]
-    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    shares_folder: bool = False
     flax: bool = False
 
 
@@ -42,7 +54,8 @@ def read(checkpoint: str, revision: str = "") -> Checkpoint:
     msgpack, and directories written by Orbax or flax.training.checkpoints.
 
     Raises:
-        FileNotFoundError: nothing there, or the hub cannot be reached and the cache lacks it.
+        FileNotFoundError: nothing there, shards are missing, or the hub cannot be reached and the cache
+            lacks it.
         ValueError: unknown or damaged file.
     """
     if checkpoint.startswith("hf:"):
@@ -58,41 +71,33 @@ def read(checkpoint: str, revision: str = "") -> Checkpoint:
         return read(str(numbered[-1]))
     if (path / "_METADATA").exists() or (path / "_CHECKPOINT_METADATA").exists():
         return _tree(path, _orbax(path))
-    raise ValueError(f"{path} holds no {TENSORS}, Orbax or flax checkpoint; give the file itself")
+    raise ValueError(f"{path} holds no {TENSORS}, Orbax or flax checkpoint; {_instead(path)}")
 
 
-def read_safetensors(path: Path) -> dict[str, Callable[[], np.ndarray]]:
-    """Tensor name -> reader. Half-precision tensors (bfloat16 too) arrive as they are stored.
-
-    Raises:
-        ValueError: no safetensors file, or a damaged one.
-    """
-    try:
-        file = safe_open(path, framework="flax")  # numpy alone does not know bfloat16
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is no readable safetensors file: {error}") from None
-    return {key: lambda key=key: np.asarray(file.get_tensor(key)) for key in file.keys()}
+def _instead(directory: Path) -> str:
+    """What to do with a folder that holds no checkpoint."""
+    files = sorted(file.name for file in directory.iterdir() if file.is_file())
+    if pickles := [name for name in files if name.endswith(_PICKLES)]:
+        return f"of {printable(pickles[0])}, {PICKLE}"
+    weights = [printable(name) for name in files if name.endswith((".safetensors", ".npz", ".msgpack"))]
+    return f"give the file itself{': ' + ' or '.join(weights[:5]) if weights else ''}"
 
 
 def _file(path: Path) -> Checkpoint:
-    if path.suffix == ".safetensors":
-        config = path.parent / CONFIG
-        beside = path.name == TENSORS and config.exists()
-        return Checkpoint(str(path), read_safetensors(path), _json(config) if beside else {})
-    if path.suffix == ".npz":
-        try:
-            arrays = np.load(path)
-        except (ValueError, OSError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path} is no readable npz file: {error}") from None
-        return Checkpoint(
-            str(path), {key: lambda key=key: arrays[key] for key in arrays.files}, {}, flax=True
-        )
-    if path.suffix in (".bin", ".pt", ".pth"):
-        raise ValueError(f"{path} is a pickle, which can run code; convert it to safetensors first")
-    try:
+    kind = path.suffix.lower()
+    if kind == ".safetensors":
+        return Checkpoint(str(path), read_safetensors(path), _config(path.parent), path.name != TENSORS)
+    if kind == ".npz":
+        return Checkpoint(str(path), read_npz(path), flax=True)
+    if kind in _PICKLES:
+        raise ValueError(f"{path}: {PICKLE}")
+    with path.open("rb") as file:
+        is_map = set(file.read(1)) & _MAPS
+    if not is_map:
+        what = guess(path)
+        raise ValueError(f"{path} is no safetensors, npz or flax msgpack file{what and ': ' + what}")
+    with readable(f"flax msgpack file {path}"):
         tree = serialization.msgpack_restore(path.read_bytes())
-    except Exception:  # msgpack raises half a dozen unrelated types
-        raise ValueError(f"{path} is no safetensors, npz or flax msgpack file") from None
     return _tree(path, tree)
 
 
@@ -112,35 +117,74 @@ def _tree(path: Path, tree: Any) -> Checkpoint:
         if any(key.startswith(root) for key in flat):
             flat = {k.removeprefix(root): v for k, v in flat.items() if k.startswith(root)}
             break
-    return Checkpoint(str(path), {key: lambda v=v: np.asarray(v) for key, v in flat.items()}, {}, flax=True)
+    return Checkpoint(str(path), {key: _leaf(path, key, v) for key, v in flat.items()}, flax=True)
+
+
+def _leaf(path: Path, key: str, value: Any) -> Tensor:
+    array = value if isinstance(value, np.ndarray | np.generic) else np.asarray(value, object)
+    return Tensor(f"{path}: {printable(key)}", array.shape, array.dtype.name, lambda: np.asarray(array))
 
 
 def _orbax(path: Path) -> Any:
     import orbax.checkpoint as ocp  # slow to import, rarely needed
 
     as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)  # whatever devices it was saved from
-    with ocp.PyTreeCheckpointer() as checkpointer:
+    with readable(f"Orbax checkpoint {path}"), ocp.PyTreeCheckpointer() as checkpointer:
         tree = checkpointer.metadata(path.absolute()).item_metadata.tree
         args = jax.tree.map(lambda _: as_numpy, tree)
         return checkpointer.restore(path.absolute(), restore_args=args)
 
 
 def _huggingface(directory: Path, source: str) -> Checkpoint:
-    config = _json(directory / CONFIG) if (directory / CONFIG).exists() else {}
-    files = [TENSORS]
-    if (directory / INDEX).exists():
-        files = sorted(set(_json(directory / INDEX)["weight_map"].values()))
-    tensors: dict[str, Callable[[], np.ndarray]] = {}
-    for file in files:
-        tensors |= read_safetensors(directory / file)
-    return Checkpoint(source, tensors, config)
+    if missing := _missing(directory):
+        raise FileNotFoundError(
+            f"{source} lacks {len(missing)} of its files ({missing[0]}); fetch the whole checkpoint"
+        )
+    tensors: dict[str, Tensor] = {}
+    for file, names in _shards(directory).items():
+        found = read_safetensors(directory / file)
+        if lacking := [name for name in names if name not in found]:
+            raise ValueError(f"{directory / file} lacks {printable(lacking[0])}, which {INDEX} says it holds")
+        if twice := tensors.keys() & found.keys():
+            raise ValueError(f"{directory / file} holds {printable(min(twice))}, as another shard does")
+        tensors |= found
+    return Checkpoint(source, tensors, _config(directory))
+
+
+def _missing(directory: Path) -> list[str]:
+    """Files that a Hugging Face checkpoint names and has not."""
+    return [file for file in _shards(directory) if not (directory / file).exists()]
+
+
+def _shards(directory: Path) -> dict[str, list[str]]:
+    """File -> the names of its tensors, as far as an index says them."""
+    index = directory / INDEX
+    if not index.exists():
+        return {TENSORS: []}
+    where = _json(index).get("weight_map")
+    if not isinstance(where, dict) or not where or not all(isinstance(file, str) for file in where.values()):
+        raise ValueError(f"{index} has no weight_map from tensors to files; fetch it again")
+    shards: dict[str, list[str]] = {}
+    for name, file in where.items():
+        shards.setdefault(file, []).append(name)
+    for file in shards:
+        if not re.fullmatch(r"[\w.-]+\.safetensors", file):
+            raise ValueError(f"{index} names {printable(file)!r}, which is no safetensors file of its folder")
+    return shards
+
+
+def _config(directory: Path) -> dict[str, Any]:
+    return _json(directory / CONFIG) if (directory / CONFIG).exists() else {}
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON: {one_line(error)}; repair it or move it away") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is a JSON {type(value).__name__}, not an object; repair it or move it away")
+    return value
 
 
 def _download(name: str, revision: str) -> Path:
@@ -152,28 +196,30 @@ def _download(name: str, revision: str) -> Path:
         "revision": revision or None,
         "allow_patterns": [TENSORS, "model-*.safetensors", INDEX, CONFIG],
     }
+    missing = [TENSORS]
     try:
         cached = Path(hub.snapshot_download(name, local_files_only=True, **wanted))
-        if (cached / TENSORS).exists() or (cached / INDEX).exists():
+        missing = _missing(cached)
+        if not missing:
             return cached
     except FileNotFoundError:
         pass
-    except ValueError as error:
-        raise ValueError(f"checkpoint 'hf:{name}' is no hub id: {error}") from None
+    except errors.HFValidationError as error:
+        raise ValueError(f"checkpoint 'hf:{name}' is no hub id: {one_line(error)}") from None
     at = f" --revision {revision}" if revision else ""
-    command = f"hf download {name} {TENSORS} {CONFIG}{at}"
+    command = f"hf download {name} {' '.join(missing)} {CONFIG}{at}"
     try:  # the hub client alone would retry for 20 seconds
         utils.get_session().head(constants.ENDPOINT, timeout=3)
     except Exception as error:
         raise FileNotFoundError(
-            f"'hf:{name}' is not in the local cache and {constants.ENDPOINT} cannot be reached "
+            f"'hf:{name}' is not whole in the local cache and {constants.ENDPOINT} cannot be reached "
             f"({type(error).__name__}); with a connection, run: {command}"
         ) from None
     try:
         directory = Path(hub.snapshot_download(name, **wanted))
-    except (errors.HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[-1]
+    except Exception as error:  # of the hub's client, of what it connects with, of the disk
+        reason = one_line((str(error).strip().splitlines() or [type(error).__name__])[-1])
         raise FileNotFoundError(f"'hf:{name}' cannot be downloaded ({reason}); try: {command}") from None
-    if not any((directory / file).exists() for file in (TENSORS, INDEX)):
-        raise FileNotFoundError(f"'hf:{name}' has no {TENSORS}; choose a repository or revision that has")
+    if missing := _missing(directory):
+        raise FileNotFoundError(f"'hf:{name}' has no {missing[0]}; choose a repository or revision that has")
     return directory

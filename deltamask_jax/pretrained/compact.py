@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import zstandard
 from flax import traverse_util
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors import safe_open
 
 from deltamask_jax.flat_index import FlatIndex
 from deltamask_jax.models import Model, Params
+from deltamask_jax.pretrained.tensors import Tensor, printable, read_safetensors, write_safetensors
 
 FORMAT = "deltamask-compact-1"
+_NAMED = ("model", "image_size", "masked", "d", "base_sha256")  # metadata beside the format
 
 
 def params_hash(params: Params) -> str:
@@ -44,17 +45,21 @@ def export_compact(
         head: {'kernel': f32[feature_dim, classes], 'bias': f32[classes]}.
 
     Raises:
-        ValueError: the mask has another length than the masked weights.
+        ValueError: the mask has another length than the masked weights, or the head other shapes.
+        OSError: the file cannot be written.
     """
     index = FlatIndex.create(params, model.masked)
     bits = np.asarray(mask).astype(bool)
     if bits.shape != (index.d,):
         raise ValueError(f"mask has shape {bits.shape}, but {model.name} masks {index.d} weights")
+    tensors = {f"head/{name}": np.asarray(head[name], np.float32) for name in ("kernel", "bias")}
+    if tensors["head/kernel"].shape != (model.feature_dim, *tensors["head/bias"].shape):
+        shapes = " and ".join(str([*array.shape]) for array in tensors.values())
+        raise ValueError(f"head has shapes {shapes}, but {model.name} gives {model.feature_dim} features")
     packed = zstandard.ZstdCompressor(level=9, write_checksum=True).compress(
         np.packbits(bits, bitorder="little").tobytes()
     )
-    tensors = {"mask": np.frombuffer(packed, np.uint8)}
-    tensors |= {f"head/{name}": np.asarray(head[name], np.float32) for name in ("kernel", "bias")}
+    tensors["mask"] = np.frombuffer(packed, np.uint8)
     metadata = {
         "format": FORMAT,
         "model": model.name,
@@ -64,7 +69,7 @@ def export_compact(
         "base_sha256": params_hash(params),
     }
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path, metadata=metadata)
+    write_safetensors(Path(path), tensors, metadata)
     return Path(path).stat().st_size
 
 
@@ -81,22 +86,24 @@ def load_compact(path: str | Path, params: Params) -> tuple[Params, dict[str, np
     Raises:
         ValueError: no compact file, a damaged one, or one that belongs to another base.
     """
-    try:
-        with safe_open(path, framework="numpy") as file:
-            about = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is no readable safetensors file: {error}") from None
+    tensors, about = read_safetensors(Path(path)), _metadata(path)
     if about.get("format") != FORMAT:
         raise ValueError(f"{path} is no compact mask file ({FORMAT})")
+    if lacking := [name for name in _NAMED if name not in about]:
+        raise ValueError(f"{path} is damaged: its metadata lacks {', '.join(lacking)}")
+    _check(path, tensors)
     found = params_hash(params)
     if about["base_sha256"] != found:
         raise ValueError(
-            f"{path} belongs to {about['model']} at {about['image_size']} px with SHA-256 "
-            f"{about['base_sha256'][:16]}…, but this base has {found[:16]}…; load that checkpoint"
+            f"{path} belongs to {printable(about['model'])} at {printable(about['image_size'])} px with "
+            f"SHA-256 {printable(about['base_sha256'], 17)}, but this base has {found[:16]}…; "
+            "load that checkpoint"
         )
-    index = FlatIndex.create(params, about["masked"])
-    packed, size = tensors["mask"].tobytes(), -(-index.d // 8)
+    try:
+        index = FlatIndex.create(params, about["masked"])
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: its rule of what is masked: {error}") from None
+    packed, size = tensors["mask"]().tobytes(), -(-index.d // 8)
     try:
         if zstandard.frame_content_size(packed) != size:  # before anything is allocated
             raise ValueError(f"{path} is damaged: its mask has not {index.d} bits")
@@ -106,4 +113,20 @@ def load_compact(path: str | Path, params: Params) -> tuple[Params, dict[str, np
     bits = np.unpackbits(np.frombuffer(packed, np.uint8), count=index.d, bitorder="little")
     mask, kernels = index.unravel(bits), index.kernels(params)
     masked = index.merge(params, {k: kernels[k] * mask[k] for k in index.paths})
-    return masked, {name: tensors[f"head/{name}"] for name in ("kernel", "bias")}
+    return masked, {name: tensors[f"head/{name}"]() for name in ("kernel", "bias")}
+
+
+def _metadata(path: str | Path) -> dict[str, str]:
+    with safe_open(path, framework="numpy") as file:
+        return file.metadata() or {}
+
+
+def _check(path: str | Path, tensors: dict[str, Tensor]) -> None:
+    """Refuse other tensors than `export_compact` writes."""
+    found = {name: (tensor.dtype, len(tensor.shape)) for name, tensor in tensors.items()}
+    if found != {"mask": ("uint8", 1), "head/kernel": ("float32", 2), "head/bias": ("float32", 1)}:
+        raise ValueError(f"{path} is damaged: it holds other tensors than a mask and a head")
+    if tensors["head/kernel"].shape[1:] != tensors["head/bias"].shape:
+        raise ValueError(f"{path} is damaged: its head's kernel and bias differ in their classes")
+    if not all(np.isfinite(tensors[f"head/{name}"]()).all() for name in ("kernel", "bias")):
+        raise ValueError(f"{path} is damaged: its head holds NaN or infinite weights")

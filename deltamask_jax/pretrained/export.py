@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 from flax import traverse_util
-from safetensors.numpy import save_file
 
 from deltamask_jax.data.preprocessing import Preprocessing
 from deltamask_jax.models import Model, Params
 from deltamask_jax.pretrained import layouts
+from deltamask_jax.pretrained.tensors import write_safetensors
 
 Head = dict[str, Any]  # {'kernel': f32[feature_dim, classes], 'bias': f32[classes]}
 
@@ -39,7 +39,9 @@ def export_huggingface(
         class_names: one a class, for the config's id2label.
 
     Raises:
-        ValueError: an architecture that its published format cannot express.
+        ValueError: an architecture that its published format cannot express, a head of other shapes, or
+            other than one name per class.
+        OSError: a file cannot be written.
     """
     a = model.architecture
     if a.family == "vit" and not (a.class_token and a.pooling == "cls"):
@@ -51,16 +53,21 @@ def export_huggingface(
     tensors = {_prefixed(key, prefix): value for key, value in tensors.items()}
     if head is not None:
         kernel, bias = (np.asarray(head[name], np.float32) for name in ("kernel", "bias"))
+        if kernel.shape != (model.feature_dim, *bias.shape) or len(class_names) not in (0, len(bias)):
+            raise ValueError(
+                f"a head of shapes {[*kernel.shape]} and {[*bias.shape]} with {len(class_names)} class names "
+                f"is none of {model.name}, which gives {model.feature_dim} features"
+            )
         tensors |= _classifier(a.family, kernel, bias)
         names = class_names or [f"LABEL_{i}" for i in range(len(bias))]
         config["id2label"] = {str(i): name for i, name in enumerate(names)}
         config["label2id"] = {name: i for i, name in enumerate(names)}
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    write_safetensors(directory / "model.safetensors", tensors, {"format": "pt"})
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     if head is not None:
-        save_file({"kernel": kernel, "bias": bias}, directory / "head.safetensors")
+        write_safetensors(directory / "head.safetensors", {"kernel": kernel, "bias": bias}, {})
     if a.family != "convmixer":
         processor = _processor(a.family, model.preprocessing)
         (directory / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")

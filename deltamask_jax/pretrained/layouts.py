@@ -7,6 +7,7 @@ import and export cannot disagree.
 import dataclasses
 import math
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -71,6 +72,10 @@ _CONVMIXER = {
 _LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 
 
+# What DistributedDataParallel, torch.compile and training code put before every name.
+WRAPPERS = r"((module|model|_orig_mod|backbone|encoder|network|net)[./])*"
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """A published format.
@@ -82,6 +87,7 @@ class Layout:
         ignored: regular expression (whole name, prefix removed) for tensors we have no use for:
             classifier heads, pooler, mask token, CLIP's text tower, counters.
         marker: a name, prefix removed, that only this format has.
+        model_types: of the config.json of this format.
     """
 
     title: str
@@ -89,6 +95,12 @@ class Layout:
     prefix: str
     ignored: str
     marker: str
+    model_types: tuple[str, ...] = ()
+
+    def roots(self, keys: Iterable[str]) -> set[str]:
+        """What stands before the names, our prefix not counted, of every such network among `keys`."""
+        pattern = re.compile(rf"((?:.*\.)??)(?:{self.prefix})?{re.escape(self.marker)}")
+        return {found[1] for key in keys if (found := pattern.fullmatch(key))}
 
 
 LAYOUTS = {
@@ -98,6 +110,7 @@ LAYOUTS = {
         prefix=r"vit\.",
         ignored=r"classifier\..*|pooler\..*|embeddings\.mask_token",
         marker="encoder.layer.0.layernorm_before.weight",
+        model_types=("vit",),
     ),
     "clip": Layout(
         "Hugging Face CLIP",
@@ -106,6 +119,7 @@ LAYOUTS = {
         ignored=r"text_model\..*|text_projection\.weight|logit_scale|visual_projection\.weight"
         r"|embeddings\.position_ids|classifier\..*",
         marker="pre_layrnorm.weight",
+        model_types=("clip", "clip_vision_model"),
     ),
     "dinov2": Layout(
         "Hugging Face DINOv2",
@@ -113,6 +127,7 @@ LAYOUTS = {
         prefix=r"(dinov2|dinov2_with_registers)\.",
         ignored=r"classifier\..*|embeddings\.mask_token",
         marker="encoder.layer.0.layer_scale1.lambda1",
+        model_types=("dinov2", "dinov2_with_registers"),
     ),
     "convmixer": Layout(
         "timm ConvMixer",
@@ -211,14 +226,16 @@ _FOREIGN = {
     "timm ViT": r"blocks\.0\.attn\.qkv\.weight",
     "original DINOv2": r"blocks\.0\.ls1\.gamma",
     "open_clip": r"(visual\.)?transformer\.resblocks\.0\..*",
+    "learned mask, not a": r"mask",
     "text model": r".*embeddings\.word_embeddings\.weight",
 }
 
 
-def family_title(keys: list[str]) -> str:
+def family_title(keys: Iterable[str]) -> str:
     """What a checkpoint with these tensor names is, in words; '' if unknown."""
+    keys = list(keys)
     for layout in LAYOUTS.values():
-        if any(re.sub(rf"^{layout.prefix}", "", key) == layout.marker for key in keys):
+        if any(re.fullmatch(WRAPPERS, root) for root in layout.roots(keys)):
             return layout.title
     for title, pattern in reversed(_FOREIGN.items()):
         if any(re.fullmatch(pattern, key) for key in keys):

@@ -4,6 +4,13 @@ import math
 
 import numpy as np
 
+LARGEST = 1024  # side of a grid, in patches: images of 14,336 pixels at the usual patch of 14
+
+
+def is_grid(patches: int) -> bool:
+    """Whether so many patches form a square, and one that can be meant."""
+    return 0 < patches <= LARGEST**2 and math.isqrt(patches) ** 2 == patches
+
 
 def resize(table: np.ndarray, tokens: int, extra: int, antialias: bool = False) -> np.ndarray:
     """Resizes learned positions as torch's bicubic, align_corners=False, resizes an image.
@@ -23,9 +30,9 @@ def resize(table: np.ndarray, tokens: int, extra: int, antialias: bool = False) 
     Raises:
         ValueError: the patches of either grid do not form a square.
     """
-    old, new = math.isqrt(table.shape[1] - extra), math.isqrt(tokens - extra)
-    if old * old != table.shape[1] - extra or new * new != tokens - extra:
+    if not is_grid(table.shape[1] - extra) or not is_grid(tokens - extra):
         raise ValueError(f"positions of {table.shape[1]} and {tokens} tokens are not square grids")
+    old, new = math.isqrt(table.shape[1] - extra), math.isqrt(tokens - extra)
     if old == new:
         return table
     grid = table[0, extra:].reshape(old, old, -1).astype(np.float64)

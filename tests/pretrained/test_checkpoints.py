@@ -47,6 +47,119 @@ def test_shards_are_joined(tmp_path):
     assert found.config == {"hidden_act": "gelu"}
 
 
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.mark.parametrize(
+    "index, reason",
+    [
+        (b"{}", "has no weight_map"),
+        (b'{"weight_map": ["a"]}', "has no weight_map"),
+        (b'{"weight_map": {}}', "has no weight_map"),
+        (b'{"weight_map": {"t1": 3}}', "has no weight_map"),
+        (b'["a"]', "is a JSON list, not an object"),
+        (b"{", "is not valid JSON"),
+        (b"\xff\xfe{}", "is not valid JSON"),
+        (b"[" * 100_000, "is not valid JSON"),
+        (b'{"weight_map": {"t1": "../x.safetensors"}}', "no safetensors file of its folder"),
+        (b'{"weight_map": {"t1": "/etc/passwd"}}', "no safetensors file of its folder"),
+        (b'{"weight_map": {"t1": "sub/x.safetensors"}}', "no safetensors file of its folder"),
+        (b'{"weight_map": {"t1": "pytorch_model.bin"}}', "no safetensors file of its folder"),
+        (b'{"weight_map": {"t1": "a.safetensors", "t9": "a.safetensors"}}', "lacks t9"),
+        (
+            b'{"weight_map": {"t1": "a.safetensors", "t2": "b.safetensors"}}',
+            "holds t1, as another shard does",
+        ),
+    ],
+)
+def test_an_index_that_makes_no_sense_is_refused(index, reason, tmp_path):
+    save_file({"t1": np.zeros(3, np.float32)}, tmp_path / "a.safetensors")
+    save_file({name: np.zeros(3, np.float32) for name in ("t1", "t2")}, tmp_path / "b.safetensors")
+    (tmp_path / INDEX).write_bytes(index)
+    with pytest.raises(ValueError, match=reason) as error:
+        checkpoints.read(str(tmp_path))
+    assert str(tmp_path) in str(error.value) and str(error.value).isprintable()
+
+
+def test_missing_shards_are_named(tmp_path):
+    (tmp_path / INDEX).write_text(
+        '{"weight_map": {"t1": "model-1.safetensors", "t2": "model-2.safetensors"}}'
+    )
+    save_file({"t1": np.zeros(3, np.float32)}, tmp_path / "model-1.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"lacks 1 of its files \(model-2.safetensors\)"):
+        checkpoints.read(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "config, reason",
+    [
+        (b'["a"]', "is a JSON list"),
+        (b"null", "is a JSON NoneType"),
+        (b"{", "is not valid JSON"),
+        (b"\xff{}", "is not valid JSON"),
+    ],
+)
+@pytest.mark.parametrize("name", ["model.safetensors", "vit.safetensors"])
+def test_a_config_that_is_no_object_is_refused(name, config, reason, tmp_path):
+    save_file({"a": np.zeros(3, np.float32)}, tmp_path / name)
+    (tmp_path / "config.json").write_bytes(config)
+    with pytest.raises(ValueError, match=f"config.json {reason}.*move it away") as error:
+        checkpoints.read(str(tmp_path / name))
+    assert str(error.value).isprintable()
+
+
+def test_a_byte_order_mark_is_no_damage(tmp_path):
+    save_file({"a": np.zeros(3, np.float32)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_bytes(b"\xef\xbb\xbf{}")
+    assert checkpoints.read(str(tmp_path)).config == {}
+
+
+def test_folders_for_files_and_files_for_folders(tmp_path):
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(ValueError, match="of pytorch_model.bin, it is a pickle"):
+        checkpoints.read(str(tmp_path))
+    (tmp_path / "pytorch_model.bin").unlink()
+    save_file({"a": np.zeros(3, np.float32)}, tmp_path / "vit.safetensors")
+    with pytest.raises(ValueError, match="give the file itself: vit.safetensors"):
+        checkpoints.read(str(tmp_path))
+    (tmp_path / "model.safetensors").mkdir()
+    with pytest.raises(ValueError, match="model.safetensors is no readable safetensors file: it is a folder"):
+        checkpoints.read(str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        checkpoints.read(str(tmp_path / "vit.safetensors" / "model.safetensors"))
+
+
+def test_a_damaged_orbax_checkpoint_is_refused_in_one_line(tmp_path):
+    (tmp_path / "_METADATA").write_text("{")
+    (tmp_path / "_CHECKPOINT_METADATA").write_text("[]")
+    with pytest.raises(ValueError, match="Orbax checkpoint .* cannot be read") as error:
+        checkpoints.read(str(tmp_path))
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("message", ["", "one\ntwo\n", "\x1b[31mred"])
+def test_whatever_the_hub_answers_is_one_line_with_the_command(message, monkeypatch, tmp_path):
+    class Odd(Exception):  # httpx's errors are no OSError
+        pass
+
+    def download(name, local_files_only=False, **wanted):
+        if local_files_only:
+            (tmp_path / INDEX).write_text('{"weight_map": {"a": "model-00002-of-00002.safetensors"}}')
+            return str(tmp_path)  # an earlier download was interrupted
+        raise Odd(message)
+
+    class Online:
+        def head(self, url, timeout):
+            return None
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.utils.get_session", Online)
+    expected = "try: hf download org/name model-00002-of-00002.safetensors config.json"
+    with pytest.raises(FileNotFoundError, match=expected) as error:
+        checkpoints.read("hf:org/name")
+    assert str(error.value).isprintable()
+
+
 def test_without_a_network_the_hub_fails_soon_and_says_what_to_run(monkeypatch, tmp_path):
     class Offline:
         def head(self, url, timeout):
