@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from flax import serialization, traverse_util
 
+from deltamask_jax.paths import expanded
 from deltamask_jax.pretrained.tensors import (
     PICKLE,
     Tensor,
@@ -20,8 +21,6 @@ from deltamask_jax.pretrained.tensors import (
     read_safetensors,
     readable,
 )
-
-from deltamask_jax.paths import expanded
 
 TENSORS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
