@@ -185,12 +185,16 @@ def join(host: str, port: int, index: int, count: int, patience: float) -> Peers
                 connection = _connection(socket.create_connection((host, port), timeout=10))
                 break
             except OSError as error:
+                if connections and connections[0].poll():  # it has refused, and listens no more
+                    break
                 if time.monotonic() > deadline:
                     raise TimeoutError(
                         f"process 0 does not answer at {host}:{port} within {patience:g} s ({error}): start "
                         "it, or raise --patience"
                     ) from None
                 time.sleep(0.2)
+        if connections and connections[0].poll():
+            break
         _send(connection, {"hello": _HELLO, "process": index, "processes": count, "kind": kind})
         connections.append(connection)
     for connection in connections:
