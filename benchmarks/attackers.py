@@ -20,8 +20,8 @@ from deltamask_jax.rounds import play_until_enough  # noqa: E402
 UNBOUND = {"robust.max_flip_rate": 0.5, "robust.aggregator": "mean"}  # what a payload of coin tosses passes
 DEFENCES = {
     "none": UNBOUND,
-    "cap and clip (default)": {},
-    "cap on flips": {"robust.aggregator": "mean"},
+    "cap and clip": {"robust.aggregator": "clip"},
+    "cap on flips (default)": {},
     "trimmed mean": UNBOUND | {"robust.aggregator": "trimmed"},
     "median": UNBOUND | {"robust.aggregator": "median"},
 }

@@ -124,7 +124,7 @@ def restructure(payload: bytes, other: bytes, rng: np.random.Generator) -> bytes
         elif kind == 1:
             try:
                 body = nested(body, other[32:], rng)
-            except (zlib.error, zstandard.ZstdError, struct.error):  # the edit before spoiled it
+            except (zlib.error, zstandard.ZstdError, struct.error, MemoryError):  # an edit before spoiled it
                 body = edited(body, rng)
         elif kind == 2 and body:  # a region all alike: empty tables, impossible states, endless unary codes
             at, length = int(rng.integers(len(body))), int(rng.integers(1, len(body) + 1))

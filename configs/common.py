@@ -125,7 +125,7 @@ def get_config() -> ConfigDict:
     config.peft.wire = "float32"  # values both ways: 'float32', 'float16', '8bit' (stochastic rounding)
 
     config.robust = ConfigDict()
-    config.robust.aggregator = "clip"  # of a cohort's flips: 'clip', 'mean', 'trimmed', 'median' (robust.py)
+    config.robust.aggregator = "mean"  # of a cohort's flips: 'mean', 'clip', 'trimmed', 'median' (robust.py)
     config.robust.trim = 0.2  # fraction of clients that 'trimmed' cuts off at each end, 0 … 0.49
     config.robust.max_flip_rate = 0.0  # of the weights; who flips more is rejected; 0 = 5 × the median
 

@@ -19,7 +19,8 @@ A bit flips where θ moves past its uniform, and a round moves logits by little:
 0, and behind it only a filter's false ones. Colluders who know θ_g and u want the flips that hurt most, which
 lie anywhere. Norm clipping (arXiv 1911.07963; a change's squared norm is its number of flips) lets them have
 as many of those as an honest client has flips; clipped at every distance, they have as many as honest
-training makes there, and those are other positions in every round.
+training makes there, and those are other positions in every round. The price is paid where clients differ:
+with few classes per client an honest client's flips exceed the median too, and `clip` learns less from them.
 
 `trimmed` and `median` are made for dense updates. Flips are sparse: most weights are flipped by few clients
 or none, and these two cut such a change off as an outlier, honest or not. They are here to be compared with.
