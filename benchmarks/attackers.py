@@ -1,8 +1,12 @@
-"""The attack table of benchmarks/faults.py: accuracy against the share of hostile clients, by defence."""
+"""The attack table of benchmarks/faults.py: accuracy under lying clients, by defence."""
 
 import dataclasses
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # config files import `configs.common`
 
@@ -13,12 +17,30 @@ from deltamask_jax.heads import with_head  # noqa: E402
 from deltamask_jax.problem import set_up  # noqa: E402
 from deltamask_jax.rounds import play_until_enough  # noqa: E402
 
-AGGREGATORS = ("mean", "trimmed", "median", "clip")
-SHARES = (0.0, 0.1, 0.2, 0.4)
+UNBOUND = {"robust.max_flip_rate": 0.5, "robust.aggregator": "mean"}  # what a payload of coin tosses passes
+DEFENCES = {
+    "none": UNBOUND,
+    "cap and clip": {"robust.aggregator": "clip"},
+    "cap on flips (default)": {},
+    "trimmed mean": UNBOUND | {"robust.aggregator": "trimmed"},
+    "median": UNBOUND | {"robust.aggregator": "median"},
+}
+ATTACKS = {
+    "corrupt": {"attack.kind": "corrupt"},
+    "all_flip": {"attack.kind": "all_flip"},
+    "random_flip": {"attack.kind": "random_flip", "attack.flip_rate": 0.3},
+    "collude, 2 % of the weights": {"attack.kind": "collude", "attack.flip_rate": 0.02},
+    "collude, 10 %": {"attack.kind": "collude", "attack.flip_rate": 0.1},
+    "collude_near, 10 %": {"attack.kind": "collude_near", "attack.flip_rate": 0.1},
+}
+UNIFORMS = {  # the paper's, and the quick start's
+    "shared": {"mask.uniforms": "shared", "mask.aggregator": "beta"},
+    "per client": {"mask.uniforms": "per_client", "mask.aggregator": "control_variate"},
+}
 
 
 def attack_config(rounds: int, **changes):
-    """The quick start with 20 clients and one epoch a round; the cap is off unless it is what is shown."""
+    """The quick start with 20 clients and one epoch per round."""
     config = quickstart.get_config()
     config.update_from_flattened_dict(
         {
@@ -27,68 +49,110 @@ def attack_config(rounds: int, **changes):
             "train_examples": 400,
             "local_epochs": 1,
             "model.trained_blocks": 3,
-            "robust.max_flip_rate": 1.0,
         }
         | changes
     )
     return config
 
 
-def attack_table(rounds: int, scratch: Path) -> list[dict]:
-    """Final accuracy for each attack, share of attackers and defence."""
-    problem, _ = with_head(set_up(attack_config(rounds), scratch))
-    rows = []
+def runs() -> list[tuple[str, str, float, str]]:
+    """(uniforms, attack, share, defence) of every run of a seed."""
+    shown = list(DEFENCES)[:2]
+    colluding = [attack for attack in ATTACKS if "collude" in attack]
+    table = [
+        (uniforms, attack, 0.2 if attack != "none" else 0.0, defence)
+        for uniforms in UNIFORMS
+        for attack in ("none", *colluding)
+        for defence in shown
+    ]
+    table += [("shared", "none", 0.0, defence) for defence in list(DEFENCES)[2:]]
+    table += [("shared", attack, 0.2, defence) for attack in colluding for defence in list(DEFENCES)[2:]]
+    table += [("shared", attack, 0.2, defence) for attack in ("all_flip", "random_flip") for defence in shown]
+    table += [("shared", attack, 0.4, defence) for attack in colluding[:2] for defence in shown]
+    return [*table, ("shared", "corrupt", 0.2, "none")]
 
-    def measure(attack: str, share: float, defence: str, **changes) -> None:
-        config = attack_config(rounds, **{"attack.kind": attack, "attack.share": share} | changes)
-        its_problem = dataclasses.replace(problem, config=config)
-        method = methods.build(config, problem.task)
-        accuracy_of, state = evaluator(its_problem, method), method.init()
-        rejected = 0
-        for number in range(1, rounds + 1):
-            state, result = play_until_enough(its_problem, method, state, number)
-            rejected += sum(result.rejected.values())
-        row = {"attack": attack, "share": share, "defence": defence}
-        row |= {
-            "accuracy": accuracy_of(state),
-            "rejected": rejected,
-            "flip_rate": result.details["flip_rate"],
-        }
-        rows.append(row)
-        print(
-            "{attack:12} {share:4.0%}  {defence:12} {accuracy:6.1%}  rejected {rejected}".format(**row),
-            flush=True,
-        )
 
-    for aggregator in AGGREGATORS:
-        measure("none", 0.0, aggregator, **{"robust.aggregator": aggregator})
-    for share in SHARES[1:]:
-        measure("corrupt", share, "mean")
-        for attack in ("random_flip", "all_flip"):
-            for aggregator in AGGREGATORS:
-                measure(attack, share, aggregator, **{"robust.aggregator": aggregator})
-            measure(attack, share, "mean + cap", **{"robust.max_flip_rate": 0.2})
-    return rows
+def attack_table(rounds: int, seeds: int, rows: list[dict], keep: Callable[[list[dict]], None]) -> None:
+    """Final accuracy for each attack, share of attackers and defence; `rows` has an earlier start's."""
+    done = {tuple(row[key] for key in ("seed", "uniforms", "attack", "share", "defence")) for row in rows}
+    for seed in range(seeds):
+        missing = [run for run in runs() if (seed, *run) not in done]
+        if not missing:
+            continue
+        with tempfile.TemporaryDirectory() as scratch:
+            problem, _ = with_head(set_up(attack_config(rounds, seed=seed), Path(scratch)))
+        for uniforms, attack, share, defence in missing:
+            changes = ATTACKS.get(attack, {}) | DEFENCES[defence] | {"attack.share": share, "seed": seed}
+            config = attack_config(rounds, **changes | UNIFORMS[uniforms])
+            its_problem = dataclasses.replace(problem, config=config)
+            method = methods.build(config, problem.task)
+            accuracy_of, state = evaluator(its_problem, method), method.init()
+            rejected = 0
+            for number in range(1, rounds + 1):
+                state, result = play_until_enough(its_problem, method, state, number)
+                rejected += sum(result.rejected.values())
+            row = {"seed": seed, "uniforms": uniforms, "attack": attack, "share": share, "defence": defence}
+            row |= {
+                "accuracy": accuracy_of(state),
+                "rejected": rejected,
+                "flip_rate": result.details["flip_rate"],
+            }
+            rows.append(row)
+            keep(rows)
+            print(
+                "{seed} {uniforms:10} {attack:28} {share:4.0%}  {defence:27} {accuracy:6.1%}  "
+                "rejected {rejected}".format(**row),
+                flush=True,
+            )
+
+
+def markdown(rows: list[dict]) -> str:
+    """The table of docs/reliability.md: mean accuracy over seeds, and its standard deviation."""
+    lines = ["| u | attack | share | " + " | ".join(DEFENCES) + " |", "|---" * (3 + len(DEFENCES)) + "|"]
+    for uniforms, attack, share in dict.fromkeys(run[:3] for run in runs()):
+        cells = []
+        for defence in DEFENCES:
+            key = (uniforms, attack, share, defence)
+            accuracies = [
+                100 * row["accuracy"]
+                for row in rows
+                if (row["uniforms"], row["attack"], row["share"], row["defence"]) == key
+            ]
+            cells.append(f"{np.mean(accuracies):.1f} ± {np.std(accuracies):.1f}" if accuracies else "")
+        lines.append(f"| {uniforms} | {attack} | {share:.0%} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def plot(rows: list[dict], file: Path) -> None:
+    """Accuracy with 20 % hostile clients, by attack and defence; the bars' ends are seeds' extremes."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    attacks = ("corrupt", "random_flip", "all_flip")
-    figure, panels = plt.subplots(1, len(attacks), figsize=(12, 4), sharey=True, layout="constrained")
-    honest = {row["defence"]: row["accuracy"] for row in rows if row["attack"] == "none"}
-    for axes, attack in zip(panels, attacks, strict=True):
-        mine = [row for row in rows if row["attack"] == attack]
-        for defence in dict.fromkeys(row["defence"] for row in mine):
-            line = [(0.0, honest[defence.split(" ")[0]])]
-            line += [(row["share"], row["accuracy"]) for row in mine if row["defence"] == defence]
-            axes.plot([100 * x for x, _ in line], [100 * y for _, y in line], marker="o", label=defence)
-        axes.set(title=attack, xlabel="hostile clients (%)")
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
-    panels[0].set(ylabel="test accuracy (%)")
+    shown = [name for name in ("none", *ATTACKS) if name != "corrupt"]
+    figure, axes = plt.subplots(figsize=(11, 4.6), layout="constrained")
+    for place, defence in enumerate(DEFENCES):
+        at, middle, low, high = [], [], [], []
+        for column, attack in enumerate(shown):
+            found = [
+                100 * row["accuracy"]
+                for row in rows
+                if row["uniforms"] == "shared"
+                and (row["attack"], row["defence"]) == (attack, defence)
+                and row["share"] in (0.0, 0.2)
+            ]
+            if found:
+                at.append(column + (place - len(DEFENCES) / 2 + 0.5) / (len(DEFENCES) + 2))
+                middle.append(np.mean(found))
+                low.append(np.mean(found) - min(found))
+                high.append(max(found) - np.mean(found))
+        axes.errorbar(at, middle, (low, high), fmt="o", capsize=3, label=defence)
+    axes.set_xticks(
+        range(len(shown)), [name if name != "none" else "nobody lies" for name in shown], fontsize=8
+    )
+    axes.set(ylabel="test accuracy (%)", title="a fifth of the clients lies; three seeds, mean and extremes")
+    axes.grid(alpha=0.3, axis="y")
+    figure.legend(loc="outside right center", fontsize=8)
     figure.savefig(file, dpi=110)
     print(f"wrote {file}")

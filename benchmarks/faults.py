@@ -29,7 +29,8 @@ import kills  # noqa: E402
 from configs import common  # noqa: E402
 from deltamask_jax import devices, experiment, faults, methods, workdir  # noqa: E402
 from deltamask_jax.problem import set_up  # noqa: E402
-from deltamask_jax.rounds import Problem, TooFewClients, play_until_enough  # noqa: E402
+from deltamask_jax.rounds import TooFewClients, play_until_enough  # noqa: E402
+from deltamask_jax.task import Problem  # noqa: E402
 
 
 def small_config(**changes):
@@ -266,6 +267,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=20, help="kills of the kill test; 0 leaves it out")
     parser.add_argument("--attacks", type=int, default=6, help="rounds of the attack table; 0 leaves it out")
+    parser.add_argument("--seeds", type=int, default=3, help="of the attack table")
     parser.add_argument("--matrix", type=int, default=1, help="0 leaves the fault matrix out")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
     parser.add_argument("--json", type=Path, help="write all results here; parts left out keep what it holds")
@@ -289,12 +291,16 @@ def main() -> None:
         if options.matrix:
             keep("fault_matrix", fault_matrix(scratch))
         if options.attacks:
-            keep(
-                "attacks",
-                {"rounds": options.attacks, "rows": attackers.attack_table(options.attacks, scratch)},
+            earlier = results.get("attacks", {})
+            rows = earlier["rows"] if earlier.get("seeds") else []  # a table begun before goes on
+            settings = {"rounds": options.attacks, "seeds": options.seeds}
+            attackers.attack_table(
+                options.attacks, options.seeds, rows, lambda rows: keep("attacks", settings | {"rows": rows})
             )
-    if options.plot and "attacks" in results:
-        attackers.plot(results["attacks"]["rows"], options.plot)
+    if "attacks" in results:
+        print(attackers.markdown(results["attacks"]["rows"]))
+        if options.plot:
+            attackers.plot(results["attacks"]["rows"], options.plot)
 
 
 if __name__ == "__main__":

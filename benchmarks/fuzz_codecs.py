@@ -4,11 +4,17 @@
     python benchmarks/fuzz_codecs.py --payloads 100000 --json fuzz.json
     python benchmarks/fuzz_codecs.py --only eden --only random_coding
     python benchmarks/fuzz_codecs.py --d 70000 --only bfuse --only bloom   # the compiled decoders
+    python benchmarks/fuzz_codecs.py --structure --payloads 41700 --json structure.json
 
 Codecs of flips decode to positions, random coding to a mask, codecs of values to a finite vector. Each runs
 in a process of its own, so that a crash is counted, not suffered. Half of the mutated payloads get a fresh
 checksum and the expected d, round and client, as a forger would write them; the others keep the old
 checksum, so decoding one of them at all is a silent wrong decode.
+
+`--structure` edits what a payload means: its fields, and what lies inside its PNG, zstd or deflate streams,
+which are closed again; every checksum is right. Beside the outcomes it records the worst cost of a payload
+over the median of honest ones at the same d: CPU seconds (the least of three), calls into NumPy and other C
+code (a count), and the peak of memory traced.
 """
 
 import argparse
@@ -16,7 +22,9 @@ import json
 import multiprocessing
 import resource
 import struct
+import sys
 import time
+import tracemalloc
 import zlib
 from collections import Counter
 from collections.abc import Callable
@@ -24,6 +32,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+import zstandard
 
 from deltamask_jax import codecs
 from deltamask_jax.codecs import dense, eden, qsgd, random_coding, rounded, signs
@@ -98,6 +107,112 @@ def forge(data: bytes, original: bytes, rng: np.random.Generator) -> bytes:
     return bytes(header) + struct.pack("<I", checksum) + body
 
 
+def restructure(payload: bytes, other: bytes, rng: np.random.Generator) -> bytes:
+    """One or two edits of what a payload means; its checksums are right."""
+    header, body = bytearray(payload[:28]), payload[32:]
+    for _ in range(rng.integers(1, 3)):
+        kind = rng.integers(4)
+        if kind == 0:  # a field, of the header or among the first bytes of the body
+            size, value = int(rng.choice((1, 2, 4, 8))), int(rng.choice((*INTERESTING, D, D - 1, D + 1)))
+            value = (value if rng.random() < 0.5 else int(rng.integers(D + 2))) & (1 << 8 * size) - 1
+            if rng.random() < 0.3:
+                at, width = ((6, 2), (12, 4))[int(rng.integers(2))]  # flags, n
+                header[at : at + width] = (value & (1 << 8 * width) - 1).to_bytes(width, "little")
+            elif body:
+                at = int(rng.integers(min(len(body), 48)))
+                body = body[:at] + value.to_bytes(size, "little") + body[at + size :]
+        elif kind == 1:
+            try:
+                body = nested(body, other[32:], rng)
+            except (zlib.error, zstandard.ZstdError, struct.error, MemoryError):  # an edit before spoiled it
+                body = edited(body, rng)
+        elif kind == 2 and body:  # a region all alike: empty tables, impossible states, endless unary codes
+            at, length = int(rng.integers(len(body))), int(rng.integers(1, len(body) + 1))
+            filler = bytes([int(rng.choice((0, 255, 1, 128)))]) * len(body[at : at + length])
+            body = body[:at] + filler + body[at + length :]
+        elif len(body) > 1:  # cut, or grown far beyond what is honest
+            at = int(rng.integers(1, len(body)))
+            body = body[:at] if rng.random() < 0.5 else body + body[:at] * int(rng.integers(1, 9))
+    header[24:28] = struct.pack("<I", len(body))
+    checksum = zlib.crc32(body, zlib.crc32(bytes(header)))
+    return bytes(header) + struct.pack("<I", checksum) + body
+
+
+def nested(body: bytes, other: bytes, rng: np.random.Generator) -> bytes:
+    """A body whose PNG, zstd or deflate stream is opened, edited and closed again, perhaps in another way."""
+    png, zstd = body.find(b"\x89PNG"), body.find(b"\x28\xb5\x2f\xfd")
+    if png >= 0:
+        (length,) = struct.unpack_from(">I", body, png + 33)
+        rows = edited(zlib.decompress(body[png + 41 : png + 41 + length]), rng)
+        stream = zlib.compress(rows, int(rng.integers(10))) + rng.bytes(int(rng.choice((0, 0, 3))))
+        parts = [b"IDAT" + stream] if rng.random() < 0.8 else [b"IDAT" + stream[:9], b"IDAT" + stream[9:]]
+        parts += [b"tEXtnote\0x"] * int(rng.random() < 0.1) + [b"IEND"]
+        chunks = [struct.pack(">I", len(p) - 4) + p + struct.pack(">I", zlib.crc32(p)) for p in parts]
+        return body[: png + 33] + b"".join(chunks)
+    if zstd >= 0:
+        inside = zstandard.ZstdDecompressor().decompress(body[zstd:], max_output_size=64 * D + 65536)
+        writer = zstandard.ZstdCompressor(
+            level=int(rng.integers(1, 8)), write_content_size=bool(rng.random() < 0.9), write_checksum=True
+        )
+        bomb = bytes(int(rng.choice((0, 0, 0, 1 << 20))))
+        tail = writer.compress(b"more") if rng.random() < 0.1 else b""
+        return body[:zstd] + writer.compress(edited(inside, rng) + bomb) + tail
+    for at in range(min(len(body), 8)):  # deflate of random coding
+        inflate = zlib.decompressobj(-15)
+        try:
+            inside = inflate.decompress(body[at:], 1 << 20)
+        except zlib.error:
+            continue
+        if inside and inflate.eof:
+            deflate = zlib.compressobj(int(rng.integers(10)), zlib.DEFLATED, -15)
+            return body[:at] + deflate.compress(edited(inside, rng)) + deflate.flush() + inflate.unused_data
+    return edited(body, rng) if body else other
+
+
+def edited(data: bytes, rng: np.random.Generator) -> bytes:
+    """One edit of plain bytes: some values, an impossible float, a length."""
+    data, at = bytearray(data), int(rng.integers(len(data) + 1))
+    kind = rng.integers(4)
+    if kind == 0:
+        data[at : at + 4] = rng.choice(np.array([np.nan, np.inf, -0.0, 3.4e38, -1], "<f4")).tobytes()
+    elif kind == 1:
+        data[at : at + 8] = rng.bytes(len(data[at : at + 8]))
+    elif kind == 2:
+        data[at:at] = bytes(int(rng.choice((1, 4, 4096))))
+    else:
+        data[:] = bytes([int(rng.choice((0, 255)))]) * len(data)
+    return bytes(data)
+
+
+def cost(decode: Callable, data: bytes) -> dict[str, float]:
+    """CPU seconds (the least of three), calls into C code, and bytes at the peak that a decoder takes."""
+
+    def run():
+        try:
+            decode(data)
+        except codecs.PayloadError:
+            pass
+
+    seconds, calls = [], 0
+    for _ in range(3):
+        begun = time.process_time()
+        run()
+        seconds.append(time.process_time() - begun)
+
+    def count(frame, event, argument):
+        nonlocal calls
+        calls += event == "c_call"
+
+    sys.setprofile(count)
+    run()
+    sys.setprofile(None)
+    tracemalloc.start()
+    run()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return {"seconds": min(seconds), "calls": calls, "bytes": peak}
+
+
 def flips(name: str, rng: np.random.Generator, **options) -> tuple[list[bytes], Callable, Callable]:
     """Eight payloads of a codec of flips, its decoder, and what a decoded update has to be."""
     theta, moved, uniforms = drift(rng)
@@ -158,7 +273,7 @@ def drift(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     return theta, moved, rng.integers(0, 1 << 16, D, dtype=np.uint16)
 
 
-def fuzz(settings: dict, payloads: int, seed: int, d: int, results) -> None:
+def fuzz(settings: dict, payloads: int, seed: int, d: int, structure: bool, results) -> None:
     """Tries one codec, in a process of its own; puts its figures on the queue."""
     global D
     D = d
@@ -170,11 +285,17 @@ def fuzz(settings: dict, payloads: int, seed: int, d: int, results) -> None:
     else:
         seeds, decode, valid = values(rng=rng, **settings)
     outcomes, slowest, started = Counter(), 0.0, time.perf_counter()
+    honest, worst = {}, {}
+    if structure:
+        decode(seeds[-1])  # what is compiled once is no payload's cost
+        costs = [cost(decode, data) for data in seeds[3:]]
+        honest = {name: float(np.median([c[name] for c in costs])) for name in costs[0]}
+        worst = dict.fromkeys(honest, 0.0)
     for number in range(payloads):
         original, other = seeds[number % 8], seeds[int(rng.integers(8))]
-        data = mutate(original, other, rng)
-        forged = number % 2 == 1
-        if forged:
+        forged = structure or number % 2 == 1
+        data = restructure(original, other, rng) if structure else mutate(original, other, rng)
+        if forged and not structure:
             data = forge(data, original, rng)
         begun = time.perf_counter()
         try:
@@ -190,7 +311,11 @@ def fuzz(settings: dict, payloads: int, seed: int, d: int, results) -> None:
                 outcomes["invalid update"] += 1
             else:
                 outcomes["forged, valid update" if forged else "silent wrong decode"] += 1
-        slowest = max(slowest, time.perf_counter() - begun)
+        spent = time.perf_counter() - begun
+        slowest = max(slowest, spent)
+        if structure and (number % 50 == 0 or spent > 2 * worst["seconds"] * honest["seconds"]):
+            taken = cost(decode, data)
+            worst = {name: max(worst[name], taken[name] / honest[name]) for name in worst}
     results.put(
         {
             "codec": label(settings),
@@ -201,6 +326,7 @@ def fuzz(settings: dict, payloads: int, seed: int, d: int, results) -> None:
             "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
             "seconds": time.perf_counter() - started,
         }
+        | ({"honest": honest, "worst_ratio": worst} if structure else {})
     )
 
 
@@ -216,6 +342,7 @@ def main() -> None:
     parser.add_argument(
         "--d", type=int, default=D, help="positions, or values; above 65,536 filters are compiled"
     )
+    parser.add_argument("--structure", action="store_true", help="edit fields and nested streams")
     names = sorted({settings["name"] for settings in SETTINGS})
     parser.add_argument("--only", action="append", choices=names, help="only this codec; may be repeated")
     parser.add_argument("--json", type=Path, help="write the figures here")
@@ -228,7 +355,8 @@ def main() -> None:
             continue
         results = start.SimpleQueue()
         process = start.Process(
-            target=fuzz, args=(settings, options.payloads, options.seed, options.d, results)
+            target=fuzz,
+            args=(settings, options.payloads, options.seed, options.d, options.structure, results),
         )
         process.start()
         process.join()
@@ -240,9 +368,10 @@ def main() -> None:
         harmless = {"PayloadError", "unchanged", "forged, valid update"}
         failures += sum(count for name, count in row["outcomes"].items() if name not in harmless)
         counts = ", ".join(f"{name} {count}" for name, count in sorted(row["outcomes"].items()))
-        print(f"{row['codec']:32} {row['payloads']} payloads: {counts}", flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+        ratios = ", ".join(f"{name} × {value:.1f}" for name, value in row.get("worst_ratio", {}).items())
+        print(f"{row['codec']:32} {row['payloads']} payloads: {counts}  {ratios}", flush=True)
+        if options.json:
+            options.json.write_text(json.dumps(rows, indent=1) + "\n")
     print(f"{'FAILED' if failures else 'ok'}: {failures} crashes, other exceptions or wrong decodes")
     raise SystemExit(bool(failures))
 

@@ -18,8 +18,7 @@ import numpy as np
 from configs import common
 from deltamask_jax import devices, methods, models
 from deltamask_jax.flat_index import FlatIndex
-from deltamask_jax.methods import Task
-from deltamask_jax.rounds import Problem
+from deltamask_jax.task import Problem, Task
 
 CLASSES = 10
 MODELS = {  # name -> (preset, pixels)

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = ConfigDict()
 
-    config.seed = 0  # root of all randomness: split, shuffles, public uniforms, local samples
+    config.seed = 0  # root of all randomness, 0 … 2⁶³ − 1: split, shuffles, public uniforms, local samples
     config.method = "deltamask"  # see deltamask_jax/methods
     config.rounds = 100  # federated rounds after the head's
     config.clients = 30  # N
@@ -19,9 +19,7 @@ def get_config() -> ConfigDict:
     config.eval_every = 1  # rounds between evaluations; the last round is always evaluated
     config.per_client_evaluation = False  # also the accuracy on each client's own share of the test examples
     config.byte_budget = 0  # bytes, up and down of all clients, after which no round starts; 0 = no limit
-    config.resume = (
-        "auto"  # 'auto': the same command continues its run; 'fresh': an earlier one is moved aside
-    )
+    config.resume = "auto"  # 'auto': the same command continues its run; 'fresh': moves an earlier one aside
     config.min_clients = 1  # payloads; a round that merges fewer is played again with a new cohort
     config.max_repeats = 3  # times a round is played again before the run gives up
 
@@ -61,23 +59,15 @@ def get_config() -> ConfigDict:
     config.linear_probe.learning_rate = 0.01  # Adam
 
     config.mask = ConfigDict()
-    config.mask.theta_init = (
-        0.97  # θ before the first round, 0 … 1; near 1 keeps the pretrained network whole
-    )
+    config.mask.theta_init = 0.97  # θ before round 1, 0.001 … 0.999; near 1 keeps the pretrained network
     config.mask.theta_clip = 0.01  # θ stays inside [clip, 1 − clip]
     config.mask.learning_rate = 0.1  # Adam on the logits; in round 1
-    config.mask.learning_rate_final = (
-        0.1  # and in the last round, on a cosine between; the paper's is constant
-    )
+    config.mask.learning_rate_final = 0.1  # and in the last round, on a cosine between; constant in the paper
     config.mask.uniforms = "shared"  # 'shared': one u for the whole cohort (paper); 'per_client'
     config.mask.kappa = 0.8  # fraction of flips that travels, the best by KL; in round 1
-    config.mask.kappa_final = (
-        0.8  # and in the last round, on a cosine between (the paper's end is not known to us)
-    )
+    config.mask.kappa_final = 0.8  # and in the last round, on a cosine between; the paper's we do not know
     config.mask.ranking = "kl"  # which flips are the best: 'kl', or 'random' (the ablation)
-    config.mask.aggregator = (
-        "beta"  # 'beta': posterior reset every 1/ρ rounds (paper); 'running': never reset; 'control_variate'
-    )
+    config.mask.aggregator = "beta"  # 'beta': reset every 1/ρ rounds (paper); 'running'; 'control_variate'
     config.mask.lambda0 = 1.0  # prior α = β = λ₀
     config.mask.evaluate = "threshold"  # network evaluated: 'threshold' [θ > ½] ⊙ w, or 'mean' θ ⊙ w
 
@@ -89,14 +79,10 @@ def get_config() -> ConfigDict:
     config.codec.capacity = 0  # flips a filter has room for: one shape for all decodes faster; 0 = its own
     config.codec.window = False  # 'bfuse' also sends how far flips lie from θ_g: fewer false ones
     config.codec.fpr = 2.0**-8  # false-positive rate of 'bloom'
-    config.codec.clients = (
-        ConfigDict()
-    )  # what differs for some: {"0-9": {"bits": 16}, "12": {"name": "rice"}}
+    config.codec.clients = ConfigDict()  # what differs: {"0-9": {"bits": 16}, "12": {"name": "rice"}}
 
     config.fedpm = ConfigDict()
-    config.fedpm.coding = (
-        "marginal"  # of all mask bits: 'marginal' (paper) or 'given_theta', which is smaller
-    )
+    config.fedpm.coding = "marginal"  # of all mask bits: 'marginal' (paper), or 'given_theta' (smaller)
     config.fedpm.straight_through = "sigmoid"  # gradient: 'sigmoid', or 'times_p' (the public code's)
 
     config.fedmask = ConfigDict()
@@ -107,9 +93,7 @@ def get_config() -> ConfigDict:
 
     config.klms = ConfigDict()
     config.klms.bits = 8  # per block; 2^bits candidates
-    config.klms.block_kl = (
-        2.0  # nats of KL(θ_k ‖ θ_g) a block; 2^bits must exceed exp(block_kl) several times
-    )
+    config.klms.block_kl = 2.0  # nats of KL(θ_k ‖ θ_g) per block; 2^bits must be several times exp(block_kl)
 
     # Training and averaging of weights: 'fedavg' and what compresses it, 'eden', 'drive', 'qsgd', 'signsgd'.
     config.fedavg = ConfigDict()
@@ -141,9 +125,9 @@ def get_config() -> ConfigDict:
     config.peft.wire = "float32"  # values both ways: 'float32', 'float16', '8bit' (stochastic rounding)
 
     config.robust = ConfigDict()
-    config.robust.aggregator = "mean"  # of a cohort's flips: 'mean', 'trimmed', 'median', 'clip' (robust.py)
+    config.robust.aggregator = "mean"  # of a cohort's flips: 'mean', 'clip', 'trimmed', 'median' (robust.py)
     config.robust.trim = 0.2  # fraction of clients that 'trimmed' cuts off at each end, 0 … 0.49
-    config.robust.max_flip_rate = 0.5  # a payload that flips a larger fraction of the weights is rejected
+    config.robust.max_flip_rate = 0.0  # of the weights; who flips more is rejected; 0 = 5 × the median
 
     # Simulated failures of clients, in the rounds after the head's (docs/reliability.md).
     config.faults = ConfigDict()
@@ -155,9 +139,10 @@ def get_config() -> ConfigDict:
 
     # Simulated hostile clients.
     config.attack = ConfigDict()
-    config.attack.kind = "none"  # 'corrupt', 'truncate', 'replay', 'wrong_d', 'all_flip', 'random_flip'
+    # 'corrupt', 'truncate', 'replay', 'wrong_d', 'all_flip', 'random_flip', 'collude', 'collude_near'
+    config.attack.kind = "none"
     config.attack.share = 0.0  # fraction of the clients that is hostile, in every round
-    config.attack.flip_rate = 0.3  # fraction of the weights that 'random_flip' flips
+    config.attack.flip_rate = 0.3  # fraction of the weights that 'random_flip' and colluders flip
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 1  # rounds between checkpoints; round 0 and the last are always kept
@@ -168,15 +153,11 @@ def get_config() -> ConfigDict:
 
     config.cohort = ConfigDict()
     config.cohort.backend = "vmap"  # 'vmap', or 'loop' for debugging: one client, one step at a time
-    config.cohort.chunk = (
-        0  # clients a device trains at once; 0 = chosen from memory and backend, and printed
-    )
+    config.cohort.chunk = 0  # clients a device trains at once; 0 = chosen from memory and backend
     # GiB a device may give to such a chunk, and as much to the examples; if they need more they stay on the
     # host, and a chunk of clients is sent its own. 0 = half of what is free for the examples, most of the
     # rest for a chunk.
     config.cohort.memory = 0.0
-    config.cohort.weight_shards = (
-        1  # devices that share one copy of weights and logits; the others divide clients
-    )
+    config.cohort.weight_shards = 1  # devices that share one copy of weights and logits, of all local ones
 
     return config

@@ -1,6 +1,7 @@
 """A run that may end at any moment: its journal, its checkpoints, and how the same command continues it.
 
 A workdir holds, in the order a run writes them:
+    .deltamask_jax         that this is a run's folder
     config.json            whose run this is
     metrics.jsonl          a line a round
     checkpoints/ROUND/     after the line: `arrays` (server state, head) and `ledger` (all else), by orbax,
@@ -13,23 +14,28 @@ what follows from this.
 """
 
 import dataclasses
+import errno
 import json
 import logging
 import os
 import threading
 import zlib
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging as absl_logging
 
-from deltamask_jax import metrics, sigterm
-from deltamask_jax.workdir import WAYS_OUT, claim, lines
+from deltamask_jax import hosts, metrics, sigterm
+from deltamask_jax.private_random import root_key
+from deltamask_jax.workdir import LINES, WAYS_OUT, claim, lines
 
-FORMAT = 1  # of a checkpoint; raised when an older program could not read a newer one, or the reverse
+FORMAT = 2  # of a checkpoint; raised when an older program could not read a newer one, or the reverse
+READABLE = (1, 2)  # the checksum of format 1 covers the arrays alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +63,10 @@ class Progress:
 
 
 class Journal:
-    """A workdir while a run writes to it. Within its `with`, SIGTERM ends the process between two files.
+    """A workdir while a run writes to it. Within its `with`, SIGTERM, or another process's end, ends this one
+    between two files.
+
+    Of several processes, each has a workdir; process 0 alone keeps checkpoints and says where the run stands.
 
     Attributes:
         summary: of a run that is finished already, else None.
@@ -72,13 +81,14 @@ class Journal:
         self._lines = workdir / "metrics.jsonl"
         self._cleanup.callback(os.close, claim(workdir, config))
         done = workdir / "summary.json"
-        self.summary = json.loads(done.read_text()) if done.exists() else None
+        self.summary = _of_first(json.loads(done.read_text()) if done.exists() else None)
         self._writing = threading.Lock()  # held while files change; SIGTERM waits for it
         self._last: Progress | None = None  # committed, in no checkpoint yet
         self._saved = -1  # round of the newest checkpoint
 
     def __enter__(self) -> "Journal":
-        self._cleanup.enter_context(sigterm.ends_the_process(self._close_before_exit))
+        self._cleanup.enter_context(sigterm.ends_the_process(self._close_on_sigterm))
+        self._cleanup.enter_context(hosts.before_exit(self._close_before_exit))
         return self
 
     def __exit__(self, *_) -> None:
@@ -95,42 +105,34 @@ class Journal:
                 checkpoint of them can be read.
         """
         self._identity = {"problem": fingerprint(problem), "root_key": _root_key(self._config)}
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=self._config.checkpoint.keep, enable_async_checkpointing=False
-        )
-        # Opening it also removes what a killed process left half-written.
-        self._manager = ocp.CheckpointManager((self._workdir / "checkpoints").absolute(), options=options)
-        self._cleanup.callback(self._manager.close)
-        for number in sorted(self._manager.all_steps(), reverse=True):
-            progress = self._read(number)
-            if progress is not None:
-                self._saved = progress.round
-                metrics.rewrite(self._lines, progress.records)
-                for path in set(self._workdir.glob("*.jsonl")) - {self._lines}:
-                    metrics.rewrite(path, [r for r in lines(path) if r.get("round", 0) <= progress.round])
-                print(f"{self._workdir}: continuing after round {progress.round}")
-                return progress
-        played = max((record["round"] for record in lines(self._lines)), default=0)
-        if played > 0:
-            raise ValueError(
-                f"{self._workdir} has {played} rounds in metrics.jsonl and no checkpoint that can be read: "
-                f"{WAYS_OUT}"
-            )
-        for path in self._workdir.glob("*.jsonl"):
-            path.unlink()
-        return None
+        hosts.agree(self._identity)
+        progress = _sent_by_first(self._newest() if hosts.index() == 0 else None)
+        for path in self._files_of_lines():
+            if progress is None:
+                path.unlink()
+            else:
+                metrics.rewrite(path, [r for r in lines(path) if r["round"] <= progress.round])
+        if progress is not None:
+            self._saved = progress.round
+            metrics.rewrite(self._lines, progress.records)
+            print(f"{self._workdir}: continuing after round {progress.round}")
+        return progress
 
     def commit(self, progress: Progress, *, last: bool = False) -> None:
         """Append the round's line, then write a checkpoint where one is due.
 
         Raises:
             OSError: no space left, or the workdir is gone; what was written before stays.
+            ValueError: another process's line says something else.
         """
+        hosts.agree({k: v for k, v in progress.records[-1].items() if not k.endswith("seconds")})
         with self._writing:
             try:
                 metrics.append(self._lines, progress.records[-1])
             except OSError as error:
                 raise OSError(self._cannot("append to metrics.jsonl", error)) from error
+            if hosts.index() > 0:
+                return
             self._last = progress
             if progress.round % self._config.checkpoint.every == 0 or last:
                 self._save()
@@ -140,46 +142,76 @@ class Journal:
         with self._writing:
             metrics.write_json(self._workdir / "summary.json", summary)
 
+    def _files_of_lines(self) -> list[Path]:
+        return [path for name in LINES if (path := self._workdir / name).exists()]
+
+    def _newest(self) -> Progress | None:
+        """The newest whole checkpoint."""
+        folder, here = (self._workdir / "checkpoints").absolute(), jax.process_index()
+        folder.mkdir(exist_ok=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=self._config.checkpoint.keep,
+            enable_async_checkpointing=False,
+            create=False,
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=here,
+                active_processes={here},  # on a TPU pod orbax would wait for the other hosts
+            ),
+        )
+        # Opening it also removes what a killed process left half-written.
+        self._manager = ocp.CheckpointManager(folder, options=options)
+        self._cleanup.callback(self._manager.close)
+        for number in sorted(self._manager.all_steps(), reverse=True):
+            progress = self._read(number)
+            if progress is not None:
+                return progress
+        played = max((record["round"] for record in lines(self._lines)), default=0)
+        if played > 0:
+            raise ValueError(
+                f"{self._workdir} has {played} rounds in metrics.jsonl and no checkpoint that can be read: "
+                f"{WAYS_OUT}"
+            )
+        return None
+
     def _save(self) -> None:
         progress, number = self._last, self._last.round
         arrays = named_arrays({"state": progress.state, "head": progress.head})
         ledger = {
             "format": FORMAT,
             **self._identity,
-            "checksum": _checksum(arrays),
             "probe_accuracy": progress.probe_accuracy,
             "records": progress.records,
             "seconds": progress.seconds,
         }
+        ledger = metrics.finite(ledger)
+        ledger["checksum"] = _checksum_of(ledger, arrays)
         args = ocp.args.Composite(ledger=ocp.args.JsonSave(ledger), arrays=ocp.args.StandardSave(arrays))
         try:
-            if number in self._manager.all_steps():  # one that could not be read
-                self._manager.delete(number)
-            self._manager.save(number, args=args, force=True)
+            with _silent():
+                if number in self._manager.all_steps():  # one that could not be read
+                    self._manager.delete(number)
+                self._manager.save(number, args=args, force=True)
         except Exception as error:  # tensorstore reports a full disk in words of its own
             raise OSError(self._cannot(f"write the checkpoint of round {number}", error)) from error
         self._saved, self._last = number, None
 
     def _read(self, number: int) -> Progress | None:
         """One checkpoint, or None where it is damaged."""
+        args = ocp.args.Composite(ledger=ocp.args.JsonRestore(), arrays=ocp.args.StandardRestore())
         try:
-            args = ocp.args.Composite(ledger=ocp.args.JsonRestore())
-            ledger = dict(self._manager.restore(number, args=args).ledger)
-            format_ = ledger.pop("format")
+            with _silent():
+                restored = self._manager.restore(number, args=args)
+            ledger, arrays = dict(restored.ledger), dict(restored.arrays)
+            checksum = ledger.pop("checksum")
+            if checksum != _checksum_of(ledger, arrays):
+                raise ValueError("its checksum does not match")
         except Exception as error:  # whatever orbax makes of missing or damaged files
             return self._damaged(number, error)
-        if format_ != FORMAT:
+        if (format_ := ledger.pop("format")) not in READABLE:
             raise ValueError(
-                f"{self._workdir} holds checkpoints of format {format_}, this program reads {FORMAT}: "
-                f"{WAYS_OUT}"
+                f"{self._workdir} holds checkpoints of format {format_}, this program reads "
+                f"{' and '.join(map(str, READABLE))}: {WAYS_OUT}"
             )
-        try:
-            args = ocp.args.Composite(arrays=ocp.args.StandardRestore())
-            arrays = dict(self._manager.restore(number, args=args).arrays)
-            if ledger.pop("checksum") != _checksum(arrays):
-                raise ValueError("its checksum does not match")
-        except Exception as error:
-            return self._damaged(number, error)
         if ledger.pop("problem") != self._identity["problem"]:
             raise ValueError(
                 f"{self._workdir} was begun with other data or weights of the same name: {WAYS_OUT}"
@@ -188,8 +220,7 @@ class Journal:
             raise ValueError(
                 f"{self._workdir} was begun with another random generator than this jax has: {WAYS_OUT}"
             )
-        head = {name[5:]: array for name, array in arrays.items() if name.startswith("head/")}
-        return Progress(arrays, head, **ledger)
+        return Progress(arrays, _head(arrays), **ledger)
 
     def _damaged(self, number: int, error: Exception) -> None:
         logging.warning("checkpoint %d in %s is damaged: %s", number, self._workdir, _first_line(error))
@@ -197,12 +228,20 @@ class Journal:
     def _cannot(self, what: str, error: Exception) -> str:
         if not self._workdir.exists():
             return f"cannot {what}: workdir {self._workdir} is gone; the same command starts over"
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else _first_line(error)
+        full = [text for text in map(os.strerror, (errno.ENOSPC, errno.EDQUOT)) if text in str(error)]
+        reason = full[0] if full else getattr(error, "strerror", None) or _first_line(error)
         goes_on = f"continues after round {self._saved}" if self._saved >= 0 else "starts over"
         return f"cannot {what} in {self._workdir}: {reason}; mend that, then the same command {goes_on}"
 
+    def _close_on_sigterm(self) -> str:
+        done = self._close_before_exit()
+        hosts.leave("SIGTERM")
+        return done
+
     def _close_before_exit(self) -> str:
         self._writing.acquire()  # and never released: the process ends
+        if hosts.index() > 0:
+            return "the same commands continue"
         try:
             if self._last is not None:
                 self._save()
@@ -213,6 +252,35 @@ class Journal:
             if self._saved >= 0
             else "stopped before round 0; the same command starts over"
         )
+
+
+def _of_first(value: Any) -> Any:
+    """Process 0's, for all; a JSON value."""
+    if hosts.count() == 1:
+        return value
+    return json.loads(hosts.exchange([json.dumps(value).encode()] if hosts.index() == 0 else [])[0])
+
+
+def _sent_by_first(progress: Progress | None) -> Progress | None:
+    """Process 0's, as it was loaded, for all."""
+    if hosts.count() == 1:
+        return progress
+    arrays = progress.state if progress else {}
+    ledger = progress and {f.name: getattr(progress, f.name) for f in dataclasses.fields(Progress)[2:]}
+    kinds = _of_first([[name, str(array.dtype), array.shape] for name, array in arrays.items()])
+    ledger = _of_first(ledger)
+    blobs = hosts.exchange([np.asarray(array).tobytes() for array in arrays.values()])
+    if ledger is None:
+        return None
+    received = {
+        name: np.frombuffer(bytearray(blob), jax.numpy.dtype(dtype)).reshape(shape)
+        for (name, dtype, shape), blob in zip(kinds, blobs, strict=True)
+    }
+    return Progress(received, _head(received), **ledger)
+
+
+def _head(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name[5:]: array for name, array in arrays.items() if name.startswith("head/")}
 
 
 def named_arrays(tree: Any) -> dict[str, np.ndarray]:
@@ -259,9 +327,28 @@ def _checksum(arrays: dict[str, np.ndarray]) -> str:
     return f"{crc:08x}"
 
 
+def _checksum_of(ledger: dict[str, Any], arrays: dict[str, np.ndarray]) -> str:
+    """CRC32 of a checkpoint: its arrays and all else in its ledger."""
+    if ledger["format"] == 1:
+        return _checksum(arrays)
+    text = json.dumps(json.loads(json.dumps(ledger)), sort_keys=True)  # as it comes back from a file
+    return f"{zlib.crc32(text.encode(), int(_checksum(arrays), 16)):08x}"
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Orbax logs a traceback of what it raises; whoever catches that says it in a line."""
+    before = absl_logging.get_verbosity()
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    try:
+        yield
+    finally:
+        absl_logging.set_verbosity(before)
+
+
 def _root_key(config) -> list[int]:
     """Words drawn from the root key: a jax with another generator draws others."""
-    return jax.random.bits(jax.random.key(config.seed), (2,), "uint32").tolist()
+    return jax.random.bits(root_key(config.seed), (2,), "uint32").tolist()
 
 
 def _first_line(error: Exception) -> str:

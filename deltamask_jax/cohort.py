@@ -32,7 +32,8 @@ class Schedule:
     """Which examples each client of the cohort sees at each step.
 
     Attributes:
-        batches: i32[clients, steps, batch] indices into the examples, −1 for padding.
+        batches: i32[clients, steps, batch] indices into the examples, −1 for padding; no wider than the
+            largest client.
         steps: i32[clients], how many steps each client has.
         largest: examples of the largest client, of this cohort or not.
     """
@@ -67,9 +68,11 @@ def schedule(
         parts: every client's example indices, not only the cohort's: the array is as long as the largest
             client needs, so that rounds with other cohorts do not compile again.
         clients: ids of the cohort, i[clients].
+        batch_size: examples per step; no larger than the largest client, as the rest would be padding.
         purpose: keeps the shuffles of different phases of a run apart.
     """
     largest = max(map(len, parts))
+    batch_size = max(1, min(batch_size, largest))  # steps stay the same
     longest = num_steps(largest, epochs, batch_size)
     batches = np.full((len(clients), longest * batch_size), -1, np.int32)
     steps = np.zeros(len(clients), np.int32)

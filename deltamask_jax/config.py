@@ -5,14 +5,16 @@ no sense. Names of methods, codecs, models and data sets are checked by their ow
 """
 
 import difflib
-import math
 from collections.abc import Iterable
+from typing import Any
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import RequiredValueError
 
+from deltamask_jax import config_files
 from deltamask_jax.registry import look_up
 
-# Allowed values: (lowest, highest), both inclusive.
+# Allowed values of every number: (lowest, highest), both inclusive and finite.
 RANGES = {
     "seed": (0, 2**63 - 1),
     "rounds": (1, 2**31),
@@ -26,46 +28,49 @@ RANGES = {
     "max_repeats": (0, 1000),
     "train_examples": (0, 2**31),
     "test_examples": (0, 2**31),
-    "partition.alpha": (1e-6, math.inf),
+    "partition.alpha": (1e-6, 1e6),  # beyond, equal shares: partition.name = 'iid'
     "partition.classes_per_client": (1, 2**20),
     "partition.min_examples": (0, 2**31),
     "model.image_size": (0, 4096),
     "model.trained_blocks": (1, 1000),
     "head.epochs": (1, 100_000),
-    "head.learning_rate": (0.0, math.inf),
-    "linear_probe.learning_rate": (0.0, math.inf),
+    "head.learning_rate": (0.0, 1e6),
+    "linear_probe.learning_rate": (0.0, 1e6),
     "mask.theta_init": (1e-3, 1 - 1e-3),
     "mask.theta_clip": (1e-4, 0.49),
-    "mask.learning_rate": (1e-9, math.inf),
-    "mask.learning_rate_final": (0.0, math.inf),
+    "mask.learning_rate": (1e-9, 1e6),
+    "mask.learning_rate_final": (0.0, 1e6),
     "mask.kappa": (1e-6, 1.0),
     "mask.kappa_final": (1e-6, 1.0),
-    "mask.lambda0": (1.0, math.inf),
+    "mask.lambda0": (1.0, 1e9),
     "fedmask.start": (1e-4, 0.49),
     "klms.bits": (1, 16),
     "klms.block_kl": (1e-3, 100.0),
-    "fedavg.learning_rate": (0.0, math.inf),
-    "peft.learning_rate": (0.0, math.inf),
+    "fedavg.learning_rate": (0.0, 1e6),
+    "peft.learning_rate": (0.0, 1e6),
     "peft.adapter_width": (1, 2**20),
     "peft.prompts": (1, 2**20),
     "peft.lora_rank": (1, 2**20),
-    "fedavg.proximal": (0.0, math.inf),
-    "fedavg.server_learning_rate": (1e-9, math.inf),
-    "fedavg.server_epsilon": (1e-12, math.inf),
+    "fedavg.proximal": (0.0, 1e9),
+    "fedavg.server_learning_rate": (1e-9, 1e6),
+    "fedavg.server_epsilon": (1e-12, 1e6),
     "eden.bits": (0.001, 8.0),
     "qsgd.levels": (1, 255),
     "qsgd.bucket": (16, 2**20),
     "cohort.chunk": (0, 2**20),
-    "cohort.memory": (0.0, math.inf),
+    "cohort.memory": (0.0, 1e6),
     "cohort.weight_shards": (1, 2**20),
+    "codec.bits": (8, 32),
+    "codec.arity": (3, 4),
     "codec.capacity": (0, 2**31),
+    "codec.fpr": (2.0**-32, 1 - 2.0**-32),
     "robust.trim": (0.0, 0.49),
     "robust.max_flip_rate": (0.0, 1.0),
     "faults.dropout": (0.0, 1.0),
     "faults.straggler": (0.0, 1.0),
-    "faults.step_seconds": (0.0, math.inf),
+    "faults.step_seconds": (0.0, 1e12),
     "faults.speed_spread": (0.0, 10.0),
-    "faults.deadline": (0.0, math.inf),
+    "faults.deadline": (0.0, 1e12),
     "attack.share": (0.0, 1.0),
     "attack.flip_rate": (0.0, 1.0),
     "checkpoint.every": (1, 2**31),
@@ -92,7 +97,10 @@ CHOICES = {
     "fedavg.server": ("sgd", "adam", "yogi"),
     "fedavg.downlink": ("float32", "float16", "bfloat16"),
     "robust.aggregator": ("mean", "trimmed", "median", "clip"),
-    "attack.kind": ("none", "corrupt", "truncate", "replay", "wrong_d", "all_flip", "random_flip"),
+    "attack.kind": (
+        *("none", "corrupt", "truncate", "replay", "wrong_d"),
+        *("all_flip", "random_flip", "collude", "collude_near"),
+    ),
     "resume": ("auto", "fresh"),
     "cohort.backend": ("vmap", "loop"),
 }
@@ -117,18 +125,75 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else f"valid are {', '.join(sorted(names))}"
 
 
+def check_names(config: ConfigDict) -> None:
+    """Refuse settings that configs/common.py does not have, or has with another type, however they came.
+
+    Raises:
+        ValueError: an unknown setting, with the nearest that exists; a missing one; a value of another type.
+    """
+    try:
+        _compare(config, config_files.defaults(), "")
+    except RequiredValueError as error:
+        raise ValueError(f"config: {error}") from None
+
+
+_KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
+
+
+def _compare(config: ConfigDict, defaults: ConfigDict, section: str) -> None:
+    for name, value in config.items():
+        dotted = f"{section}{name}"
+        if name not in defaults:
+            known = flatten(config_files.defaults())
+            raise ValueError(f"unknown setting config.{dotted}: {nearest(dotted, known)}")
+        if not isinstance(defaults[name], ConfigDict):
+            _check_type(dotted, value, defaults[name])
+        elif not isinstance(value, ConfigDict):
+            raise ValueError(f"config.{dotted}={value!r}: is a section of settings, a ConfigDict")
+        elif dotted == "codec.clients":
+            _compare_clients(value, defaults)
+        else:
+            _compare(value, defaults[name], f"{dotted}.")
+    missing = [name for name in defaults if name not in config]
+    if missing:
+        raise ValueError(
+            f"config.{section}{missing[0]} is missing: begin with get_config() of configs/common.py"
+        )
+
+
+def _compare_clients(clients: ConfigDict, codec: ConfigDict) -> None:
+    """What differs for some clients: settings of the codec section, or options of a codec named there."""
+    for who, changes in clients.items():
+        if not isinstance(changes, ConfigDict):
+            raise ValueError(f"config.codec.clients[{who!r}]={changes!r}: must be a table of codec settings")
+        for name, value in changes.items():
+            if name in codec:
+                _check_type(f"codec.clients[{who!r}].{name}", value, codec[name])
+
+
+def _check_type(dotted: str, value: Any, default: Any) -> None:
+    kind = type(default)
+    accepted = (int, float) if kind is float else kind
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        shown = f"{value!r} ({type(value).__name__})"
+        raise ValueError(f"config.{dotted}={shown}: must be {_KINDS[kind]}, for example {default!r}")
+
+
 def validate(config: ConfigDict) -> None:
-    """Refuse values that make no sense.
+    """Refuse names, types and values that make no sense, and settings that exclude each other.
 
     Raises:
         ValueError: the setting, its value, and what is allowed.
     """
+    check_names(config)
     flat = flatten(config)
     for name, (low, high) in RANGES.items():
         value = flat[name]
         if not low <= value <= high:  # also refuses NaN
-            bounds = f"at least {low:g}" if math.isinf(high) or high >= 2**20 else f"in {low:g} … {high:g}"
-            raise ValueError(f"config.{name}={value}: must be {bounds}")
+            bound = (
+                f"at least {low:g}" if value < low else f"at most {high:g}" if value > high else "a number"
+            )
+            raise ValueError(f"config.{name}={value}: must be {bound}")
     for name, choices in CHOICES.items():
         look_up(f"config.{name}", flat[name], dict.fromkeys(choices))
     cohort = max(1, int(config.participation * config.clients + 0.5))
@@ -136,7 +201,7 @@ def validate(config: ConfigDict) -> None:
         raise ValueError(
             f"config.min_clients={config.min_clients}: a round asks only {cohort} clients; lower it"
         )
-    if config.prefix_cache not in ("memory", "off") and "/" not in config.prefix_cache:
+    if config.prefix_cache not in ("memory", "off", "~") and "/" not in config.prefix_cache:
         raise ValueError(
             f"config.prefix_cache={config.prefix_cache!r}: must be 'memory', 'off' or a folder like ./cache"
         )

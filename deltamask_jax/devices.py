@@ -6,13 +6,17 @@ device.
 """
 
 import contextlib
+import logging
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from deltamask_jax.paths import expanded
 
 CLIENTS, WEIGHTS = "clients", "weights"
 SPREAD_FROM = 1 << 12  # elements; smaller arrays are copied to every device
@@ -109,11 +113,18 @@ def available_ram() -> int:
 
 def keep_compilations() -> None:
     """Compiled programs stay in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR names another
-    ('' = none)."""
+    ('' = none). Without a folder that can be written the run compiles anew, and says so."""
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    jax.config.update("jax_compilation_cache_dir", str(home / "deltamask_jax" / "xla"))
+    try:
+        folder = expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "deltamask_jax" / "xla"
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(1 << 16))
+    except (OSError, ValueError) as error:
+        logging.warning("compiled programs are not kept for later runs: %s", error)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 

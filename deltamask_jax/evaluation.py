@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from deltamask_jax import devices, hosts
 from deltamask_jax.data.features import TokensOnDemand
 from deltamask_jax.methods import Method
-from deltamask_jax.rounds import Problem
+from deltamask_jax.task import Problem
 
 EVALUATION_CHUNK = 256  # examples a device
 

@@ -13,16 +13,18 @@ from typing import Any
 
 import jax
 import numpy as np
+from PIL import Image
 from safetensors.numpy import save_file
 
-from deltamask_jax import checkpoint, devices, environment, methods, metrics, progress
+from deltamask_jax import checkpoint, codecs, devices, environment, hosts, methods, metrics, progress
 from deltamask_jax import config as config_lib
 from deltamask_jax.data import partition
 from deltamask_jax.evaluation import correctness
 from deltamask_jax.heads import linear_probe_accuracy, with_head
+from deltamask_jax.paths import expanded
 from deltamask_jax.problem import set_up
 from deltamask_jax.rounds import Round, play_until_enough
-from deltamask_jax.trackers import open_trackers
+from deltamask_jax.trackers import Tracker, open_trackers
 
 SECONDS = ("compile_seconds", "codec_seconds", "codec_exposed_seconds")
 
@@ -30,7 +32,8 @@ SECONDS = ("compile_seconds", "codec_seconds", "codec_exposed_seconds")
 def run(config, workdir: str | Path) -> dict[str, Any]:
     """Run the experiment `config` describes and leave its results in `workdir`.
 
-    A run that was interrupted continues; one that is finished is not repeated (checkpoint.py).
+    A run that was interrupted continues; one that is finished is not repeated (checkpoint.py). Where several
+    processes run it together, all must call this, each with a workdir of its own.
 
     Returns:
         The contents of summary.json.
@@ -46,20 +49,28 @@ def run(config, workdir: str | Path) -> dict[str, Any]:
     started = time.time()
     config_lib.validate(config)
     methods.check(config)
-    workdir = Path(workdir)
+    environment.check()
+    if hosts.count() > 1:
+        settings = {f"config.{name}": value for name, value in config_lib.flatten(config).items()}
+        hosts.agree(settings | environment.program() | {"backend": jax.default_backend()})
+    workdir = expanded(workdir)
     with checkpoint.Journal(workdir, config) as journal:
         if journal.summary is None:
             with _naming_the_culprit(config):
-                journal.summary = _run(config, workdir, journal, started)
+                trackers = open_trackers(config, workdir)  # one that is missing says so before any work
+                journal.summary = _run(config, workdir, journal, trackers, started)
         else:
             print(f"{workdir} is finished already; --config.resume=fresh runs it again")
         print(_closing_table(journal.summary, workdir))
         return journal.summary
 
 
-def _run(config, workdir: Path, journal: checkpoint.Journal, started: float) -> dict[str, Any]:
+def _run(
+    config, workdir: Path, journal: checkpoint.Journal, trackers: list[Tracker], started: float
+) -> dict[str, Any]:
     compilations = devices.Compilations()
     problem = set_up(config, workdir)
+    methods.build(config, problem.task)  # one that is not for this model says so before the head is trained
     saved = journal.load(problem)
     if saved is None:
         problem, head_round = with_head(problem)
@@ -81,7 +92,8 @@ def _run(config, workdir: Path, journal: checkpoint.Journal, started: float) -> 
         state, records = checkpoint.restore_state(state, saved.state), saved.records
 
     metrics.write_json(workdir / "environment.json", environment.describe())
-    trackers = open_trackers(config, workdir)
+    for flag, value in environment.unusual().items():
+        print(f"{flag}={value} is set: a run without it may round differently, or go on where this one stops")
     shares = None
     if config.per_client_evaluation:
         shares = partition.test_split(problem.parts, *map(np.asarray, problem.labels), seed=config.seed)
@@ -95,7 +107,7 @@ def _run(config, workdir: Path, journal: checkpoint.Journal, started: float) -> 
         return {"accuracy": float(np.mean(correct)), **per_client}
 
     def record(number: int, result: Round, evaluation: dict[str, float], seconds: float, last: bool) -> None:
-        records.append(
+        line = metrics.finite(
             {
                 "round": number,
                 "accuracy": None,
@@ -119,10 +131,11 @@ def _run(config, workdir: Path, journal: checkpoint.Journal, started: float) -> 
                 **result.details,
             }
         )
+        records.append(line)
         if result.diagnostics:
             metrics.append(workdir / "diagnostics.jsonl", {"round": number, **result.diagnostics})
         if last:
-            metrics.payload_image(result.payload).save(workdir / "payload.png")
+            Image.fromarray(codecs.picture(result.payload)).save(workdir / "payload.png")
         now = checkpoint.Progress(
             state, problem.task.head, probe_accuracy, list(records), time.time() - started
         )
@@ -160,7 +173,7 @@ def _run(config, workdir: Path, journal: checkpoint.Journal, started: float) -> 
     metrics.draw_curves(
         workdir / "curves.png", records, probe_accuracy, f"{method.name}, {config.model.name}, {config.data}"
     )
-    summary = _summarise(config, records, details, probe_accuracy, d, time.time() - started)
+    summary = metrics.finite(_summarise(config, records, details, probe_accuracy, d, time.time() - started))
     journal.finish(summary)
     for tracker in trackers:
         tracker.close()
@@ -193,9 +206,10 @@ def _summarise(config, records, details, probe_accuracy, d, seconds) -> dict[str
         "initial_accuracy": accuracies[0],
         "uplink_bytes": sum(r["uplink_bytes"] for r in records),
         "downlink_bytes": sum(r["downlink_bytes"] for r in records),
-        "mean_uplink_bpp": float(np.mean([r["uplink_bpp"] for r in records[1:]])),
-        "mean_downlink_bpp": float(np.mean([r["downlink_bpp"] for r in records[1:]])),
-        **{f"mean_{key}": float(np.mean([r[key] for r in records[1:]])) for key in details},
+        **{
+            f"mean_{key}": metrics.mean(r.get(key) for r in records[1:])
+            for key in ("uplink_bpp", "downlink_bpp", *details)
+        },
         **{f"final_{key}": value for key, value in records[-1].items() if key.startswith("client_accuracy")},
         "masked_parameters": d,
         "rounds": records[-1]["round"],
@@ -207,22 +221,21 @@ def _summarise(config, records, details, probe_accuracy, d, seconds) -> dict[str
 def _closing_table(summary: dict[str, Any], workdir: Path) -> str:
     """What the run came to, for the screen."""
     megabytes = {way: summary[f"{way}_bytes"] / 1e6 for way in ("uplink", "downlink")}
+    bpp = {way: summary[f"mean_{way}_bpp"] for way in megabytes}  # None where no round was played
+    bpp = {way: "–" if value is None else f"{value:.4f}" for way, value in bpp.items()}
     entropy = []
     if "mean_flip_entropy_bpp" in summary:
-        rate, bpp = summary["mean_flip_rate"], summary["mean_flip_entropy_bpp"]
-        entropy = [("flips", f"{rate:.2%} of the weights a client a round, H = {bpp:.4f} bpp")]
+        rate, least = summary["mean_flip_rate"], summary["mean_flip_entropy_bpp"]
+        entropy = [("flips", f"{rate:.2%} of the weights a client a round, H = {least:.4f} bpp")]
     return metrics.table(
         [
             ("final accuracy", f"{summary['final_accuracy']:.2%}"),
             ("best accuracy", f"{summary['best_accuracy']:.2%}"),
             ("before training", f"{summary['initial_accuracy']:.2%}"),
             ("linear probe", f"{summary['linear_probe_accuracy']:.2%}"),
-            (
-                "uplink",
-                f"{megabytes['uplink']:.2f} MB, {summary['mean_uplink_bpp']:.4f} bpp a client a round",
-            ),
+            ("uplink", f"{megabytes['uplink']:.2f} MB, {bpp['uplink']} bpp per client per round"),
             *entropy,
-            ("downlink", f"{megabytes['downlink']:.2f} MB, {summary['mean_downlink_bpp']:.3f} bpp"),
+            ("downlink", f"{megabytes['downlink']:.2f} MB, {bpp['downlink']} bpp"),
             ("masked weights", f"{summary['masked_parameters']:,}"),
             (
                 "seconds",

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from deltamask_jax import models, pretrained
+from deltamask_jax.paths import expanded
 
 
 def export(workdir: str | Path, out: str | Path | None = None) -> list[Path]:
@@ -34,8 +35,8 @@ def export(workdir: str | Path, out: str | Path | None = None) -> list[Path]:
         ValueError: no finished run, or one that learned no mask.
         FileNotFoundError: the run's checkpoint is no longer there.
     """
-    workdir = Path(workdir)
-    out = Path(out) if out else workdir / "export"
+    workdir = expanded(workdir)
+    out = expanded(out) if out else workdir / "export"
     try:
         config = ConfigDict(json.loads((workdir / "config.json").read_text()))
         learned = load_file(workdir / f"{config.method}.safetensors")

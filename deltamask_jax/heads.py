@@ -18,7 +18,9 @@ from deltamask_jax.codecs import dense
 from deltamask_jax.data import partition
 from deltamask_jax.evaluation import evaluator
 from deltamask_jax.methods import Method
-from deltamask_jax.rounds import HEAD_PHASE, PROBE_PHASE, Problem, Round, play_round
+from deltamask_jax.private_random import root_key
+from deltamask_jax.rounds import HEAD_PHASE, PROBE_PHASE, Round, play_round
+from deltamask_jax.task import Problem
 
 SHRINKAGE = 0.1  # of the covariance toward a multiple of the identity; small clients leave it singular
 FLATTEST = 1e-3  # least variance of a feature, as a share of its mean square; float32 sums resolve less
@@ -28,7 +30,7 @@ Head = dict[str, jax.Array]  # kernel f32[features, classes], bias f32[classes]
 
 def random_head(seed: int, width: int, classes: int) -> Head:
     """He initialisation."""
-    kernel = jax.nn.initializers.he_normal()(jax.random.key(seed), (width, classes), jnp.float32)
+    kernel = jax.nn.initializers.he_normal()(root_key(seed), (width, classes), jnp.float32)
     return {"kernel": kernel, "bias": jnp.zeros(classes)}
 
 

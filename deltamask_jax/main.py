@@ -3,10 +3,11 @@
 Any setting of configs/common.py can be changed behind it: --config.rounds=10 --config.mask.theta_init=0.9
 """
 
+import re
 import sys
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from deltamask_jax import config as config_lib
 from deltamask_jax import config_files
@@ -19,17 +20,27 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder the run writes to; made 
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "Several hosts: HOST:PORT of process 0, or 'auto'.")
 _PROCESSES = flags.DEFINE_integer("processes", None, "How many processes; every one runs this command.")
 _PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.")
+_PATIENCE = flags.DEFINE_float("patience", 300, "Seconds to wait for the other processes to start.")
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
+
+
+class _ConfigFile(flags.ArgumentParser):
+    """Loads the file behind --config, before its settings are overridden; its mistakes are one line."""
+
+    def parse(self, named: str) -> ConfigDict:
+        config = config_files.load(named)
+        try:
+            config_lib.check_names(config)
+        except ValueError as error:
+            raise ValueError(f"{named}: {error}") from None
+        return config.lock()
+
+
+FLAGS["config"].parser = _ConfigFile()
 
 
 def _stop(message: object) -> None:
     sys.exit(f"error: {message}")
-
-
-def _base_config(argv: list[str]) -> dict:
-    """The settings of the config file named on the command line, without its overrides."""
-    named = next(arg.split("=", 1)[1] for arg in argv if arg.startswith("--config="))
-    return config_lib.flatten(config_files.load(named))
 
 
 def _located(argv: list[str]) -> list[str]:
@@ -50,12 +61,12 @@ def parse_flags(argv: list[str]) -> list[str]:
         rest = FLAGS(argv)
         if _CONFIG.value is None:
             _stop("say which config to run, for example --config=configs/quickstart.py")
-        _ = _CONFIG.value.method  # a file that could not be loaded says so only when it is used
         if len(rest) > 1:
             _stop(f"unexpected argument {rest[1]!r}; settings are changed by --config.name=value")
+        config_lib.validate(_CONFIG.value)
         return rest
-    except AttributeError:  # an override of a setting that does not exist
-        known = _base_config(argv)
+    except (AttributeError, KeyError):  # an override of a setting that does not exist
+        known = config_lib.flatten(config_files.defaults())
         for arg in argv:
             name = arg.lstrip("-").split("=")[0].removeprefix("config.")
             if arg.lstrip("-").startswith("config.") and name not in known:
@@ -63,26 +74,30 @@ def parse_flags(argv: list[str]) -> list[str]:
         raise
     except OSError as error:
         shipped = ", ".join(sorted(file.stem for file in config_files.FOLDER.glob("*.py")))
-        reason = " ".join(str(error).split()[-12:])
+        reason = f"{error.filename}: {error.strerror}" if error.filename else error
         _stop(f"cannot load the config file: {reason}; configs/NAME.py of the package: {shipped}")
     except flags.Error as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        cause = lines[-1] if "Traceback" in str(error) else lines[0]
-        if "takes 0 positional arguments" in cause:
-            cause = "this config takes no options after the colon"
-        _stop(cause.removeprefix("ValueError: "))
+        first = next(line.strip() for line in str(error).splitlines() if line.strip())
+        _stop(re.sub(r"^flag --config=\S+: ", "", first))
+    except ValueError as error:
+        _stop(error)
 
 
 def main(argv: list[str]) -> None:
-    from deltamask_jax import devices, experiment, hosts  # jax, after the command line is known to be good
-    from deltamask_jax.rounds import TooFewClients
+    try:  # jax, after the command line is known to be good
+        from deltamask_jax import devices, environment, experiment, hosts
+        from deltamask_jax.rounds import TooFewClients
+    except ValueError as error:  # a variable that jax reads when it is imported
+        _stop(error)
 
     try:
         devices.keep_compilations()
         if not FLAGS["verbosity"].present:  # orbax and jax tell a story a round
             logging.set_verbosity(logging.WARNING)
-        hosts.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-        experiment.run(_CONFIG.value, hosts.workdir(_WORKDIR.value or "runs/" + _CONFIG.value.method))
+        hosts.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _PATIENCE.value)
+        environment.check()
+        with hosts.ending_together():
+            experiment.run(_CONFIG.value, hosts.workdir(_WORKDIR.value or "runs/" + _CONFIG.value.method))
     except (ValueError, OSError, FloatingPointError, MemoryError, TooFewClients) as error:
         if _DEBUG.value:
             raise

@@ -1,17 +1,13 @@
 """The ledger of a run: bytes, accuracy and seconds, as files anyone can read and pictures of them."""
 
-import contextlib
-import io
 import json
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
-
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def bits_per_parameter(num_bytes: int, clients: int, d: int) -> float:
@@ -56,43 +52,46 @@ def write_text(path: Path, text: str) -> None:
     scratch.replace(path)
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
+def finite(value: Any) -> Any:
+    """A value as JSON can say it: None in the place of every NaN and infinity, at any depth."""
+    if isinstance(value, dict):
+        return {name: finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """The mean of those that are not None; None where there are none."""
+    numbers = [value for value in values if value is not None]
+    return float(np.mean(numbers)) if numbers else None
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """JSON of a value: every number that is none becomes null."""
+    return json.dumps(finite(value), indent=indent, allow_nan=False)
+
+
+def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whole or not at all."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    write_text(path, to_json(value, indent=2) + "\n")
 
 
 def append(path: Path, record: dict[str, Any]) -> None:
     """Append one JSON object as a line, on the disk when this returns."""
     with path.open("a") as file:
-        file.write(json.dumps(record) + "\n")
+        file.write(to_json(record) + "\n")
         _sync(file)
 
 
 def rewrite(path: Path, records: list[dict[str, Any]]) -> None:
     """Replace a file of JSON lines by these, whole or not at all."""
-    write_text(path, "".join(json.dumps(record) + "\n" for record in records))
+    write_text(path, "".join(to_json(record) + "\n" for record in records))
 
 
 def _sync(file) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def payload_image(payload: bytes) -> Image.Image:
-    """A payload as a grayscale image: the image inside it, where there is one, else its bytes row by row.
-
-    Of a payload that its codec has accepted: Pillow reads it.
-    """
-    start = payload.find(PNG_SIGNATURE)
-    if start >= 0:
-        with contextlib.suppress(OSError, SyntaxError, Image.DecompressionBombError):  # chance, or a forger
-            image = Image.open(io.BytesIO(payload[start:]), formats=["PNG"])
-            image.load()
-            return image
-    side = max(1, math.isqrt(len(payload)))
-    rows = -(-len(payload) // side)
-    pixels = np.frombuffer(payload.ljust(rows * side, b"\0"), np.uint8)
-    return Image.fromarray(pixels.reshape(rows, side))
 
 
 def draw_curves(path: Path, records: list[dict[str, Any]], linear_probe: float, title: str) -> None:

@@ -16,12 +16,14 @@ from deltamask_jax.data import features, partition
 from deltamask_jax.evaluation import chunk_of, in_chunks
 from deltamask_jax.flat_index import FlatIndex
 from deltamask_jax.heads import random_head
-from deltamask_jax.methods import Task
-from deltamask_jax.rounds import Problem
+from deltamask_jax.paths import expanded
+from deltamask_jax.task import Problem, Task
 
 
 def set_up(config, workdir: Path) -> Problem:
     """Everything the rounds need; the head is still random. The split is drawn in `workdir`."""
+    model = models.build(config.model)  # what needs nothing is checked before anything is read
+    mesh = devices.mesh(config.cohort.weight_shards)
     dataset = data.load(config.data, cache_dir=config.data_dir or None)
     dataset = data.subset(dataset, config.train_examples, config.test_examples, config.seed)
     parts = partition.split(
@@ -36,10 +38,8 @@ def set_up(config, workdir: Path) -> Problem:
     )
     partition.save(workdir, parts, dataset.train.labels, dataset.class_names)
 
-    model = models.build(config.model)
-    mesh = devices.mesh(config.cohort.weight_shards)
     params = devices.spread(pretrained.load(config.model, model), mesh)
-    directory = None if config.prefix_cache in ("memory", "off") else Path(config.prefix_cache)
+    directory = None if config.prefix_cache in ("memory", "off") else expanded(config.prefix_cache)
     if methods.trains_prefix(config):
         model = _without_prefix(_without_cut(config, model))
     on_devices = _fit_on_devices(config, model, params, len(dataset.train) + len(dataset.test))

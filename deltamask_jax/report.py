@@ -10,7 +10,9 @@ import argparse
 import base64
 import dataclasses
 import io
+import itertools
 import json
+import logging
 import os
 import re
 import statistics
@@ -25,11 +27,15 @@ from PIL import Image
 
 from deltamask_jax import config as config_lib
 from deltamask_jax import report_figures as figures
+from deltamask_jax import workdir as workdirs
+from deltamask_jax.paths import expanded
 
 _TEMPLATE = "report.html"
 _SHOWN_PIXELS = 512  # side of the part of a payload that is shown
 _MOST_PIXELS = 60_000_000  # larger payload images are not opened
 _NOT_OF_THE_METHOD = ("seed", "tensorboard", "wandb")  # runs that differ only here form a group
+_SENT = {f"{way}_{unit}" for way in ("uplink", "downlink") for unit in ("bytes", "bpp")}
+_NEEDED = {"round", "accuracy", "train_loss", "seconds", *_SENT}  # of a line of metrics.jsonl
 _SEED_SUFFIX = re.compile(r"[-_./]?s(eed)?[-_=]?\d+$")
 
 
@@ -46,6 +52,7 @@ class Run:
         environment: environment.json.
         split: each client's label counts, or None.
         class_names: of the labels.
+        left_out: what was damaged, in words.
     """
 
     name: str
@@ -57,6 +64,7 @@ class Run:
     environment: dict[str, Any]
     split: list[list[int]] | None
     class_names: list[str]
+    left_out: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +83,7 @@ def find(paths: Iterable[str | Path]) -> list[Path]:
         ValueError: a folder holds no run.
     """
     found: list[Path] = []
-    for path in map(Path, paths):
+    for path in map(expanded, paths):
         runs = sorted(file.parent for file in path.rglob("metrics.jsonl"))
         if not runs:
             raise ValueError(f"no run in {path}: it holds no metrics.jsonl")
@@ -84,20 +92,25 @@ def find(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def load(workdir: Path, name: str) -> Run:
-    """Read a workdir. Of several lines about one round (a resumed run) the last counts.
+    """Read a workdir. Of several lines about one round (a resumed run) the last counts, and none from a torn
+    line on.
 
     Raises:
-        ValueError: a file is missing or damaged.
+        ValueError: a file is damaged.
     """
+    left_out: list[str] = []
 
     def read(file: str, default: Any) -> Any:
         path = workdir / file
         return json.loads(path.read_text()) if path.exists() else default
 
-    def lines(file: str) -> list[dict[str, Any]]:
+    def lines(file: str, needed: set[str]) -> list[dict[str, Any]]:
         path = workdir / file
-        rounds = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        return [line for _, line in sorted({line["round"]: line for line in rounds}.items())]
+        whole = list(itertools.takewhile(lambda line: needed <= line.keys(), workdirs.lines(path)))
+        torn = (len(path.read_bytes().splitlines()) if path.exists() else 0) - len(whole)
+        if torn:
+            left_out.append(f"{torn} damaged line{'s' * (torn > 1)} at the end of {file}")
+        return [line for _, line in sorted({line["round"]: line for line in whole}.items())]
 
     try:
         split = read("split.json", {})
@@ -105,14 +118,15 @@ def load(workdir: Path, name: str) -> Run:
             name=name,
             workdir=workdir,
             config=config_lib.flatten(ConfigDict(read("config.json", {}))),
-            records=lines("metrics.jsonl"),
+            records=lines("metrics.jsonl", _NEEDED),
             summary=read("summary.json", None),
-            diagnostics=lines("diagnostics.jsonl"),
+            diagnostics=lines("diagnostics.jsonl", {"round"}),
             environment=read("environment.json", {}),
             split=[client["labels"] for client in split["clients"]] if split else None,
             class_names=split.get("class_names", []),
+            left_out=left_out,
         )
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{workdir} holds a damaged file: {error}") from None
 
 
@@ -189,11 +203,14 @@ def payload(run: Run) -> dict[str, str] | None:
     path = run.workdir / "payload.png"
     if not path.exists():
         return None
-    with Image.open(path) as image:
-        width, height = image.size
-        if width * height > _MOST_PIXELS:
-            return {"uri": "", "caption": f"{width} × {height} bytes: too large to show"}
-        shown = image.crop((0, 0, min(width, _SHOWN_PIXELS), min(height, _SHOWN_PIXELS)))
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            if width * height > _MOST_PIXELS:
+                return {"uri": "", "caption": f"{width} × {height} bytes: too large to show"}
+            shown = image.crop((0, 0, min(width, _SHOWN_PIXELS), min(height, _SHOWN_PIXELS)))
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        return {"uri": "", "caption": f"payload.png cannot be shown: {error}"}
     file = io.BytesIO()
     shown.save(file, "PNG")
     part = "" if shown.size == (width, height) else f"; its top left {shown.width} × {shown.height} bytes"
@@ -203,22 +220,16 @@ def payload(run: Run) -> dict[str, str] | None:
     }
 
 
-def render(workdirs: list[Path]) -> str:
-    """The page.
-
-    Args:
-        workdirs: folders of runs, as from `find`.
+def template():
+    """The page's template.
 
     Raises:
-        ValueError: a workdir is damaged, or jinja2 is not installed.
+        ValueError: jinja2 is not installed.
     """
     try:
         import jinja2
     except ImportError:
         raise ValueError('the report needs: pip install "deltamask_jax[report]"') from None
-    parent = Path(os.path.commonpath([workdir.absolute().parent for workdir in workdirs]))
-    runs = [load(workdir, str(workdir.absolute().relative_to(parent))) for workdir in workdirs]
-    groups = group(runs)
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "assets"),
         autoescape=True,
@@ -226,8 +237,47 @@ def render(workdirs: list[Path]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    return templates.get_template(_TEMPLATE)
+
+
+def load_whole(folders: list[Path]) -> tuple[list[Run], list[str]]:
+    """The runs that can be read, and what is left out, in words.
+
+    Raises:
+        ValueError: no run can be read.
+    """
+    parent = Path(os.path.commonpath([folder.absolute().parent for folder in folders]))
+    runs, left_out = [], []
+    for folder in folders:
+        try:
+            run = load(folder, str(folder.absolute().relative_to(parent)))
+        except (ValueError, OSError) as error:
+            left_out.append(str(error))
+            continue
+        runs.append(run)
+        left_out += [f"{run.name}: {what}" for what in run.left_out]
+    if not runs:
+        raise ValueError("; ".join(left_out))
+    return runs, left_out
+
+
+def render(folders: list[Path]) -> str:
+    """The page. What is damaged is named there and in a warning; the rest is shown.
+
+    Args:
+        folders: of runs, as from `find`.
+
+    Raises:
+        ValueError: no run can be read, or jinja2 is not installed.
+    """
+    page = template()
+    runs, left_out = load_whole(folders)
+    for what in left_out:
+        logging.warning("left out: %s", what)
+    groups = group(runs)
     with matplotlib.rc_context(figures.RC):
-        return templates.get_template(_TEMPLATE).render(
+        return page.render(
+            left_out=left_out,
             title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs",
             groups=groups,
             rows=[(members, summary_row(members)) for members in groups],
@@ -260,13 +310,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("workdir", nargs="+", type=Path, help="folder of a run, or of many runs")
     parser.add_argument("--out", type=Path, help="default: report.html in the first folder")
     arguments = parser.parse_args(argv)
-    out = arguments.out or arguments.workdir[0] / "report.html"
     try:
-        workdirs = find(arguments.workdir)
-        out.write_text(render(workdirs), encoding="utf-8")
+        folders = find(arguments.workdir)
+        out = expanded(arguments.out or arguments.workdir[0] / "report.html")
+        out.write_text(render(folders), encoding="utf-8")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    print(f"{out}: {len(workdirs)} run{'s' * (len(workdirs) > 1)}, {out.stat().st_size / 1e6:.1f} MB")
+    print(f"{out}: {len(folders)} run{'s' * (len(folders) > 1)}, {out.stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

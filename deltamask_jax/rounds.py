@@ -11,30 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from deltamask_jax import attacks, cohort, faults, hosts, uplink
-from deltamask_jax.codecs import PayloadError
 from deltamask_jax.data import partition
-from deltamask_jax.data.features import TokensOnDemand
-from deltamask_jax.methods import Method, Task
+from deltamask_jax.methods import Method
+from deltamask_jax.private_random import root_key
+from deltamask_jax.task import Problem
 
 HEAD_PHASE, MAIN_PHASE, PROBE_PHASE = range(3)  # each shuffles its examples with a stream of its own
-
-
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """The federated task, the same for every method.
-
-    Attributes:
-        inputs: {'tokens' | 'features': (train, test)}, device arrays; tokens that are too large for a device
-            are NumPy arrays, and with config.prefix_cache='off' `TokensOnDemand`.
-        labels: (train i32[n], test i32[m]).
-        parts: each client's training indices.
-    """
-
-    config: Any
-    task: Task
-    inputs: dict[str, tuple[jax.Array | np.ndarray | TokensOnDemand, ...]]
-    labels: tuple[jax.Array, jax.Array]
-    parts: list[np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +140,7 @@ def play_round(
     broadcast = method.broadcast(state, number)
     received = method.receive(broadcast, number)
     marks.append(time.perf_counter())
-    round_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), phase), number)
+    round_key = jax.random.fold_in(jax.random.fold_in(root_key(config.seed), phase), number)
     examples, mine = _examples(problem, method.inputs, plan.of(hosts.share(len(clients))))
     sent = uplink.train_and_send(config, method, state, received, examples, mine, clients, number, round_key)
     for row in np.flatnonzero(~np.isfinite(sent.losses)):
@@ -172,15 +154,16 @@ def play_round(
         )
     updates, payloads = sent.updates, sent.payloads
     if phase == MAIN_PHASE:
-        updates, payloads = attacks.strike(config, method, state, updates, payloads, number, clients)
+        updates, payloads = attacks.strike(problem, method, state, updates, payloads, number, clients)
 
     marks.append(time.perf_counter())
     senders = np.setdiff1d(np.arange(len(clients)), list(lost)).astype(int)
     own = [jax.tree.map(lambda x, k=k: x[k], sent.updates) for k in senders]
     state = method.remember(state, own, [sent.payloads[k] for k in senders], number, clients[senders])
-    decoded, rejected = _decode_valid(
-        method, state, [payloads[row] for row in senders], number, clients[senders]
-    )
+    decoded, rejected = None, {}
+    if len(senders):
+        arrived = [payloads[row] for row in senders]
+        decoded, rejected = method.decode(state, arrived, number, clients[senders])
     marks.append(time.perf_counter())
     merged = np.delete(senders, list(rejected))
     spent = Round(
@@ -191,7 +174,7 @@ def play_round(
         details={},
         payload=b"",
         lost=dict(Counter(lost.values())),
-        rejected=dict(Counter(rejected.values())),
+        rejected=dict(Counter(error.reason for error in rejected.values())),
     )
     needed = config.min_clients if phase == MAIN_PHASE else 1
     if len(merged) < needed:
@@ -242,27 +225,6 @@ def _examples(problem: Problem, kind: str, plan: cohort.Schedule) -> tuple[cohor
             for name, x in examples.items()
         }
     return examples, dataclasses.replace(plan, batches=batches)
-
-
-def _decode_valid(
-    method: Method, state: Any, payloads: list[bytes], number: int, clients: np.ndarray
-) -> tuple[Any, dict[int, str]]:
-    """What the valid payloads say together, and why each of the others was rejected, by its place."""
-    rejected = {}
-    if not payloads:
-        return None, rejected
-    try:
-        return method.decode(state, payloads, number, clients), rejected
-    except PayloadError:
-        for place, payload in enumerate(payloads):
-            try:
-                method.decode(state, [payload], number, clients[place : place + 1])
-            except PayloadError as error:
-                rejected[place] = error.reason
-    valid = np.delete(np.arange(len(payloads)), list(rejected))
-    if not len(valid):
-        return None, rejected
-    return method.decode(state, [payloads[k] for k in valid], number, clients[valid]), rejected
 
 
 def _with_failed_attempts(result: Round, failed: list[Round]) -> Round:

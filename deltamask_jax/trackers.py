@@ -20,7 +20,7 @@ def open_trackers(config, workdir: Path) -> list[Tracker]:
     """The trackers the config asks for.
 
     Raises:
-        ValueError: a tracker's package is not installed; the message says how to install it.
+        ValueError: a tracker's package is not installed, or does not start; the message says what to do.
     """
     chosen = [(config.tensorboard, _tensorboard), (config.wandb, _weights_and_biases)]
     return [make(config, workdir) for wanted, make in chosen if wanted]
@@ -49,5 +49,17 @@ def _weights_and_biases(config, workdir: Path) -> Tracker:
         import wandb
     except ImportError:
         raise ValueError('config.wandb needs: pip install "deltamask_jax[wandb]"') from None
-    run = wandb.init(project=config.wandb, name=workdir.name, config=config.to_dict(), dir=str(workdir))
+    settings = {
+        "project": config.wandb,
+        "name": workdir.name,
+        "config": config.to_dict(),
+        "dir": str(workdir),
+    }
+    try:
+        run = wandb.init(**settings)
+    except Exception as error:  # no login, no network: wandb has a type of its own for each
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"config.wandb={config.wandb!r}: {reason}; WANDB_MODE=offline needs no login"
+        ) from error
     return Tracker(lambda record: run.log(scalars(record), step=record["round"]), run.finish)

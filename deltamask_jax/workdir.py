@@ -1,4 +1,9 @@
-"""Whose workdir it is: taking it for a run, refusing it, or moving aside what it holds."""
+"""Whose workdir it is: taking it for a run, refusing it, or moving aside what it holds.
+
+A run writes a marker first. Where it lies, the names of `written` are the run's; all other files of the
+folder are somebody's, and no run touches them. A folder without the marker is taken if none of these names is
+there, or if what is there was begun by a version before the marker.
+"""
 
 import fcntl
 import json
@@ -6,10 +11,31 @@ import os
 from pathlib import Path
 from typing import Any
 
+import deltamask_jax
 from deltamask_jax import metrics
 
 FREE = ("resume", "checkpoint.every", "checkpoint.keep", "max_repeats")  # settings a continuation may change
 WAYS_OUT = "choose another --workdir, or --config.resume=fresh to move it aside"
+MARKER = ".deltamask_jax"  # names the version that began the run
+LINES = ("metrics.jsonl", "diagnostics.jsonl")  # a line a round: those of rounds played again are cut off
+
+
+def written(config) -> list[str]:
+    """Names of all files and folders that a run of this config may write, the marker aside."""
+    return [
+        "config.json",
+        *LINES,
+        "checkpoints",
+        "split.json",
+        "split.png",
+        "environment.json",
+        "payload.png",
+        "curves.png",
+        f"{config.method}.safetensors",
+        "tensorboard",
+        "wandb",
+        "summary.json",
+    ]
 
 
 def claim(workdir: Path, config) -> int:
@@ -25,13 +51,16 @@ def claim(workdir: Path, config) -> int:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = _only_writer(workdir)
-        if config.resume == "fresh" and any(workdir.iterdir()):
-            _move_aside(workdir)
-            os.close(lock)
-            workdir.mkdir()
-            lock = _only_writer(workdir)
         try:
+            if not _holds_a_run(workdir):
+                _refuse_names_of_others(workdir, config)
+            elif config.resume == "fresh":
+                _move_aside(workdir)
+                os.close(lock)
+                workdir.mkdir()
+                lock = _only_writer(workdir)
             _check_same_config(workdir, config)
+            metrics.write_json(workdir / MARKER, {"deltamask_jax": deltamask_jax.__version__})
             metrics.write_json(workdir / "config.json", config.to_dict())
         except BaseException:
             os.close(lock)
@@ -54,6 +83,36 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def _holds_a_run(workdir: Path) -> bool:
+    """Whether a run has begun here: it left its marker, or what a version before the marker left."""
+    if (workdir / MARKER).exists():
+        return True
+    try:
+        settings = json.loads((workdir / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+    if not (isinstance(settings, dict) and {"method", "rounds", "clients", "model"} <= settings.keys()):
+        return False
+    records = lines(workdir / "metrics.jsonl")
+    if not records:  # nothing was played
+        return not any((workdir / "checkpoints").glob("*"))
+    return all(isinstance(record, dict) and "uplink_bytes" in record for record in records)
+
+
+def _refuse_names_of_others(workdir: Path, config) -> None:
+    """Refuse a folder in which a run would overwrite what none has written.
+
+    Raises:
+        ValueError: naming it.
+    """
+    names = [found for name in written(config) for found in (name, f"{name}.tmp")]
+    held = [name for name in names if os.path.lexists(workdir / name)]
+    if held:
+        raise ValueError(
+            f"{workdir} holds {', '.join(held)}, which no run of this program wrote: choose another --workdir"
+        )
+
+
 def _check_same_config(workdir: Path, config) -> None:
     """Refuse a workdir of another config.
 
@@ -67,7 +126,7 @@ def _check_same_config(workdir: Path, config) -> None:
         raise ValueError(f"{workdir} holds metrics.jsonl without its config.json: {WAYS_OUT}")
     try:
         earlier = _flat(json.loads(path.read_text()))
-    except ValueError:
+    except (ValueError, AttributeError):
         raise ValueError(f"{path} is not JSON, so nothing in it can be continued: {WAYS_OUT}") from None
     now = _flat(json.loads(json.dumps(config.to_dict())))
     differing = [
@@ -91,7 +150,7 @@ def _flat(settings: dict, prefix: str = "") -> dict:
 
 def _move_aside(workdir: Path) -> None:
     aside = next(p for i in range(1, 10**6) if not (p := workdir.with_name(f"{workdir.name}.{i}")).exists())
-    held = ", ".join(sorted(path.name for path in workdir.iterdir()))
+    held = ", ".join(sorted(path.name for path in workdir.iterdir() if path.name != MARKER))
     print(f"moving {workdir} aside to {aside}: it holds {held}")
     workdir.rename(aside)
 

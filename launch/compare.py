@@ -31,6 +31,7 @@ from ml_collections import ConfigDict
 
 from deltamask_jax import config as config_lib
 from deltamask_jax import experiment, main, methods, metrics
+from deltamask_jax.paths import expanded
 
 # What a method needs on every network. FedPM's aggregator is the Beta posterior; FedMask and KLMS have no
 # masks drawn from public uniforms, and so no control variate.
@@ -188,7 +189,7 @@ def _main(argv: list[str]) -> None:
     if FLAGS.smoke:
         config, seeds = smoke_of(config), 1
     try:
-        failed = compare(config, FLAGS.methods, seeds, Path(FLAGS.out), FLAGS.target, command)
+        failed = compare(config, FLAGS.methods, seeds, expanded(FLAGS.out), FLAGS.target, command)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     if failed:

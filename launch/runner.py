@@ -28,6 +28,7 @@ from ml_collections import ConfigDict
 
 from deltamask_jax import config as config_lib
 from deltamask_jax import config_files, experiment, methods, metrics, report
+from deltamask_jax.paths import expanded
 
 # The quick start's network and data, made small enough that a run takes seconds once it is compiled.
 SMOKE_CONFIG = "configs/quickstart.py"
@@ -157,7 +158,9 @@ def main(doc: str, runs: Callable[[bool], list[Run]], argv: list[str] | None = N
     """
     script = Path(sys.argv[0]).stem
     parser = argparse.ArgumentParser(description=doc.split("\n")[0])
-    parser.add_argument("--out", type=Path, help=f"default: runs/{script}, with --smoke runs/{script}-smoke")
+    parser.add_argument(
+        "--out", type=expanded, help=f"default: runs/{script}, with --smoke runs/{script}-smoke"
+    )
     parser.add_argument("--seeds", type=int, default=1, help="seeds 0 … n−1 of each run")
     parser.add_argument("--smoke", action="store_true", help="the quick start's network, in small")
     parser.add_argument("--match", default="", help="regular expression; only runs whose name it finds")
@@ -171,7 +174,8 @@ def main(doc: str, runs: Callable[[bool], list[Run]], argv: list[str] | None = N
     if options.list or not jobs:
         print("\n".join(f"{i} {workdir}" for i, workdir in enumerate(workdirs)) or "no run matches")
         return
-    try:  # every setting of every run, before the first of them starts
+    try:  # every setting of every run, and what the report needs, before the first of them starts
+        report.template()
         configs = [settings(run, seed, options.smoke) for run, seed in jobs]
         done = [is_done(*pair) for pair in zip(workdirs, configs, strict=True)]
     except (ValueError, OSError) as error:

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from deltamask_jax import codecs
+from deltamask_jax import codecs, metrics
+from deltamask_jax.paths import expanded
 
 WEIGHTS = {
     "ConvMixer-768/32": 3_137_280,
@@ -88,7 +89,7 @@ def main() -> None:
     parser.add_argument(
         "--device", default=f"{platform.node()} ({platform.machine()})", help="name in the table"
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/codec_cost"))
+    parser.add_argument("--out", type=expanded, default=Path("runs/codec_cost"))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--smoke", action="store_true", help="one small network")
     options = parser.parse_args()
@@ -101,7 +102,7 @@ def main() -> None:
     }
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / (re.sub(r"\W+", "-", options.device).strip("-") + ".json")
-    file.write_text(json.dumps(result, indent=2) + "\n")
+    metrics.write_json(file, result)
     text = table([json.loads(path.read_text()) for path in sorted(options.out.glob("*.json"))])
     (options.out / "table.md").write_text(text)
     print(text)

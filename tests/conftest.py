@@ -12,8 +12,8 @@ import pytest
 from configs import common
 from deltamask_jax import methods, models
 from deltamask_jax.flat_index import FlatIndex
-from deltamask_jax.methods import Task
-from deltamask_jax.rounds import MAIN_PHASE, Problem, play_round
+from deltamask_jax.rounds import MAIN_PHASE, play_round
+from deltamask_jax.task import Problem, Task
 
 
 def tiny_config(**changes):

@@ -70,7 +70,7 @@ def main(out: str, *arguments: str) -> None:
         payload=np.frombuffer(result.payload, np.uint8),
         flip_rate=result.details["flip_rate"],
         devices=jax.local_device_count(),
-        processes=jax.process_count(),
+        processes=hosts.count(),
         computed=computed,
     )
 

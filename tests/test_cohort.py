@@ -39,6 +39,15 @@ def test_schedule_shows_every_example_once_an_epoch(problem):
         assert (schedule.batches[row, steps:] == -1).all()
 
 
+def test_a_batch_is_no_larger_than_the_largest_client(problem):
+    clients = np.arange(len(problem.parts))
+    largest = max(map(len, problem.parts))
+    vast, exact = plan(problem, clients, batch_size=5000), plan(problem, clients, batch_size=largest)
+    assert vast.batches.shape == (len(clients), 2, largest)
+    np.testing.assert_array_equal(vast.batches, exact.batches)
+    np.testing.assert_array_equal(vast.steps, exact.steps)
+
+
 def test_schedule_depends_on_seed_round_and_client_but_not_on_the_cohort(problem):
     alone, among = plan(problem, np.array([1])), plan(problem, np.array([0, 1, 4]))
     np.testing.assert_array_equal(alone.batches[0], among.batches[1])

@@ -8,6 +8,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from deltamask_jax import experiment
+from deltamask_jax.workdir import MARKER, written
 from tests.conftest import tiny_config
 
 
@@ -21,6 +22,7 @@ def finished(tmp_path_factory):
 def test_files_left(finished):
     workdir, config, summary = finished
     assert {p.name for p in workdir.iterdir()} == {
+        ".deltamask_jax",
         "checkpoints",
         "config.json",
         "curves.png",
@@ -33,6 +35,7 @@ def test_files_left(finished):
         "split.png",
         "summary.json",
     }
+    assert {p.name for p in workdir.iterdir()} <= {MARKER, *written(config)}
     assert json.loads((workdir / "config.json").read_text()) == config.to_dict()
     assert json.loads((workdir / "summary.json").read_text()) == summary
     assert Image.open(workdir / "payload.png").mode == "L"

@@ -4,13 +4,16 @@ import dataclasses
 import logging
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
 from deltamask_jax import attacks, cohort, faults, methods
-from deltamask_jax.codecs import PayloadError, envelope
+from deltamask_jax.codecs import distance, envelope
 from deltamask_jax.evaluation import evaluator
+from deltamask_jax.public_random import EVERY_CLIENT, MASK, stream_key, uniforms
 from deltamask_jax.rounds import (
     MAIN_PHASE,
     PROBE_PHASE,
@@ -201,14 +204,45 @@ def test_lies_are_well_formed_and_the_cap_rejects_them(problem):
         problem, method = build(problem, **settings, robust__max_flip_rate=1.0)
         d, state = problem.task.index.d, method.init()
         nothing = np.zeros((2, -(-d // 8)), np.uint8)
-        _, payloads = attacks.strike(problem.config, method, state, nothing, [b"", b""], 1, np.array([2, 4]))
-        votes = method.decode(state, payloads, 1, np.array([2, 4]))
+        _, payloads = attacks.strike(problem, method, state, nothing, [b"", b""], 1, np.array([2, 4]))
+        votes, _ = method.decode(state, payloads, 1, np.array([2, 4]))
         assert votes.flips / (2 * d) == pytest.approx(rate, abs=0.02)
         capped = methods.build(tiny_config(**settings, robust__max_flip_rate=0.2), problem.task)
-        with pytest.raises(PayloadError) as caught:
-            capped.decode(state, payloads, 1, np.array([2, 4]))
-        assert caught.value.reason == "too many flips"
+        _, rejected = capped.decode(state, payloads, 1, np.array([2, 4]))
+        assert {error.reason for error in rejected.values()} == {"too many flips"} and len(rejected) == 2
         assert envelope.unpack(payloads[0]).round == 1
+
+
+@pytest.mark.parametrize("kind", ["collude", "collude_near"])
+def test_colluders_send_the_flips_that_hurt_most_within_the_bounds(problem, kind):
+    settings = {"method": "deltamask", "codec__name": "rice", "attack__kind": kind, "attack__share": 1.0}
+    problem, method = build(problem, **settings, attack__flip_rate=0.05)
+    index, clients, state = problem.task.index, np.array([1, 4]), method.init()
+    u = uniforms(stream_key(0, 1, EVERY_CLIENT, MASK), index.d)
+    apart = distance.between(u, state.theta)
+    near = apart <= 800
+    updates = np.stack([np.packbits(near)] * 2)
+    sent, payloads = attacks.strike(problem, method, state, updates, [b"", b""], 1, clients)
+    flips = np.unpackbits(sent[0], count=index.d).astype(bool)
+    np.testing.assert_array_equal(sent[0], sent[1])
+    assert 0 < flips.sum() <= 0.05 * index.d
+    if kind == "collude_near":
+        assert apart[flips].max() <= 800
+
+    def loss(mask):
+        kernels = jax.tree.map(jnp.multiply, index.kernels(problem.task.params), index.unravel(mask))
+        params, head = index.merge(problem.task.params, kernels), problem.task.head
+        tokens, labels = problem.inputs["tokens"][0], problem.labels[0]
+        logits = problem.task.model.suffix(params, tokens) @ head["kernel"] + head["bias"]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    honest = u < state.theta
+    random = np.zeros(index.d, bool)
+    random[np.random.default_rng(0).choice(index.d, flips.sum(), replace=False)] = True
+    harm, noise = (loss(jnp.float32(honest ^ what)) - loss(jnp.float32(honest)) for what in (flips, random))
+    assert harm > 2 * abs(noise)
+    votes, rejected = method.decode(state, payloads, 1, clients)
+    assert not rejected
 
 
 def test_lies_and_robust_aggregators_are_refused_for_methods_without_flips():

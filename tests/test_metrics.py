@@ -1,13 +1,12 @@
 """The ledger: bits per parameter, files, pictures."""
 
-import io
 import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from deltamask_jax import codecs, metrics
+from deltamask_jax import metrics
 
 
 def test_bits_per_parameter_and_entropy():
@@ -24,22 +23,6 @@ def test_json_lines_and_files(tmp_path):
     metrics.write_json(tmp_path / "s.json", {"a": 1})
     assert json.loads((tmp_path / "s.json").read_text()) == {"a": 1}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.jsonl", "s.json"]
-
-
-def test_payload_image_is_the_image_that_travelled():
-    codec = codecs.get("bfuse", bits=8, container="png")
-    payload = codec.encode(np.arange(0, 9000, 9, dtype=np.uint32), codecs.Context(9000))
-    image = metrics.payload_image(payload)
-    assert image.mode == "L" and abs(image.width - image.height) <= image.width // 2
-    travelled = payload[payload.index(metrics.PNG_SIGNATURE) :]
-    np.testing.assert_array_equal(np.asarray(image), np.asarray(Image.open(io.BytesIO(travelled))))
-
-
-def test_other_payloads_are_drawn_byte_by_byte():
-    broken = metrics.PNG_SIGNATURE + bytes(3)
-    assert np.asarray(metrics.payload_image(broken)).reshape(-1)[:8].tobytes() == metrics.PNG_SIGNATURE
-    image = metrics.payload_image(bytes(range(10)))
-    assert np.asarray(image).reshape(-1)[:10].tolist() == list(range(10))
 
 
 def test_curves_are_drawn(tmp_path):

@@ -76,16 +76,16 @@ def test_incomplete_flags_and_small_cohorts_are_refused(monkeypatch):
     for processes, process in ((None, None), (2, None), (2, 2)):
         with pytest.raises(ValueError, match="--processes=N"):
             hosts.start("localhost:1", processes, process)
-    monkeypatch.setattr(hosts.jax, "process_count", lambda: 3)
+    monkeypatch.setattr(hosts, "count", lambda: 3)
     with pytest.raises(ValueError, match="a cohort of 2"):
         hosts.share(2)
 
 
 def test_shares_are_blocks_that_cover_the_cohort(monkeypatch):
-    monkeypatch.setattr(hosts.jax, "process_count", lambda: 3)
+    monkeypatch.setattr(hosts, "count", lambda: 3)
     rows = []
     for process in range(3):
-        monkeypatch.setattr(hosts.jax, "process_index", lambda process=process: process)
+        monkeypatch.setattr(hosts, "index", lambda process=process: process)
         rows.append(np.arange(10)[hosts.share(10)])
     assert [len(block) for block in rows] == [3, 3, 4]
     np.testing.assert_array_equal(np.concatenate(rows), np.arange(10))

@@ -10,7 +10,14 @@ from collections.abc import Mapping
 
 from deltamask_jax.codecs import arithmetic, bfuse, bitmap, bloom, rice, side_info, xor
 from deltamask_jax.codecs.codec import Codec, Context, PayloadError
-from deltamask_jax.codecs.cohort import decode_cohort, decode_counts, encode_cohort
+from deltamask_jax.codecs.cohort import (
+    attempt,
+    decode_cohort,
+    decode_counts,
+    encode_cohort,
+    valid_and_rejected,
+)
+from deltamask_jax.codecs.filter_codec import picture
 from deltamask_jax.registry import look_up
 
 REGISTRY = {
@@ -28,11 +35,14 @@ __all__ = [
     "Codec",
     "Context",
     "PayloadError",
+    "attempt",
     "decode_cohort",
     "decode_counts",
     "encode_cohort",
     "for_clients",
     "get",
+    "picture",
+    "valid_and_rejected",
 ]
 
 

@@ -18,7 +18,6 @@ from deltamask_jax.codecs.codec import Codec, Context, PayloadError, check_posit
 _ID = envelope.CODEC_IDS["arithmetic"]
 _HEAD = struct.Struct("<BB")
 _BUCKETS = 64
-_MOST_LANES_LOG2 = 12
 
 
 def arithmetic() -> Codec:
@@ -29,10 +28,8 @@ def arithmetic() -> Codec:
 def _encode(positions: np.ndarray, context: Context) -> bytes:
     positions = check_positions(positions, context.d)
     bucket, buckets = _buckets(context)
-    size = np.bincount(bucket, minlength=buckets)
-    set_bits = np.bincount(bucket[positions], minlength=buckets)
-    p = np.rint(rans.ONE * set_bits / np.maximum(size, 1)).clip(1, rans.ONE - 1).astype(np.uint16)
-    lanes_log2 = min(max((context.d >> 12).bit_length() - 1, 0), _MOST_LANES_LOG2)
+    p = _probabilities(positions, bucket, buckets)
+    lanes_log2 = rans.lanes_log2(context.d)
     bits = np.zeros(context.d, bool)
     bits[positions] = True
     states, words = rans.encode(bits, p[bucket], np.zeros(1 << lanes_log2, np.uint16))
@@ -54,8 +51,11 @@ def _decode(payload: bytes, context: Context) -> np.ndarray:
     if received.flags or len(body) < _HEAD.size:
         raise PayloadError("arithmetic payload has unknown flags or no header")
     announced, lanes_log2 = _HEAD.unpack_from(body)
-    if announced != buckets or lanes_log2 > _MOST_LANES_LOG2:
-        raise PayloadError(f"arithmetic payload has {announced} buckets, expected {buckets}")
+    if announced != buckets or lanes_log2 != rans.lanes_log2(context.d):
+        raise PayloadError(
+            f"arithmetic payload has {announced} buckets and 2^{lanes_log2} lanes, "
+            f"expected {buckets} and 2^{rans.lanes_log2(context.d)}"
+        )
     states_at = _HEAD.size + 2 * buckets
     words_at = states_at + (4 << lanes_log2)
     if len(body) < words_at or (len(body) - words_at) % 2:
@@ -68,7 +68,16 @@ def _decode(payload: bytes, context: Context) -> np.ndarray:
     positions = np.flatnonzero(bits).astype(np.uint32)
     if len(positions) != received.n or carried.any():
         raise PayloadError("arithmetic payload holds another number of set bits than it says")
+    if not np.array_equal(p, _probabilities(positions, bucket, buckets)):
+        raise PayloadError("arithmetic payload has other probabilities than its set bits")
     return positions
+
+
+def _probabilities(positions: np.ndarray, bucket: np.ndarray, buckets: int) -> np.ndarray:
+    """Frequency of set bits in every bucket, u16[buckets] as `rans` wants it."""
+    size = np.bincount(bucket, minlength=buckets)
+    set_bits = np.bincount(bucket[positions], minlength=buckets)
+    return np.rint(rans.ONE * set_bits / np.maximum(size, 1)).clip(1, rans.ONE - 1).astype(np.uint16)
 
 
 def _buckets(context: Context) -> tuple[np.ndarray, int]:

@@ -6,7 +6,7 @@ Body: ceil(d / 8) bytes; bit b is bit 7 - b mod 8 of byte b div 8, padding is ze
 import numpy as np
 
 from deltamask_jax.codecs import envelope
-from deltamask_jax.codecs.codec import Codec, Context, PayloadError, check_positions
+from deltamask_jax.codecs.codec import Codec, Context, PayloadError, check_positions, unpack_bits
 
 _ID = envelope.CODEC_IDS["bitmap"]
 
@@ -28,8 +28,8 @@ def _decode(payload: bytes, context: Context) -> np.ndarray:
     received = envelope.unpack(payload, codec_id=_ID, d=context.d, round=context.round, client=context.client)
     if received.flags or len(received.body) != -(-context.d // 8):
         raise PayloadError(f"bitmap payload has unknown flags or not {context.d} bits")
-    bits = np.unpackbits(np.frombuffer(received.body, np.uint8)).view(bool)
-    positions = np.flatnonzero(bits[: context.d]).astype(np.uint32)
-    if len(positions) != received.n or bits[context.d :].any():
+    bits = unpack_bits("bitmap", np.frombuffer(received.body, np.uint8), context.d)
+    positions = np.flatnonzero(bits).astype(np.uint32)
+    if len(positions) != received.n:
         raise PayloadError("bitmap payload holds another number of set bits than it says")
     return positions

@@ -48,15 +48,16 @@ class Codec:
             what was encoded; filters return it plus false positives. Raises `PayloadError` on
             anything else than a valid payload.
         exact: whether decode(encode(x)) == x always.
-        count: (payloads, contexts, counts u16[d]) -> None, adds a cohort's flips per position to
-            counts; None where decoding one payload after the other is as good.
+        count: (payloads, contexts, counts u16[d]) -> list, adds a cohort's flips per position to
+            counts, and returns how many each payload holds, or its PayloadError; None where decoding one
+            payload after the other is as good.
     """
 
     name: str
     encode: Callable[[np.ndarray, Context], bytes]
     decode: Callable[[bytes, Context], np.ndarray]
     exact: bool = True
-    count: Callable[[Sequence[bytes], Sequence[Context], np.ndarray], None] | None = None
+    count: Callable[[Sequence[bytes], Sequence[Context], np.ndarray], list[int | PayloadError]] | None = None
 
 
 def check_values(codec: str, vector: np.ndarray) -> np.ndarray:
@@ -71,6 +72,39 @@ def check_values(codec: str, vector: np.ndarray) -> np.ndarray:
             f"{codec} takes finite f32[n], got {list(vector.shape)} or values that are not finite"
         )
     return vector
+
+
+def check_scales(codec: str, scales: np.ndarray) -> None:
+    """Refuses received steps, norms or means that no sender writes: negative (−0 too) or not finite.
+
+    Raises:
+        PayloadError: naming the codec.
+    """
+    if np.signbit(scales).any() or not np.isfinite(scales).all():
+        raise PayloadError(f"{codec} payload holds a scale that no sender writes")
+
+
+def check_finite(codec: str, values: np.ndarray) -> np.ndarray:
+    """Returns received values f32[n].
+
+    Raises:
+        PayloadError: one of them is not finite.
+    """
+    if not np.isfinite(values).all():
+        raise PayloadError(f"{codec} payload holds values that are not finite")
+    return values
+
+
+def unpack_bits(codec: str, packed: np.ndarray, count: int) -> np.ndarray:
+    """The first `count` bits of u8[⌈count / 8⌉], highest bit first: bool[count].
+
+    Raises:
+        PayloadError: the bits after them, which pad the last byte, are not zero.
+    """
+    bits = np.unpackbits(packed).view(bool)
+    if bits[count:].any():
+        raise PayloadError(f"{codec} payload is not padded with zeros")
+    return bits[:count]
 
 
 def check_positions(positions: np.ndarray, d: int) -> np.ndarray:

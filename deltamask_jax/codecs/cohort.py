@@ -1,13 +1,28 @@
-"""Encoding and decoding a cohort's payloads together, and giving each client its own codec
-settings."""
+"""Encoding and decoding a cohort's payloads together. Each payload is decoded once: what is wrong with one
+stands in its place and does not touch the others."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
-from deltamask_jax.codecs.codec import Codec, Context
+from deltamask_jax.codecs.codec import Codec, Context, PayloadError
+
+
+def attempt(decode: Callable[..., Any], *arguments: Any) -> Any:
+    """What `decode` returns, or the PayloadError it raises."""
+    try:
+        return decode(*arguments)
+    except PayloadError as error:
+        return error
+
+
+def valid_and_rejected(decoded: Sequence[Any]) -> tuple[list[Any], dict[int, PayloadError]]:
+    """Decoded payloads apart from errors, which keep their place in the cohort."""
+    rejected = {k: item for k, item in enumerate(decoded) if isinstance(item, PayloadError)}
+    return [item for item in decoded if not isinstance(item, PayloadError)], rejected
 
 
 def encode_cohort(
@@ -38,44 +53,50 @@ def decode_cohort(
     payloads: Sequence[bytes],
     contexts: Sequence[Context],
     threads: int | None = None,
-) -> Iterator[np.ndarray]:
-    """Yields every client's flips, u32[n_k], in the clients' order; decodes on a thread pool.
+) -> Iterator[np.ndarray | PayloadError]:
+    """Yields every client's flips u32[n_k], or what is wrong with its payload, in the clients' order; decodes
+    on a thread pool.
 
     Args:
         codec, threads: as in `encode_cohort`.
         payloads, contexts: one per client.
-
-    Raises:
-        PayloadError: a payload is invalid; raised when its turn comes.
     """
     per_client = [codec] * len(payloads) if isinstance(codec, Codec) else codec
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         jobs = zip(per_client, payloads, contexts, strict=True)
-        yield from pool.map(lambda job: job[0].decode(job[1], job[2]), jobs)
+        yield from pool.map(lambda job: attempt(job[0].decode, job[1], job[2]), jobs)
 
 
 def decode_counts(
     codec: Codec | Sequence[Codec], payloads: Sequence[bytes], contexts: Sequence[Context]
-) -> np.ndarray:
-    """How many clients flip each position: u16[d]. Never holds clients x d values.
+) -> tuple[np.ndarray, list[int | PayloadError]]:
+    """How many clients flip each position. Never holds clients x d values.
 
     Args:
         codec: one for all, or one per client.
-        payloads, contexts: one per client; all contexts have the same d.
+        payloads, contexts: one per client, at least one; all contexts have the same d.
 
-    Raises:
-        PayloadError: a payload is invalid.
+    Returns:
+        Counts u16[d] over the valid payloads; and of each payload how many positions it holds, or what is
+        wrong with it.
     """
     per_client = [codec] * len(payloads) if isinstance(codec, Codec) else list(codec)
-    counts = np.zeros(contexts[0].d, np.uint16)
+    counts, sizes = np.zeros(contexts[0].d, np.uint16), [0] * len(payloads)
     together: dict[Codec, list[int]] = {}
     for client, its_codec in enumerate(per_client):
         together.setdefault(its_codec, []).append(client)
     for its_codec, clients in together.items():
         theirs = ([payloads[k] for k in clients], [contexts[k] for k in clients])
         if its_codec.count is not None:
-            its_codec.count(*theirs, counts)
+            results = its_codec.count(*theirs, counts)
         else:
+            results = []
             for positions in decode_cohort(its_codec, *theirs):
-                counts[positions] += 1
-    return counts
+                if isinstance(positions, PayloadError):
+                    results.append(positions)
+                else:
+                    counts[positions] += 1
+                    results.append(len(positions))
+        for client, result in zip(clients, results, strict=True):
+            sizes[client] = result
+    return counts, sizes

@@ -95,6 +95,8 @@ def _read_png(blob: bytes, size: int) -> bytes:
     if length != last - first - 12 or view[first + 4 : first + 8] != b"IDAT":
         raise PayloadError("PNG must hold its pixels in one IDAT chunk")
     stream = view[first + 8 : last - 4]
+    if zlib.crc32(view[first + 4 : last - 4]) != struct.unpack_from(">I", view, last - 4)[0]:
+        raise PayloadError("PNG pixels do not have their checksum")
     expected = height * (width + 1)
     inflate = zlib.decompressobj()
     try:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deltamask_jax.codecs import containers, envelope
-from deltamask_jax.codecs.codec import PayloadError
+from deltamask_jax.codecs.codec import PayloadError, check_finite
 
 SERVER = 0xFFFFFFFF  # the envelope's client number on the downlink
 
@@ -49,11 +49,11 @@ def decode(payload: bytes, size: int, dtype: type, *, round_number: int, client:
     dtype = np.dtype(dtype)
     code = envelope.CODEC_IDS[_CODEC_IDS[dtype]]
     parcel = envelope.unpack(payload, codec_id=code, d=size, round=round_number, client=client)
+    if parcel.flags or parcel.n != size:
+        raise PayloadError(f"dense payload has flags or {parcel.n} values, expected {size}")
     planes = containers.unpack(parcel.body, size * dtype.itemsize, "zstd")
     values = np.frombuffer(planes, np.uint8).reshape(dtype.itemsize, size).T
     little = np.ascontiguousarray(values).view(f"<u{dtype.itemsize}").reshape(size)
     vector = little.astype(f"u{dtype.itemsize}").view(dtype)
     with np.errstate(invalid="ignore"):  # bfloat16 warns of a signalling NaN
-        if dtype != np.uint16 and not np.isfinite(vector).all():
-            raise PayloadError("dense payload holds values that are not finite")
-    return vector
+        return vector if dtype == np.uint16 else check_finite("dense", vector)

@@ -25,7 +25,7 @@ from scipy.optimize import fsolve
 from scipy.special import ndtr, ndtri
 
 from deltamask_jax.codecs import envelope, rotation
-from deltamask_jax.codecs.codec import PayloadError
+from deltamask_jax.codecs.codec import PayloadError, check_finite, check_scales, unpack_bits
 from deltamask_jax.public_random import ROTATION, SAMPLE, Key, stream_key, uniforms_at
 
 _ID = envelope.CODEC_IDS["eden"]
@@ -128,23 +128,20 @@ def decode(
     if len(parcel.body) != expected:
         raise PayloadError(f"eden payload of {len(parcel.body)} bytes, {expected} hold {size} values")
     scales = np.frombuffer(parcel.body, "<f4", blocks).astype(np.float32)
-    if not (np.isfinite(scales).all() and (scales >= 0).all()):
-        raise PayloadError("eden payload holds a scale that no sender writes")
+    check_scales("eden", scales)
     codes, at = np.zeros(plan.finer.size, np.uint8), 4 * blocks
     for width, chosen in classes:
         of_width = np.zeros(int(chosen.sum()), np.uint8)
         for bit in reversed(range(width)):
             plane = np.frombuffer(parcel.body, np.uint8, -(-of_width.size // 8), at)
-            of_width |= np.unpackbits(plane, count=of_width.size) << bit
+            of_width |= unpack_bits("eden", plane, of_width.size).view(np.uint8) << bit
             at += plane.size
         codes[chosen] = of_width
     values = np.asarray(_estimate(codes, scales, plan.n, plan.signs, plan.finer, plan.width))
     if plan.kept is not None:
         values, kept = np.zeros(size, np.float32), values
         values[plan.kept[0]] = kept
-    if not np.isfinite(values).all():
-        raise PayloadError("eden payload holds values that are not finite")
-    return values
+    return check_finite("eden", values)
 
 
 @cache

@@ -9,6 +9,7 @@ from deltamask_jax.codecs.codec import PayloadError
 MAGIC = b"DMJX"
 VERSION = 1
 SIZE = 32  # bytes
+MOST_BYTES = (8, 1 << 16)  # of a body: this many per position, and this many more; no codec needs as much
 
 # One table for all payload kinds; a number is never reused.
 CODEC_IDS = {
@@ -107,6 +108,8 @@ def unpack(
             f"payload body has {len(view) - SIZE} bytes, header says {length} (truncated or padded)",
             reason="wrong length",
         )
+    if length > MOST_BYTES[0] * got_d + MOST_BYTES[1]:
+        raise PayloadError(f"payload of {length} bytes is longer than any for d = {got_d}", reason="too long")
     (crc,) = struct.unpack_from("<I", view, SIZE - 4)
     if crc != zlib.crc32(view[SIZE:], zlib.crc32(view[: SIZE - 4])):
         raise PayloadError("payload checksum does not match: corrupted on the way", reason="checksum")

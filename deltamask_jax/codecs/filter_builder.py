@@ -6,10 +6,17 @@ Lemire, arXiv 2201.01174): a key that is alone in a slot decides that slot last;
 others become alone. The NumPy builder peels all such keys of a round at once.
 """
 
+import logging
+
 import numpy as np
-from pyfusefilter._xorfilter import ffi, lib
 
 from deltamask_jax.codecs.fingerprints import Filter, Geometry, fingerprint, murmur64, slots
+
+try:
+    from pyfusefilter._xorfilter import ffi, lib  # private: what is public fixes the geometry itself
+except ImportError as error:
+    logging.warning("filters are built in NumPy, some times slower: no pyfusefilter._xorfilter (%s)", error)
+    ffi = lib = None
 
 ATTEMPTS = 20  # seeds tried before giving up; one alone nearly always works
 FIRST_SEED = 0x1E89E7A8E42F3F6D  # any number: clients that start from the same one share their hashes
@@ -29,7 +36,7 @@ def build(positions: np.ndarray, bits: int, shape: Geometry) -> Filter:
         RuntimeError: no seed worked, which unique keys do not cause.
     """
     keys = positions.astype(np.uint64)
-    populate = _populate_c if bits < 32 and shape.arity == 3 else _populate
+    populate = _populate_c if lib and bits < 32 and shape.arity == 3 else _populate
     for attempt in range(ATTEMPTS):
         built = populate(keys, bits, shape, attempt * _STEP & _U64)
         if built is not None:

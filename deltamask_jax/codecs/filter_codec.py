@@ -11,15 +11,23 @@ import os
 import struct
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 
 from deltamask_jax.codecs import containers, distance, envelope, membership
 from deltamask_jax.codecs.codec import Codec, Context, PayloadError, check_positions
-from deltamask_jax.codecs.fingerprints import Filter, Geometry
+from deltamask_jax.codecs.cohort import attempt
+from deltamask_jax.codecs.fingerprints import Filter, Geometry, fuse_geometry, xor_geometry
 
 _HEAD = struct.Struct("<QI")
 _WINDOW = struct.Struct("<H")
+
+
+class _Received(NamedTuple):
+    n: int  # keys, as announced
+    filter: Filter
+    farthest: int  # the window; 0 without one
 
 
 def filter_codec(
@@ -61,8 +69,8 @@ def filter_codec(
         n = len(positions)
         return envelope.pack(codec_id, flags, context.d, n, context.round, context.client, body)
 
-    def read(payload: bytes, context: Context) -> tuple[Filter, int] | None:
-        """Filter and window of a payload, None where it holds no flips. No received byte reaches C."""
+    def read(payload: bytes, context: Context) -> _Received | None:
+        """What a payload holds, None where there are no flips. No received byte reaches C."""
         received = envelope.unpack(
             payload, codec_id=codec_id, d=context.d, round=context.round, client=context.client
         )
@@ -83,7 +91,7 @@ def filter_codec(
         table = containers.unpack(received.body[head:], size, container)
         fingerprints = np.frombuffer(table, f"<u{bits // 8}").astype(f"u{bits // 8}")
         farthest = _WINDOW.unpack_from(received.body, _HEAD.size)[0] if window else 0
-        return Filter(shape, seed, fingerprints), farthest
+        return _Received(received.n, Filter(shape, seed, fingerprints), farthest)
 
     def decode(payload: bytes, context: Context) -> np.ndarray:
         if window:
@@ -91,20 +99,43 @@ def filter_codec(
         received = read(payload, context)
         if received is None:
             return np.zeros(0, np.uint32)
-        hits = membership.query_all(received[0], context.d)
+        hits = membership.query_all(received.filter, context.d)
         if window:
             apart = distance.between(context.uniforms[hits], context.theta[hits])
-            hits = hits[apart <= received[1]]
+            hits = hits[apart <= received.farthest]
         return hits
 
-    def count(payloads, contexts, counts: np.ndarray) -> None:
+    def count(payloads, contexts, counts: np.ndarray) -> list[int | PayloadError]:
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # unpacking the containers takes its time
-            pairs = zip(payloads, contexts, strict=True)
-            received = list(pool.map(lambda pair: read(*pair), pairs))
-        membership.count_all([pair[0] for pair in received if pair], counts)
+            received = list(pool.map(lambda *pair: attempt(read, *pair), payloads, contexts))
+        full = [k for k, item in enumerate(received) if isinstance(item, _Received)]
+        filters, announced = [received[k].filter for k in full], [received[k].n for k in full]
+        sizes = dict(zip(full, membership.count_all(filters, announced, counts), strict=True))
+        return [sizes.get(k, item or 0) for k, item in enumerate(received)]
 
     name = f"{family}{bits}{'' if arity == 3 else '-4wise'}-{container}{'-window' if window else ''}"
     return Codec(name, encode, decode, exact=False, count=None if window else count)
+
+
+def picture(payload: bytes) -> np.ndarray:
+    """A payload that its codec has accepted as a near-square grayscale image u8[height, width].
+
+    A filter's is that of its fingerprints, as it travels in a PNG; any other payload's shows the bytes of its
+    body, row by row. b"", where nothing was sent, gives one black pixel.
+    """
+    if not payload:
+        return containers.image(b"")
+    received = envelope.unpack(payload)
+    family = {envelope.CODEC_IDS["bfuse"]: fuse_geometry, envelope.CODEC_IDS["xor"]: xor_geometry}
+    if received.codec_id not in family or not received.n:
+        return containers.image(bytes(received.body))
+    fields = ((0, 3), (2, 3), (4, 1), (5, 1))
+    container, width, arity, window = (received.flags >> at & mask for at, mask in fields)
+    _, room = _HEAD.unpack_from(received.body)
+    wide = (arity + 3,) if received.codec_id == envelope.CODEC_IDS["bfuse"] else ()
+    size = family[received.codec_id](room, *wide).array_length << width
+    table = received.body[_HEAD.size + window * _WINDOW.size :]
+    return containers.image(containers.unpack(table, size, containers.CONTAINERS[container]))
 
 
 def check_options(family: str, bits: int, widths: tuple[int, ...], container: str) -> None:

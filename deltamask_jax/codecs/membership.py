@@ -2,8 +2,8 @@
 
 Hashing is jitted on 32-bit integers (CPU, GPU, TPU; the 64-bit hash is carried as two words) and
 bit-equal with the C library; a cohort on the CPU is hashed in 64-bit words, same bits. Tables are
-padded to few sizes and positions taken in fixed chunks, so that one compilation serves every key
-count and every d.
+padded to powers of two and positions taken in fixed chunks, so that few compilations serve every
+key count and every d.
 
 Clients whose filters share seed and shape share hashes and slots. Their fingerprints are laid out
 [slot][client], so that a slot of 32 clients at 8 bits is one row of 32 bytes, which vector
@@ -13,6 +13,7 @@ rows lie in.
 """
 
 import functools
+import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -47,29 +48,47 @@ def query_all(filter: Filter, d: int) -> np.ndarray:
         return np.concatenate(list(pool.map(hits, range(0, d, CHUNK))))
 
 
-def count_all(filters: Sequence[Filter], counts: np.ndarray) -> None:
+def count_all(filters: Sequence[Filter], announced: Sequence[int], counts: np.ndarray) -> list[int]:
     """Adds to counts u16[d] the number of filters that contain each position.
+
+    Args:
+        announced: how many keys each filter is said to have.
+
+    Returns:
+        How many positions each filter contains, true and false. For filters that are decoded together it is
+        what the announced number lets expect; where their sum shows that somebody lied, it is counted.
 
     Filters of equal seed, shape and width are decoded together where there are many positions, others one
     by one. Memory: 4 * bits bytes per slot of a filter, and on a CPU 64 MB of scratch per core and 4
     bytes per position that are kept for later cohorts, for each of the last two seeds.
     """
-    alike: dict[tuple, list[Filter]] = {}
-    for filter in filters:
+    alike: dict[tuple, list[int]] = {}
+    for k, filter in enumerate(filters):
         key = (filter.geometry, filter.seed, filter.fingerprints.itemsize)
-        alike.setdefault(key, []).append(filter)
+        alike.setdefault(key, []).append(k)
+    sizes, d = list(announced), len(counts)
     for group in alike.values():
         for first in range(0, len(group), COHORT):
-            cohort = group[first : first + COHORT]
-            if len(cohort) > 2 and len(counts) > SMALL:
-                _count_cohort(cohort, counts)
+            places = group[first : first + COHORT]
+            if len(places) > 2 and d > SMALL:
+                cohort = [filters[k] for k in places]
+                hits = _count_cohort(cohort, counts)
+                rate = 2.0 ** (-8 * cohort[0].fingerprints.itemsize)
+                false = [rate * (d - announced[k]) for k in places]
+                honest = sum(announced[k] for k in places) + sum(false)
+                lied = hits > honest + 6 * math.sqrt(sum(false)) + 6
+                for k, expected in zip(places, false, strict=True):
+                    sizes[k] = len(query_all(filters[k], d)) if lied else announced[k] + round(expected)
             else:
-                for filter in cohort:
-                    counts[query_all(filter, len(counts))] += 1
+                for k in places:
+                    found = query_all(filters[k], d)
+                    counts[found] += 1
+                    sizes[k] = len(found)
+    return sizes
 
 
-def _count_cohort(cohort: list[Filter], counts: np.ndarray) -> None:
-    """Adds the hits of up to 32 filters of equal seed, shape and width to counts u16[d]."""
+def _count_cohort(cohort: list[Filter], counts: np.ndarray) -> int:
+    """Adds the hits of up to 32 filters of equal seed, shape and width to counts u16[d]; their number."""
     on_cpu, d = jax.default_backend() == "cpu", len(counts)
     table = jnp.asarray(pad_table(client_rows([filter.fingerprints for filter in cohort])))
     present = jnp.arange(table.shape[1]) < len(cohort)
@@ -77,15 +96,17 @@ def _count_cohort(cohort: list[Filter], counts: np.ndarray) -> None:
     chunk = min(_SORTED_CHUNK, 1 << (share - 1).bit_length()) if on_cpu else _COHORT_CHUNK
     orders = _orders(cohort[0].seed, d, chunk) if on_cpu else {}
 
-    def add(start: int) -> None:
+    def add(start: int) -> int:
         if on_cpu:
             hits = _count_sorted(cohort[0], table, present, start, orders[start])
         else:
             hits = _count_in_order(cohort[0], table, present, start, chunk)
-        counts[start : start + chunk] += hits[: d - start]
+        hits = hits[: d - start]
+        counts[start : start + chunk] += hits
+        return int(hits.sum())
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(add, range(0, d, chunk)))
+        return sum(pool.map(add, range(0, d, chunk)))
 
 
 def client_rows(tables: list[np.ndarray]) -> np.ndarray:
@@ -138,10 +159,9 @@ def _hashing(filter: Filter) -> tuple[np.ndarray, np.uint32, np.uint32]:
 
 
 def pad_table(table: np.ndarray) -> np.ndarray:
-    """Pads axis 0 with zeros to one of eight lengths per power of two, so that few shapes are
-    compiled."""
-    step = 1 << max(len(table).bit_length() - 4, 0)
-    return np.pad(table, [(0, -len(table) % step)] + [(0, 0)] * (table.ndim - 1))
+    """Pads axis 0 with zeros to a power of two, 2**16 or more: little is compiled, whatever is announced."""
+    length = 1 << max(len(table) - 1, SMALL - 1).bit_length()
+    return np.pad(table, [(0, length - len(table))] + [(0, 0)] * (table.ndim - 1))
 
 
 @functools.partial(jax.jit, static_argnames="kind")

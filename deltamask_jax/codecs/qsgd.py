@@ -16,12 +16,17 @@ import struct
 import numpy as np
 
 from deltamask_jax.codecs import envelope, rans
-from deltamask_jax.codecs.codec import PayloadError, check_values
+from deltamask_jax.codecs.codec import (
+    PayloadError,
+    check_finite,
+    check_scales,
+    check_values,
+    unpack_bits,
+)
 from deltamask_jax.public_random import QUANTISE, stream_key, uniforms
 
 _ID = envelope.CODEC_IDS["qsgd"]
 _HEAD = struct.Struct("<IBB")
-_MOST_LANES_LOG2 = 12
 
 
 def encode(
@@ -52,7 +57,7 @@ def encode(
     for k in range(1, len(counts)):
         answers.append(asked >= k)
         asked = asked[answers[-1]]
-    lanes_log2 = min(max((n >> 12).bit_length() - 1, 0), _MOST_LANES_LOG2)
+    lanes_log2 = rans.lanes_log2(n)
     states, words = rans.encode(
         np.concatenate(answers) if answers else np.zeros(0, bool),
         _probabilities(counts),
@@ -84,8 +89,10 @@ def decode(
     if parcel.flags != levels or parcel.n != size or len(body) < _HEAD.size:
         raise PayloadError(f"qsgd payload has {parcel.flags} levels or no header, expected {levels}")
     got_bucket, most, lanes_log2 = _HEAD.unpack_from(body)
-    if got_bucket != bucket or most > levels or lanes_log2 > _MOST_LANES_LOG2:
-        raise PayloadError(f"qsgd payload has buckets of {got_bucket} and levels to {most}")
+    if got_bucket != bucket or most > levels or lanes_log2 != rans.lanes_log2(size):
+        raise PayloadError(
+            f"qsgd payload has buckets of {got_bucket}, levels to {most} and 2^{lanes_log2} lanes"
+        )
     buckets, at = -(-size // bucket), _HEAD.size
 
     def take(count: int, dtype: str) -> np.ndarray:
@@ -102,10 +109,9 @@ def decode(
     if (np.diff(counts) > 0).any() or counts[-1] < (size > 0) or counts.sum() > most_answers:
         raise PayloadError("qsgd payload announces levels that no rounding gives")
     norms = take(buckets, "<f4").astype(np.float32)
-    if not (np.isfinite(norms).all() and (norms >= 0).all()):
-        raise PayloadError("qsgd payload holds a norm that no sender writes")
+    check_scales("qsgd", norms)
     nonzero = int(counts[1]) if most else 0
-    negative = np.unpackbits(take(-(-nonzero // 8), "u1"), count=nonzero).astype(bool)
+    negative = unpack_bits("qsgd", take(-(-nonzero // 8), "u1"), nonzero)
     states = take(1 << lanes_log2, "<u4")
     if (len(body) - at) % 2:
         raise PayloadError("qsgd payload does not end with whole words")
@@ -119,9 +125,10 @@ def decode(
         level[asked] = k
     if carried.any():
         raise PayloadError("qsgd payload carries what no sender writes")
-    values = level * np.repeat(norms / np.float32(levels), bucket)[:size]
+    with np.errstate(over="ignore"):
+        values = level * np.repeat(norms / np.float32(levels), bucket)[:size]
     values[np.flatnonzero(level)[negative]] *= -1
-    return values
+    return check_finite("qsgd", values)
 
 
 def _probabilities(counts: np.ndarray) -> np.ndarray:

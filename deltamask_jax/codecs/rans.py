@@ -4,6 +4,9 @@
 Symbol number t * lanes + l belongs to lane l, so one vector operation advances all lanes by a
 symbol. All lanes share one stream of 16-bit words. A lane's first state may carry 16 bits of other
 data, which the decoder gets back; without such data the lanes cost 2 bytes each.
+
+Decoding takes one step per symbol of a lane, so few lanes are slow. How many there are follows from
+what both ends know (`lanes_log2`); a receiver refuses fewer.
 """
 
 import numpy as np
@@ -12,7 +15,13 @@ from deltamask_jax.codecs.codec import PayloadError
 
 PRECISION = 14  # probabilities are multiples of 2**-14
 ONE = 1 << PRECISION
+MOST_LANES_LOG2 = 12
 _LOW = 1 << 16  # states stay in 2**16 .. 2**32 - 1
+
+
+def lanes_log2(symbols: int) -> int:
+    """log2 of the lanes that code so many symbols: 4096 to 8192 symbols per lane, more beyond 2**25."""
+    return min(max((symbols >> 12).bit_length() - 1, 0), MOST_LANES_LOG2)
 
 
 def encode(bits: np.ndarray, p: np.ndarray, carried: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -38,6 +38,8 @@ def rice() -> Codec:
             return np.zeros(0, np.uint32)
         if not len(received.body):
             raise PayloadError("rice payload has no body")
+        if received.body[0] != remainder_bits(received.n, context.d):
+            raise PayloadError(f"rice payload has {received.body[0]} remainder bits, not its n's and d's")
         return unpack_gaps(received.body[1:], received.n, received.body[0], context.d)
 
     return Codec("rice", encode, decode)

@@ -8,7 +8,7 @@ through zstd, which gains where values crowd near zero.
 import numpy as np
 
 from deltamask_jax.codecs import containers, envelope
-from deltamask_jax.codecs.codec import PayloadError
+from deltamask_jax.codecs.codec import PayloadError, check_finite, check_scales
 
 GROUP = 512  # values that share a step; the steps add 1/16 bit a value
 LEVELS = 127  # steps on either side of zero
@@ -48,14 +48,14 @@ def decode(payload: bytes, size: int, *, round_number: int, client: int) -> np.n
     """
     code = envelope.CODEC_IDS["rounded"]
     parcel = envelope.unpack(payload, codec_id=code, d=size, round=round_number, client=client)
+    if parcel.flags or parcel.n != size:
+        raise PayloadError(f"rounded payload has flags or {parcel.n} values, expected {size}")
     groups = -(-size // GROUP)
     body = containers.unpack(parcel.body, 4 * groups + size, "zstd")
     steps = np.frombuffer(body, "<f4", groups).astype(np.float32)
     levels = np.frombuffer(body, np.int8, size, 4 * groups)
-    if not (np.isfinite(steps).all() and (steps >= 0).all() and (levels >= -LEVELS).all()):
-        raise PayloadError("rounded payload holds a step or a value that no sender writes")
+    check_scales("rounded", steps)
+    if (levels < -LEVELS).any():
+        raise PayloadError("rounded payload holds a value that no sender writes")
     with np.errstate(over="ignore"):
-        values = levels * np.repeat(steps, GROUP)[:size]
-    if not np.isfinite(values).all():
-        raise PayloadError("rounded payload holds values that are not finite")
-    return values
+        return check_finite("rounded", levels * np.repeat(steps, GROUP)[:size])

@@ -29,7 +29,6 @@ _HEAD = struct.Struct("<BBBBII")
 _CHUNK = 1 << 18  # positions a jitted call
 _SMALL = 1 << 16  # below this many positions NumPy is faster than compiling
 _MOST_BUCKETS = 48
-_MOST_LANES_LOG2 = 12
 
 # Flip probabilities travel as one byte q: 2**(-q / 16), here in the units of rans.py.
 _PROBABILITIES = np.clip(np.rint(rans.ONE * 2.0 ** (-np.arange(256) / 16)), 1, rans.ONE - 1)
@@ -62,8 +61,7 @@ def _encode(positions: np.ndarray, context: Context) -> bytes:
         k = rice.remainder_bits(len(far_flips), context.d)
         gaps = rice.pack_gaps(far_flips, k)
         # A lane costs a byte, a step of all lanes some microseconds: about 1 % or 4096 steps.
-        lanes = max(near_bits >> 10, len(near) >> 12, 1)
-        lanes_log2 = min(round(np.log2(lanes)), _MOST_LANES_LOG2)
+        lanes_log2 = _lanes_log2(max(near_bits >> 10, len(near) >> 12))
         carried = gaps[: 2 << lanes_log2].ljust(2 << lanes_log2, b"\0")
         bits = np.zeros(len(near), bool)
         bits[np.searchsorted(near, positions[is_near])] = True
@@ -95,8 +93,10 @@ def _decode(payload: bytes, context: Context) -> np.ndarray:
     if len(body) < _HEAD.size:
         raise PayloadError("side_info payload is too short for its header")
     shift, buckets, k, lanes_log2, far_count, gap_bytes = _HEAD.unpack_from(body)
-    if shift > 16 or not 1 <= buckets <= 128 or lanes_log2 > _MOST_LANES_LOG2 or far_count > received.n:
+    if shift > 16 or not 1 <= buckets <= 128 or lanes_log2 > rans.MOST_LANES_LOG2 or far_count > received.n:
         raise PayloadError("side_info payload has impossible header fields")
+    if k != rice.remainder_bits(far_count, context.d):
+        raise PayloadError(f"side_info payload has {k} remainder bits, not those of its far flips and d")
     lanes_at = _HEAD.size + buckets
     words_at = lanes_at + (4 << lanes_log2)
     words_end = len(body) - max(gap_bytes - (2 << lanes_log2), 0)
@@ -107,6 +107,8 @@ def _decode(payload: bytes, context: Context) -> np.ndarray:
     words = np.frombuffer(body[words_at:words_end], "<u2")
 
     near, bucket = near_positions(context, shift, buckets)
+    if lanes_log2 < _lanes_log2(len(near) >> 12):
+        raise PayloadError(f"side_info payload codes {len(near)} positions in only 2^{lanes_log2} lanes")
     bits, carried = rans.decode(_PROBABILITIES[q][bucket], states, words)
     near_flips = near[bits]
     carried = carried.astype("<u2").tobytes()
@@ -118,6 +120,11 @@ def _decode(payload: bytes, context: Context) -> np.ndarray:
     if not far.all():
         raise PayloadError("side_info payload codes a near position as a far one")
     return np.sort(np.concatenate((near_flips, far_flips)))
+
+
+def _lanes_log2(lanes: int) -> int:
+    """log2 of the power of two nearest to so many lanes, 0 … 12."""
+    return min(round(np.log2(max(lanes, 1))), rans.MOST_LANES_LOG2)
 
 
 def near_positions(context: Context, shift: int, buckets: int) -> tuple[np.ndarray, np.ndarray]:

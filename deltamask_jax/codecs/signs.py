@@ -9,7 +9,7 @@ Body (little-endian): a float32 mean a bucket, then a bit a value, set where it 
 import numpy as np
 
 from deltamask_jax.codecs import envelope
-from deltamask_jax.codecs.codec import PayloadError, check_values
+from deltamask_jax.codecs.codec import PayloadError, check_scales, check_values, unpack_bits
 
 _ID = envelope.CODEC_IDS["signs"]
 BUCKET = 4096  # values that share a scale
@@ -43,8 +43,7 @@ def decode(payload: bytes, size: int, *, round_number: int, client: int) -> np.n
     if parcel.flags or parcel.n != size or len(parcel.body) != 4 * buckets + -(-size // 8):
         raise PayloadError(f"signs payload of {len(parcel.body)} bytes does not hold {size} values")
     means = np.frombuffer(parcel.body, "<f4", buckets).astype(np.float32)
-    if not (np.isfinite(means).all() and (means >= 0).all()):
-        raise PayloadError("signs payload holds a scale that no sender writes")
-    negative = np.unpackbits(np.frombuffer(parcel.body, np.uint8, offset=4 * buckets), count=size)
+    check_scales("signs", means)
+    negative = unpack_bits("signs", np.frombuffer(parcel.body, np.uint8, offset=4 * buckets), size)
     values = np.repeat(means, BUCKET)[:size]
     return np.where(negative, -values, values)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from deltamask_jax.data.dataset import DataError, Dataset, LazyImages, Split
 from deltamask_jax.data.stratify import subset
+from deltamask_jax.paths import expanded
 
 __all__ = ["DataError", "Dataset", "LazyImages", "Split", "load", "subset"]
 
@@ -41,7 +42,7 @@ def load(spec: str, *, cache_dir: str | Path | None = None) -> Dataset:
             from deltamask_jax.data import tfds
 
             return tfds.load(where, cache_dir)
-        path = Path(where).expanduser()
+        path = expanded(where)
         if source == "folder":
             from deltamask_jax.data import folder
 

@@ -2,53 +2,52 @@
 
 import gzip
 import math
-import zipfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 
-from deltamask_jax.data.dataset import DataError, Dataset, Split, to_labels
+from deltamask_jax.data.dataset import DataError, Dataset, Split, classes, integers, labelled
 
-_IDX_TEST = "t10k"  # what MNIST and its descendants call the test split
+_IDX_PARTS = ("train", "t10k")  # what MNIST and its descendants call the training and the test split
 
 
 def load_idx(directory: Path) -> Dataset:
     """Reads `{train,t10k}-{images-idx3,labels-idx1}-ubyte`, plain or `.gz`.
 
     Raises:
-        DataError: a file is missing, truncated or not IDX.
+        DataError: a file is missing, truncated or not IDX, or the labels break the rule of `labelled`.
     """
-    parts = []
-    for part in ("train", _IDX_TEST):
+    labels = [_read_idx(directory / f"{part}-labels-idx1-ubyte", 1) for part in _IDX_PARTS]
+    classes(*labels, where=str(directory))  # before the images are read
+    splits = []
+    for part, of_part in zip(_IDX_PARTS, labels, strict=True):
         images = _read_idx(directory / f"{part}-images-idx3-ubyte", 3)
-        labels = _read_idx(directory / f"{part}-labels-idx1-ubyte", 1)
-        if len(images) != len(labels):
-            raise DataError(f"{directory}: {len(images)} {part} images, {len(labels)} labels")
-        parts.append((images, labels))
-    num_classes = 1 + max(int(labels.max(initial=0)) for _, labels in parts)
-    train, test = (Split(images, labels.astype(np.int32)) for images, labels in parts)
-    return Dataset(directory.name, train, test, tuple(str(i) for i in range(num_classes)))
+        if len(images) != len(of_part):
+            raise DataError(f"{directory}: {len(images)} {part} images, {len(of_part)} labels")
+        splits.append(Split(images, of_part))
+    return labelled(directory.name, *splits, where=str(directory))
 
 
 def _read_idx(path: Path, ndim: int) -> np.ndarray:
     """One IDX file of bytes: 0, 0, 8, number of axes, each axis as a big-endian u32, data."""
     zipped = path.with_name(path.name + ".gz")
+    read = path if path.exists() else zipped
     try:
-        data = path.read_bytes() if path.exists() else gzip.decompress(zipped.read_bytes())
+        data = path.read_bytes() if read == path else gzip.decompress(zipped.read_bytes())
     except FileNotFoundError:
         raise DataError(
             f"no {zipped.name} in {path.parent}. For Fashion-MNIST run "
             "`apt-get install dataset-fashion-mnist` and use idx:/usr/share/datasets/fashion-mnist"
         ) from None
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{zipped}: {error}; fetch the file again") from None
+        raise DataError(f"{read}: {error}; fetch the file again") from None
     header = 4 + 4 * ndim
     if len(data) < header or data[:4] != bytes([0, 0, 8, ndim]):
-        raise DataError(f"{path} is not an IDX file of {ndim}-dimensional unsigned bytes")
+        raise DataError(f"{read} is not an IDX file of {ndim}-dimensional unsigned bytes")
     shape = tuple(np.frombuffer(data, ">u4", ndim, 4).tolist())
     if len(data) - header != math.prod(shape):
-        raise DataError(f"{path} is truncated: {shape} announced, {len(data) - header} bytes there")
+        raise DataError(f"{read} is truncated: {shape} announced, {len(data) - header} bytes there")
     return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
 
 
@@ -59,38 +58,70 @@ def load_npz(path: Path) -> Dataset:
     `users_train` and `users_test` integers [n]. Nothing is unpickled.
 
     Raises:
-        DataError: the file is missing or not an npz, or an array is missing or of the wrong kind.
+        DataError: the file is missing or not an npz, an array is missing, cannot be read or is of the wrong
+            kind, or the labels break the rule of `labelled`.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        file = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise DataError(
             f"no file {path}; write one with "
             "`numpy.savez(path, x_train=..., y_train=..., x_test=..., y_test=...)`"
         ) from None
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error):
-        raise DataError(f"{path} is damaged, no npz, or holds pickled objects") from None
-    missing = [n for n in ("x_train", "y_train", "x_test", "y_test") if n not in arrays]
-    if missing:
-        found = ", ".join(arrays) or "nothing"
-        raise DataError(f"{path} lacks {', '.join(missing)}; it holds {found}")
-    labels = {}
-    for part in ("train", "test"):
-        y = labels[part] = arrays[f"y_{part}"]
-        if y.ndim == 2 and y.shape[1] == 1:  # as Keras stores CIFAR
-            labels[part] = y[:, 0]
-    highest = max(int(y.max(initial=0)) if y.dtype.kind in "iu" else 0 for y in labels.values())
-    names = arrays.get("class_names", range(highest + 1))
-    names = tuple(str(name) for name in names)
-    train, test = (_npz_split(path, arrays, part, labels[part], len(names)) for part in labels)
-    return Dataset(path.stem, train, test, names)
+    except Exception as error:  # NumPy's and zipfile's parsers raise what they happen to
+        raise DataError(f"{path} is damaged, no npz, or cannot be read ({_line(error)})") from None
+    if isinstance(file, np.ndarray):
+        raise DataError(f"{path} is damaged, no npz: a single array (npy); write it with `numpy.savez`")
+    with file:
+        missing = [n for n in ("x_train", "y_train", "x_test", "y_test") if n not in file.files]
+        if missing:
+            found = ", ".join(file.files) or "nothing"
+            raise DataError(f"{path} lacks {', '.join(missing)}; it holds {found}")
+        labels = [_vector(_member(path, file, f"y_{part}")) for part in ("train", "test")]
+        names = _npz_class_names(path, file)
+        classes(*labels, names, where=str(path))  # before the images are read
+        train, test = (
+            _npz_split(path, file, part, y) for part, y in zip(("train", "test"), labels, strict=True)
+        )
+    return labelled(path.stem, train, test, names, where=str(path))
 
 
-def _npz_split(
-    path: Path, arrays: dict[str, np.ndarray], part: str, labels: np.ndarray, num_classes: int
-) -> Split:
-    images, users = arrays[f"x_{part}"], arrays.get(f"users_{part}")
+def _member(path: Path, file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
+    """One array of an npz file."""
+    try:
+        array = file[name]
+    except Exception as error:  # damaged, encrypted, pickled, larger than memory, an unknown compression
+        raise DataError(
+            f"{path}: {name} cannot be read: damaged, encrypted or pickled objects ({_line(error)})"
+        ) from None
+    if not isinstance(array, np.ndarray):
+        raise DataError(f"{path}: {name} is no NumPy array; write the file with `numpy.savez`")
+    return array
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _vector(labels: np.ndarray) -> np.ndarray:
+    return labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels  # as Keras stores CIFAR
+
+
+def _npz_class_names(path: Path, file: np.lib.npyio.NpzFile) -> tuple[str, ...] | None:
+    if "class_names" not in file.files:
+        return None
+    names = _member(path, file, "class_names")
+    if names.ndim != 1 or names.dtype.kind not in "USiu":
+        raise DataError(
+            f"{path}: class_names must be a vector of strings, got {names.dtype}{list(names.shape)}"
+        )
+    if names.dtype.kind == "S":
+        names = np.char.decode(names, "utf-8", "backslashreplace")
+    return tuple(str(name) for name in names)
+
+
+def _npz_split(path: Path, file: np.lib.npyio.NpzFile, part: str, labels: np.ndarray) -> Split:
+    images = _member(path, file, f"x_{part}")
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
         raise DataError(
             f"{path}: x_{part} must be uint8 [n, h, w] or [n, h, w, c], "
@@ -98,9 +129,12 @@ def _npz_split(
         )
     if images.ndim == 4 and images.shape[-1] not in (1, 3):
         raise DataError(f"{path}: x_{part} must have 1 or 3 channels last, got {images.shape[-1]}")
-    labels = to_labels(labels, num_classes, f"{path}, y_{part}")
-    if users is not None:
-        users = to_labels(users, 1 << 31, f"{path}, users_{part}")
+    users = None
+    if f"users_{part}" in file.files:
+        users = integers(_member(path, file, f"users_{part}"), f"{path}: users_{part}")
+        if users.min(initial=0) < 0 or users.max(initial=0) >= 1 << 31:
+            raise DataError(f"{path}: users_{part} must be 0 … 2**31 − 1, got {users.min()} … {users.max()}")
+        users = users.astype(np.int32)
     if any(len(other) != len(images) for other in (labels, users) if other is not None):
         raise DataError(f"{path}: x_{part}, y_{part} and users_{part} differ in length")
     return Split(images, labels, users)

@@ -81,15 +81,87 @@ def stack(images: Sequence[np.ndarray]) -> np.ndarray | list[np.ndarray]:
     return np.stack(images) if len({image.shape for image in images}) == 1 else images
 
 
-def to_labels(labels: Any, num_classes: int, where: str) -> np.ndarray:
-    """Checked labels as i32[n].
+def labelled(
+    name: str, train: Split, test: Split, class_names: Sequence[str] | None = None, *, where: str
+) -> Dataset:
+    """A data set whose labels keep the one rule of every source.
+
+    Every test class has training examples, at least two classes have some, and no split is empty. A
+    source that names its classes may have none of some of them; one that does not numbers them without gaps.
+
+    Args:
+        name: of the data set.
+        train, test: with labels as the source has them, integers of any type.
+        class_names: of the classes 0 … C−1, where the source names them.
+        where: the source, for messages.
 
     Raises:
-        DataError: they are not a vector of integers in 0 … num_classes−1.
+        DataError: the labels break the rule, or the images have no pixels.
     """
-    labels = np.asarray(labels)
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise DataError(f"{where}: labels must be a vector of integers, got {labels.dtype}{labels.shape}")
-    if labels.size and (labels.min() < 0 or labels.max() >= num_classes):
-        raise DataError(f"{where}: labels must be 0 … {num_classes - 1}, got {labels.min()} … {labels.max()}")
-    return labels.astype(np.int32)
+    train_labels, test_labels, names = classes(train.labels, test.labels, class_names, where=where)
+    splits = []
+    for part, split, labels in (("train", train, train_labels), ("test", test, test_labels)):
+        if isinstance(split.images, np.ndarray) and 0 in split.images.shape:
+            raise DataError(f"{where}: the {part} images have no pixels, shape {list(split.images.shape)}")
+        splits.append(Split(split.images, labels, split.users))
+    return Dataset(name, *splits, names)
+
+
+def classes(
+    train: Any, test: Any, class_names: Sequence[str] | None = None, *, where: str
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """The labels of both splits as i32[n], i32[m], and the names of the classes; the rule of `labelled`.
+
+    Costs one sort of the labels, whatever their values, so that it can be asked before images are read.
+
+    Raises:
+        DataError: the labels break the rule.
+    """
+    train = integers(train, f"{where}: the train labels")
+    test = integers(test, f"{where}: the test labels")
+    trained, tested = np.unique(train), np.unique(test)
+    for part, seen in (("training", trained), ("test", tested)):
+        if not len(seen):
+            raise DataError(f"{where} has no {part} examples")
+    numbered = f"{where}: labels must be 0 … "
+    if class_names is None:
+        if trained[0] != 0 or trained[-1] >= len(trained):
+            raise DataError(
+                f"{numbered}{len(trained) - 1} without gaps, got {_some(trained)}: drop the examples to "
+                "ignore, and number the classes by `numpy.unique(labels, return_inverse=True)`"
+            )
+        class_names = [str(label) for label in range(len(trained))]
+    elif trained[0] < 0 or trained[-1] >= len(class_names):
+        raise DataError(f"{numbered}{len(class_names) - 1}, one per class name, got {_some(trained)}")
+    if len(unknown := np.setdiff1d(tested, trained)):
+        named = [class_names[label] if 0 <= label < len(class_names) else label for label in unknown[:6]]
+        raise DataError(f"{where}: no training example has the test labels {_some(named, len(unknown))}")
+    if len(trained) == 1:
+        raise DataError(
+            f"{where}: every training example is of the one class {class_names[trained[0]]!r}; "
+            "at least two are needed"
+        )
+    return train.astype(np.int32), test.astype(np.int32), tuple(class_names)
+
+
+def integers(values: Any, what: str) -> np.ndarray:
+    """A vector of integers, as it came.
+
+    Raises:
+        DataError: it is something else.
+    """
+    values = np.asarray(values)
+    if values.ndim != 1 or values.dtype.kind not in "iu":
+        raise DataError(f"{what} must be a vector of integers, got {values.dtype}{list(values.shape)}")
+    if values.dtype == np.uint64:  # NumPy makes floats of this beside signed integers
+        if values.max(initial=0) >= 1 << 63:
+            raise DataError(f"{what} must be below 2**63, got {values.max()}")
+        return values.astype(np.int64)
+    return values
+
+
+def _some(values: Sequence[Any], number: int | None = None) -> str:
+    """The first few of `number` values, for a message."""
+    number = len(values) if number is None else number
+    shown = ", ".join(map(str, values[:6]))
+    return shown if number <= 6 else f"{shown}, … ({number} in all)"

@@ -3,7 +3,7 @@
 import numpy as np
 
 from deltamask_jax.data import stratify
-from deltamask_jax.data.dataset import Dataset, Split
+from deltamask_jax.data.dataset import Dataset, Split, labelled
 
 TEST_EXAMPLES = 360  # a fifth; the split is fixed, so that results compare
 
@@ -16,4 +16,4 @@ def load() -> Dataset:
     everything = Split(np.rint(bunch.images * (255 / 16)).astype(np.uint8), bunch.target.astype(np.int32))
     train, test = stratify.train_test(everything.labels, TEST_EXAMPLES / len(everything), seed=0)
     names = tuple(str(name) for name in bunch.target_names)
-    return Dataset("digits", everything.take(train), everything.take(test), names)
+    return labelled("digits", everything.take(train), everything.take(test), names, where="digits")

@@ -8,63 +8,130 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
+from tqdm import tqdm
 
 from deltamask_jax.data import stratify
-from deltamask_jax.data.dataset import DataError, Dataset, LazyImages, Split
+from deltamask_jax.data.dataset import DataError, Dataset, LazyImages, Split, labelled
+from deltamask_jax.data.tree import Folder, Layout, find, shown, walk
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".gif", ".tif", ".tiff")
-TEST_FRACTION = 0.2  # where the source has no test split of its own
+_NAMED = 10  # how many bad files or classes a message names
 
 
 def load_folder(directory: Path) -> Dataset:
-    """Reads `DIR/train/CLASS/*` and `DIR/test/CLASS/*` (or `val`), or `DIR/CLASS/*`.
+    """Reads `DIR/train/CLASS/*` and `DIR/test/CLASS/*`, or `DIR/CLASS/*`; `tree.find` names the layouts.
 
     Without a test directory, a fifth of every class becomes the test split, always the same one.
-    Classes are numbered in alphabetical order.
+    Classes are numbered in alphabetical order. Every file is checked before the first is used, and what was
+    found is printed.
 
     Raises:
-        DataError: nothing is there, a class of the test split is unknown, or (on use) an image
-            cannot be decoded.
+        DataError: nothing is there, the layout is not one of those, a class of the test split is unknown, or
+            images cannot be read.
     """
     if not directory.is_dir():
-        raise DataError(f"no directory {directory}; expected one sub-directory of images a class")
-    train_root = directory / "train" if (directory / "train").is_dir() else directory
-    candidates = [directory / name for name in ("test", "val")] if train_root != directory else []
-    test_root = next((path for path in candidates if path.is_dir()), None)
-    class_names = tuple(sorted(_classes(train_root)))
-    if not class_names:
-        raise DataError(f"no sub-directory of {train_root} holds images ({' '.join(EXTENSIONS)})")
-    train = _split(train_root, class_names)
-    if test_root:
-        if unknown := sorted(_classes(test_root) - set(class_names)):
-            raise DataError(f"{test_root} holds classes {train_root} lacks: {', '.join(unknown)}")
-        test = _split(test_root, class_names)
+        raise DataError(f"no directory {shown(directory)}; expected one sub-directory of images a class")
+    root = walk(directory)
+    layout = find(root)
+    names, where = tuple(map(shown, layout.classes)), f"folder:{shown(directory)}"
+    train = _split(layout.train, layout.classes)
+    test = _split(layout.test, layout.classes) if layout.test else None
+    files = [path for split in (train, test) if split for path in split.images.read.args[0]]
+    _refuse_bad_files(directory, files)
+    if test:
+        dataset = labelled(shown(directory.name), train, test, names, where=where)
     else:
-        kept, held_out = stratify.train_test(train.labels, TEST_FRACTION, seed=0)
-        train, test = train.take(kept), train.take(held_out)
-    return Dataset(directory.name, train, test, class_names)
+        dataset = stratify.hold_out(shown(directory.name), train, names, where=where)
+    tqdm.write(_found(directory, root, layout, dataset))
+    return dataset
 
 
-def _classes(root: Path) -> set[str]:
-    return {path.name for path in root.iterdir() if path.is_dir() and any(_images(path))}
-
-
-def _images(directory: Path):
-    """The directory entries that look like images, at any depth."""
-    for folder, _, names in os.walk(directory):
-        yield from (Path(folder, name) for name in names if name.lower().endswith(EXTENSIONS))
-
-
-def _split(root: Path, class_names: tuple[str, ...]) -> Split:
-    files = [sorted(_images(root / name)) for name in class_names]
+def _split(root: Folder, classes: tuple[str, ...]) -> Split:
+    """The images below a folder of classes; a class that is not there has none."""
+    files = [sorted(root.folders[name].everything()) if name in root.folders else [] for name in classes]
     labels = np.repeat(np.arange(len(files), dtype=np.int32), [len(paths) for paths in files])
     paths = [path for of_class in files for path in of_class]
     identity = hashlib.sha256()
     for path in paths:
         state = path.stat()
-        identity.update(f"{path.relative_to(root)} {state.st_size} {state.st_mtime_ns}\n".encode())
+        identity.update(os.fsencode(path.relative_to(root.path)))
+        identity.update(f" {state.st_size} {state.st_mtime_ns}\n".encode())
     images = LazyImages(functools.partial(_read, paths), np.arange(len(paths)), identity.hexdigest())
     return Split(images, labels)
+
+
+def _found(directory: Path, root: Folder, layout: Layout, dataset: Dataset) -> str:
+    """One line: where the splits are, their classes and sizes, and what was left out."""
+
+    def counted(folder: Folder, split: Split) -> str:
+        counts = np.bincount(split.labels, minlength=dataset.num_classes)
+        pairs = zip(dataset.class_names, counts, strict=True)
+        named = [f"{name} {count}" for name, count in pairs][:_NAMED]
+        more = ", …" if dataset.num_classes > _NAMED else ""
+        place = folder.path.relative_to(directory)
+        inside = "" if place == Path() else f" in {shown(place)}/"
+        return f"{len(split):,}{inside} ({', '.join(named)}{more})"
+
+    held_out = counted(layout.test, dataset.test) if layout.test else f"{len(dataset.test):,}, held out"
+    notes = [f"{shown(name)}/ left alone" for name in layout.left_alone]
+    skipped = layout.skipped()
+    if skipped:
+        examples = ", ".join(shown(path.relative_to(directory)) for path in skipped[:3])
+        notes.append(f"{len(skipped):,} other files skipped ({examples}{', …' if len(skipped) > 3 else ''})")
+    if root.hidden:
+        notes.append(f"{root.hidden:,} hidden files or folders skipped")
+    return "; ".join(
+        [
+            f"folder {shown(directory)}: {dataset.num_classes} classes; training images "
+            f"{counted(layout.train, dataset.train)}; test images {held_out}",
+            *notes,
+        ]
+    )
+
+
+def _refuse_bad_files(directory: Path, paths: list[Path]) -> None:
+    """Checks all files on as many threads as there are cores, and names the bad ones together."""
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        checked = tqdm(
+            pool.map(_fault, paths), desc="images", total=len(paths), unit=" files", leave=False, disable=None
+        )
+        bad = [(path, fault) for path, fault in zip(paths, checked, strict=True) if fault]
+    if bad:
+        named = ", ".join(
+            f"{shown(path.relative_to(directory))} ({fault})" for path, fault in bad[:_NAMED]
+        ) + (", …" if len(bad) > _NAMED else "")
+        raise DataError(
+            f"{len(bad):,} of {len(paths):,} images in {shown(directory)} cannot be decoded: {named}; "
+            "replace or remove them"
+        )
+
+
+def _fault(path: Path) -> str:
+    """What keeps an image from being decoded, '' for nothing.
+
+    PNG has checksums, which Pillow verifies; a JPEG that ends as it should is taken to be whole; what has
+    neither is decoded.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode[0] in "IF":
+                return _TOO_DEEP
+            image.verify()
+            if image.format == "PNG" or (image.format in ("JPEG", "MPO") and _ends_as_jpeg(path)):
+                return ""
+        with Image.open(path) as image:
+            image.load()
+    except Exception as error:  # Pillow's decoders raise what their parsers happen to raise
+        return shown(str(error).partition(repr(str(path)))[0].strip() or type(error).__name__)
+    return ""
+
+
+_TOO_DEEP = "more than 8 bits a channel; convert it to 8 bits"
+
+
+def _ends_as_jpeg(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-2, os.SEEK_END)
+        return file.read() == b"\xff\xd9"
 
 
 def _read(paths: list[Path], positions: list[int]) -> list[np.ndarray]:
@@ -83,7 +150,7 @@ def decode(path: Path) -> np.ndarray:
             mode, upright = image.mode, ImageOps.exif_transpose(image)
             pixels = np.asarray(upright.convert("RGB"))
     except Exception as error:  # Pillow's decoders raise what their parsers happen to raise
-        raise DataError(f"{path} cannot be decoded ({error}); replace or remove it") from None
+        raise DataError(f"{shown(path)} cannot be decoded ({shown(error)}); replace or remove it") from None
     if mode[0] in "IF":
-        raise DataError(f"{path} has more than 8 bits a channel; convert it to 8 bits")
+        raise DataError(f"{shown(path)} has {_TOO_DEEP}")
     return pixels

@@ -78,8 +78,8 @@ def _dirichlet(
 ) -> list[np.ndarray]:
     """Each class is dealt out in proportions ~ Dir(alpha) over the clients (Yurochkin et al., arXiv
     1905.12022; Li et al., arXiv 2102.02079), drawn again until every client has its minimum."""
-    if not alpha > 0:
-        raise ValueError(f"alpha must be positive, got {alpha}")
+    if not 0 < alpha < np.inf:
+        raise ValueError(f"alpha must be positive and finite, got {alpha}; 'iid' gives equal shares")
     by_class = _shuffled_classes(labels, rng)
     class_sizes = np.array([len(members) for members in by_class])
     for _ in range(_TRIES):
@@ -220,20 +220,23 @@ def _draw(counts: np.ndarray, class_names: Sequence[str]):
     bottom = np.zeros(clients)
     for k in range(classes):
         colour = colours(k if classes <= 20 else k / (classes - 1))
-        axes.bar(range(clients), counts[:, k], 0.85, bottom, color=colour, label=class_names[k])
+        axes.bar(range(clients), counts[:, k], 0.85, bottom, color=colour, label=str(k))
         bottom += counts[:, k]
     axes.set(xlabel="client", ylabel="training examples", xlim=(-0.6, clients - 0.4))
     axes.set_ylim(0, 1.03 * max(bottom.max(), 1))
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.spines[["top", "right"]].set_visible(False)
     if classes <= 30:
-        figure.legend(
+        legend = figure.legend(
             loc="outside right center",
             ncols=1 + classes // 16,
             reverse=True,  # as the bars are stacked
             fontsize="small",
             frameon=False,
         )
+        for text in legend.get_texts():  # named here: a label is markup, and none where it starts with "_"
+            text.set_text(class_names[int(text.get_text())])
+            text.set_parse_math(False)
     else:
         axes.set_title(f"{classes} classes, coloured by index", fontsize="medium")
     return figure

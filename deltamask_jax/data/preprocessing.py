@@ -79,7 +79,7 @@ def apply(images: np.ndarray | Sequence[np.ndarray], preprocessing: Preprocessin
         f32[n, size, size, 3].
 
     Raises:
-        ValueError: the images are not uint8, or have neither one nor three channels.
+        ValueError: the images are not uint8, have no pixels, or have neither one nor three channels.
     """
     p = preprocessing
     if isinstance(images, np.ndarray):
@@ -108,6 +108,8 @@ def _with_channels(images: np.ndarray, ndim: int) -> np.ndarray:
         raise ValueError(
             f"images must be [h, w], [h, w, 1] or [h, w, 3], got shape {images.shape[ndim - 2 :]}"
         )
+    if 0 in images.shape[ndim - 2 :]:
+        raise ValueError(f"images must have pixels, got shape {images.shape[ndim - 2 :]}")
     return images
 
 
@@ -120,15 +122,14 @@ def _resize_and_crop(images: np.ndarray, p: Preprocessing) -> np.ndarray:
         short = max(p.size, math.floor(p.size / p.crop + 1e-6))
         rows, columns = short * height // min(height, width), short * width // min(height, width)
     top, left = (rows - p.size) // 2, (columns - p.size) // 2
-    across = _weights(width, columns, p.filter)[left : left + p.size]  # only what the crop keeps
-    down = _weights(height, rows, p.filter)[top : top + p.size]
+    above, down = _weights(height, rows, top, p.size, p.filter)
+    before, across = _weights(width, columns, left, p.size, p.filter)
+    images = images[:, above : above + down.shape[1], before : before + across.shape[1]]
     if width != columns:
         images = _round(np.einsum("xw,nhwc->nhxc", across, images.astype(np.float32), optimize=True))
-    else:
-        images = images[:, :, left : left + p.size]
     if height != rows:
-        return _round(np.einsum("yh,nhxc->nyxc", down, images.astype(np.float32), optimize=True))
-    return images[:, top : top + p.size]
+        images = _round(np.einsum("yh,nhxc->nyxc", down, images.astype(np.float32), optimize=True))
+    return images
 
 
 def _round(values: np.ndarray) -> np.ndarray:
@@ -138,20 +139,32 @@ def _round(values: np.ndarray) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=64)  # a photograph's matrix may take megabytes
-def _weights(source: int, target: int, filter: str) -> np.ndarray:
-    """One pass of the resize as a matrix, f32[target, source]; rows sum to 1."""
+def _weights(source: int, target: int, start: int, size: int, filter: str) -> tuple[int, np.ndarray]:
+    """One pass of the resize as a matrix, only what the crop keeps and only over the pixels that it reads.
+
+    Args:
+        source, target: length before and after, pixels.
+        start, size: which pixels of the result the crop keeps.
+
+    Returns:
+        The first source pixel read, and f32[size, pixels read]; rows sum to 1. Where source equals target,
+        it is the identity over what is kept.
+    """
+    if source == target:
+        return start, np.eye(size, dtype=np.float32)
     scale = source / target
     stretch = max(scale, 1.0)
-    centre = (np.arange(target) + 0.5)[:, None] * scale
+    centre = (np.arange(start, start + size) + 0.5)[:, None] * scale
     support = _SUPPORT[filter] * stretch
-    pixel = np.arange(source)[None, :]
-    first, last = (
-        np.floor(centre - support + 0.5),
-        np.floor(centre + support + 0.5),
-    )  # Pillow's window
-    x = np.abs((pixel + 0.5 - centre) / stretch)
-    weights = np.where((pixel >= first) & (pixel < last), _KERNEL[filter](x), 0.0)
-    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    first, last = (np.floor(centre + side + 0.5).astype(np.int64) for side in (-support, support))
+    pixel = first + np.arange((last - first).max())  # Pillow's window
+    inside = (pixel >= 0) & (pixel < np.minimum(last, source))
+    weights = np.where(inside, _KERNEL[filter](np.abs((pixel + 0.5 - centre) / stretch)), 0.0)
+    weights /= weights.sum(axis=1, keepdims=True)
+    low, high = max(first[0, 0], 0), min(last[-1, 0], source)
+    matrix = np.zeros((size, high - low), np.float32)
+    matrix[np.nonzero(inside)[0], pixel[inside] - low] = weights[inside]
+    return int(low), matrix
 
 
 def _bicubic(x: np.ndarray, a: float = -0.5) -> np.ndarray:

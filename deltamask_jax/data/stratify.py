@@ -1,8 +1,12 @@
 """Seeded subsets that keep the label proportions."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from deltamask_jax.data.dataset import DataError, Dataset
+from deltamask_jax.data.dataset import DataError, Dataset, Split, classes, labelled
+
+TEST_FRACTION = 0.2  # where the source has no test split of its own
 
 
 def shuffled(n: int, seed: int) -> np.ndarray:
@@ -32,9 +36,20 @@ def stratified(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
 
 
 def train_test(labels: np.ndarray, test_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted positions of a stratified training and test part, together every example once."""
-    test = stratified(labels, round(test_fraction * len(labels)), seed)
+    """Sorted positions of a stratified training and test part, together every example once.
+
+    The only example of a class trains.
+    """
+    several = np.flatnonzero(np.bincount(labels)[labels] > 1)
+    test = several[stratified(labels[several], round(test_fraction * len(several)), seed)]
     return np.setdiff1d(np.arange(len(labels)), test), test
+
+
+def hold_out(name: str, train: Split, class_names: Sequence[str] | None = None, *, where: str) -> Dataset:
+    """A data set whose test split is a fifth of what trains, always the same one; see `dataset.labelled`."""
+    labels, _, class_names = classes(train.labels, train.labels, class_names, where=where)
+    kept, held = train_test(labels, TEST_FRACTION, seed=0)
+    return labelled(name, train.take(kept), train.take(held), class_names, where=where)
 
 
 def subset(dataset: Dataset, train_examples: int = 0, test_examples: int = 0, seed: int = 0) -> Dataset:

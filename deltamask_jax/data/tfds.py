@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from deltamask_jax.data import stratify
-from deltamask_jax.data.dataset import DataError, Dataset, LazyImages, Split, to_labels
-from deltamask_jax.data.folder import TEST_FRACTION
+from deltamask_jax.data.dataset import DataError, Dataset, LazyImages, Split, labelled
+from deltamask_jax.paths import expanded
 
 # The data sets of DeltaMask (arXiv 2311.17299) and FedPEFT (arXiv 2210.01708), with TFDS's default
 # configuration where there are several. Any other TFDS data set of images and labels works as well.
@@ -54,25 +54,34 @@ def load(spec: str, data_dir: str | Path | None = None) -> Dataset:
         data_dir: where they are prepared; by default `$TFDS_DATA_DIR` or ~/tensorflow_datasets.
 
     Raises:
-        DataError: it is not prepared there, not as array_record, not whole, or holds no images with
-            labels.
+        DataError: it is not prepared there, not as array_record, not whole, holds no 8-bit images with one
+            integer label each, or the labels break the rule of `labelled`.
     """
-    root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    root = expanded(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
     directory = _prepared(spec, root)
     builder = _open(directory, root)
-    features, splits = builder.info.features, builder.info.splits
-    if features is None or not {"image", "label"} <= set(features) or "train" not in splits:
-        raise DataError(f"tfds:{spec} has no 'train' split of 'image' and 'label'")
+    names = _class_names(builder.info, spec)
     upright = builder.info.name == "emnist"
-    names = tuple(features["label"].names or map(str, range(features["label"].num_classes)))
-    train = _split(builder, "train", len(names), upright)
-    held_out = next((name for name in ("test", "validation") if name in splits), None)
+    train = _split(builder, "train", upright)
+    held_out = next((name for name in ("test", "validation") if name in builder.info.splits), None)
     if held_out:
-        test = _split(builder, held_out, len(names), upright)
-    else:
-        kept, held = stratify.train_test(train.labels, TEST_FRACTION, seed=0)
-        train, test = train.take(kept), train.take(held)
-    return Dataset(builder.info.name, train, test, names)
+        test = _split(builder, held_out, upright)
+        return labelled(builder.info.name, train, test, names, where=f"tfds:{spec}")
+    return stratify.hold_out(builder.info.name, train, names, where=f"tfds:{spec}")
+
+
+def _class_names(info, spec: str) -> tuple[str, ...] | None:
+    """The names of the classes, numbers where only their count is known, None where not even that."""
+    features = info.features if hasattr(info.features, "keys") else {}
+    if not {"image", "label"} <= set(features.keys()) or "train" not in info.splits:
+        raise DataError(f"tfds:{spec} has no 'train' split of 'image' and 'label'")
+    image, label = features["image"], features["label"]
+    if label.shape != () or np.dtype(label.np_dtype).kind not in "iu":
+        raise DataError(f"tfds:{spec} has labels {label}: one integer per example is needed")
+    if len(image.shape or ()) != 3 or image.np_dtype != np.uint8:
+        raise DataError(f"tfds:{spec} has images {image}: 8 bits per channel are needed")
+    names, count = getattr(label, "names", None), getattr(label, "num_classes", None)
+    return tuple(names or map(str, range(count))) if names or count else None
 
 
 def _prepared(spec: str, root: Path) -> Path:
@@ -94,7 +103,11 @@ def _prepared(spec: str, root: Path) -> Path:
 
 def _open(directory: Path, root: Path):
     """A TFDS builder over the directory, checked to be in a format that is read at random."""
-    info = json.loads((directory / "dataset_info.json").read_text())
+    try:
+        info = json.loads((directory / "dataset_info.json").read_text())
+        info.get("fileFormat")
+    except (OSError, ValueError, AttributeError):
+        raise DataError(f"{directory / 'dataset_info.json'} is damaged; copy or prepare it again") from None
     formats = [info.get("fileFormat", "tfrecord"), *info.get("alternativeFileFormats", [])]
     if "array_record" not in formats:
         name = directory.parent.relative_to(root)
@@ -112,7 +125,7 @@ def _open(directory: Path, root: Path):
     return tfds.builder_from_directory(directory)
 
 
-def _split(builder, split: str, num_classes: int, upright: bool) -> Split:
+def _split(builder, split: str, upright: bool) -> Split:
     from tensorflow_datasets import decode
 
     source = builder.as_data_source(split=split)
@@ -126,7 +139,7 @@ def _split(builder, split: str, num_classes: int, upright: bool) -> Split:
         raise DataError(f"{builder.data_path} is incomplete ({reason}); copy it again") from None
     identity = f"{builder.info.full_name} {split} {builder.info.splits[split].num_bytes}"
     images = LazyImages(functools.partial(_read, source, upright), np.arange(len(labels)), identity)
-    return Split(images, to_labels(np.array(labels, np.int64), num_classes, builder.info.full_name))
+    return Split(images, np.array(labels, np.int64))
 
 
 def _read(source, upright: bool, positions: list[int]) -> list[np.ndarray]:

@@ -15,13 +15,14 @@ from deltamask_jax.methods.fedpm import fedpm
 from deltamask_jax.methods.klms import klms
 from deltamask_jax.methods.linear_probe import linear_probe
 from deltamask_jax.methods.masking import aggregator
-from deltamask_jax.methods.method import Method, Task
+from deltamask_jax.methods.method import Method
 from deltamask_jax.methods.peft import peft, tunes_prefix
 from deltamask_jax.methods.qsgd import qsgd
 from deltamask_jax.methods.signsgd import signsgd
 from deltamask_jax.registry import look_up
+from deltamask_jax.task import Task
 
-__all__ = ["METHODS", "Method", "Task", "build", "check", "trains_prefix"]
+__all__ = ["METHODS", "Method", "build", "check", "trains_prefix"]
 
 MASK_METHODS = {
     "deltamask": deltamask,
@@ -32,6 +33,7 @@ MASK_METHODS = {
 }
 WEIGHT_METHODS = {"fedavg": fedavg, "eden": eden, "drive": drive, "qsgd": qsgd, "signsgd": signsgd}
 SEND_FLIPS = ("deltamask", "deepreduce")  # updates are packed flips against the global mask
+ABOUT_FLIPS = ("trimmed", "median", "all_flip", "random_flip", "collude", "collude_near")
 METHODS = MASK_METHODS | WEIGHT_METHODS | {"linear_probe": linear_probe, "peft": peft}
 # Methods that may train before the frozen prefix's cut, and when they do.
 TRAINS_PREFIX = {"peft": tunes_prefix} | dict.fromkeys(WEIGHT_METHODS, trains_backbone)
@@ -49,7 +51,7 @@ def check(config) -> None:
     if config.method not in SEND_FLIPS:
         asked = {"robust.aggregator": config.robust.aggregator, "attack.kind": config.attack.kind}
         for name, value in asked.items():
-            if value in ("trimmed", "median", "clip", "all_flip", "random_flip"):
+            if value in ABOUT_FLIPS:
                 raise ValueError(
                     f"config.{name}={value!r} is about flips, which method {config.method!r} does not send: "
                     f"use one of {', '.join(SEND_FLIPS)}"

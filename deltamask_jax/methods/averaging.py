@@ -18,7 +18,7 @@ import optax
 from flax import traverse_util
 from jax.flatten_util import ravel_pytree
 
-from deltamask_jax import aggregation
+from deltamask_jax import aggregation, codecs
 from deltamask_jax.codecs import dense
 from deltamask_jax.local_training import Batch, weight_training
 from deltamask_jax.methods.method import Method
@@ -135,10 +135,12 @@ def averaging(
         return dataclasses.replace(state, residuals=state.residuals | kept)
 
     def decode(state, payloads, round_number, clients):
-        return [
-            wire.decode(payload, n, round_number, int(client))
-            for payload, client in zip(payloads, clients, strict=True)
-        ]
+        return codecs.valid_and_rejected(
+            [
+                codecs.attempt(wire.decode, payload, n, round_number, int(client))
+                for payload, client in zip(payloads, clients, strict=True)
+            ]
+        )
 
     def aggregate(state, received, clients, examples, round_number):
         mean = aggregation.weighted_mean(received, examples)

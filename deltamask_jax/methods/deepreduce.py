@@ -25,7 +25,8 @@ import optax
 
 from deltamask_jax import codecs
 from deltamask_jax.methods.deltamask import flip_method
-from deltamask_jax.methods.method import Method, Task
+from deltamask_jax.methods.method import Method
+from deltamask_jax.task import Task
 
 
 def deepreduce(config, task: Task) -> Method:

@@ -21,12 +21,14 @@ import numpy as np
 import optax
 
 from deltamask_jax import codecs, masks, robust
+from deltamask_jax.codecs import distance
 from deltamask_jax.diagnostics import mask_diagnostics
 from deltamask_jax.methods import masking
-from deltamask_jax.methods.method import Method, Task
+from deltamask_jax.methods.method import Method
 from deltamask_jax.metrics import binary_entropy
 from deltamask_jax.public_random import EVERY_CLIENT, uniforms
 from deltamask_jax.registry import look_up
+from deltamask_jax.task import Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,25 +95,33 @@ def flip_method(name: str, config, task: Task, codec_of: list[codecs.Codec], kap
         mine = [codec_of[client] for client in clients]
         known = list(contexts(state, round_number, clients))
         kind, trim, limit = (config.robust[key] for key in ("aggregator", "trim", "max_flip_rate"))
-        if shared and kind != "clip":  # every client flips from the same mask: counting them is enough
-            flips = codecs.decode_counts(mine, payloads, known).astype(np.int32)
-            total = int(flips.sum())
-            if total <= limit * index.d:  # then so does each of them
-                ones = masks.draw(state.theta, known[0].uniforms)
-                ups, downs = np.where(ones, 0, flips), np.where(ones, flips, 0)
-                return Votes(robust.total_change(kind, trim, ups, downs, len(clients)), total)
-        decoded = []
-        for flips in codecs.decode_cohort(mine, payloads, known):
-            robust.check_flips(len(flips), index.d, limit)
-            decoded.append(flips)
-        sizes = [len(flips) for flips in decoded]
+        together = shared and kind != "clip"  # all flip from the same mask: counting them is enough
+        if together:
+            counts, sizes = codecs.decode_counts(mine, payloads, known)
+        else:
+            decoded = list(codecs.decode_cohort(mine, payloads, known))
+            sizes = [flips if isinstance(flips, codecs.PayloadError) else len(flips) for flips in decoded]
+        sizes = robust.check_flips(sizes, index.d, limit)
+        valid, rejected = codecs.valid_and_rejected(sizes)
         ups, downs = np.zeros((2, index.d), np.float32 if kind == "clip" else np.int32)
-        weights = robust.client_weights(kind, sizes).astype(ups.dtype)
-        for flips, context, weight in zip(decoded, known, weights, strict=True):
-            ones = masks.draw(state.theta[flips], context.uniforms[flips])
-            ups[flips[~ones]] += weight
-            downs[flips[ones]] += weight
-        return Votes(robust.total_change(kind, trim, ups, downs, len(clients)), sum(sizes))
+        if together:
+            for place, error in rejected.items():
+                if error.reason == robust.TOO_MANY:  # counted before anybody knew
+                    counts[mine[place].decode(payloads[place], known[place])] -= 1
+            flips = np.flatnonzero(counts)
+            received = [(flips, counts[flips].astype(np.int32), known[0])]
+        else:
+            rows = [k for k in range(len(payloads)) if k not in rejected]
+            received = [(decoded[k], np.ones(len(decoded[k]), ups.dtype), known[k]) for k in rows]
+        if kind == "clip" and received:
+            apart = [distance.between(context.uniforms[at], state.theta[at]) for at, _, context in received]
+            weights = robust.clip_weights(apart)
+            received = [(at, its, context) for (at, _, context), its in zip(received, weights, strict=True)]
+        for at, votes, context in received:
+            ones = masks.draw(state.theta[at], context.uniforms[at])
+            ups[at[~ones]] += votes[~ones]
+            downs[at[ones]] += votes[ones]
+        return Votes(robust.total_change(kind, trim, ups, downs, len(valid)), sum(valid)), rejected
 
     def tally(state, votes, round_number, clients):
         """Σ m̂_k = Σ m_g,k + the signed flips."""

@@ -10,7 +10,8 @@ Local training, server step and downlink are those of `config.fedavg`.
 
 from deltamask_jax.methods.eden import rotated_wire
 from deltamask_jax.methods.fedavg import fine_tuning
-from deltamask_jax.methods.method import Method, Task
+from deltamask_jax.methods.method import Method
+from deltamask_jax.task import Task
 
 
 def drive(config, task: Task) -> Method:

@@ -11,7 +11,8 @@ Local training, server step and downlink are those of `config.fedavg`.
 from deltamask_jax.codecs import eden as codec
 from deltamask_jax.methods.averaging import Wire
 from deltamask_jax.methods.fedavg import fine_tuning
-from deltamask_jax.methods.method import Method, Task
+from deltamask_jax.methods.method import Method
+from deltamask_jax.task import Task
 
 
 def eden(config, task: Task) -> Method:

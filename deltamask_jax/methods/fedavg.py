@@ -18,7 +18,8 @@ import optax
 from deltamask_jax.flat_index import FlatIndex
 from deltamask_jax.local_training import cross_entropy
 from deltamask_jax.methods.averaging import WHOLE, Wire, averaging
-from deltamask_jax.methods.method import Method, Task
+from deltamask_jax.methods.method import Method
+from deltamask_jax.task import Task
 
 # Running statistics of frozen BatchNorm are parameters here, but none that a gradient may move.
 _NO_STATISTICS = r"(?!(.*/)?(mean|var)$)"

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 
 from deltamask_jax import codecs, masks
 from deltamask_jax.methods.fedpm import whole_mask_method
-from deltamask_jax.methods.method import Method, Task
+from deltamask_jax.methods.method import Method
+from deltamask_jax.task import Task
 
 
 def fedmask(config, task: Task) -> Method:

@@ -21,10 +21,11 @@ import numpy as np
 
 from deltamask_jax import codecs, masks
 from deltamask_jax.methods import masking
-from deltamask_jax.methods.method import Method, Task
+from deltamask_jax.methods.method import Method
 from deltamask_jax.metrics import binary_entropy
 from deltamask_jax.public_random import uniforms
 from deltamask_jax.registry import look_up
+from deltamask_jax.task import Task
 
 
 def fedpm(config, task: Task) -> Method:
@@ -78,7 +79,8 @@ def whole_mask_method(
         return codecs.encode_cohort([codec] * len(clients), ones, contexts(state, round_number, clients))
 
     def decode(state, payloads, round_number, clients):
-        return codecs.decode_counts(codec, payloads, contexts(state, round_number, clients))
+        counts, sizes = codecs.decode_counts(codec, payloads, contexts(state, round_number, clients))
+        return counts, codecs.valid_and_rejected(sizes)[1]
 
     def tally(state, counts, round_number, clients):
         global_ones = None

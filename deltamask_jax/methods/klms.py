@@ -18,10 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from deltamask_jax import masks
-from deltamask_jax.codecs import Context, random_coding
+from deltamask_jax.codecs import Context, PayloadError, random_coding
 from deltamask_jax.methods import masking
-from deltamask_jax.methods.method import Method, Task
+from deltamask_jax.methods.method import Method
 from deltamask_jax.public_random import CANDIDATES, stream_key
+from deltamask_jax.task import Task
 
 
 def klms(config, task: Task) -> Method:
@@ -51,10 +52,13 @@ def klms(config, task: Task) -> Method:
 
     def decode(state, payloads, round_number, clients):
         """Σ m̂_k, i32[d]."""
-        ones = np.zeros(index.d, np.int32)
-        for payload, client in zip(payloads, clients, strict=True):
-            ones += random_coding.decode(payload, *sides(state, round_number, client), bits=options.bits)
-        return ones
+        ones, rejected = np.zeros(index.d, np.int32), {}
+        for place, (payload, client) in enumerate(zip(payloads, clients, strict=True)):
+            try:
+                ones += random_coding.decode(payload, *sides(state, round_number, client), bits=options.bits)
+            except PayloadError as error:
+                rejected[place] = error
+        return ones, rejected
 
     return masking.mask_method(
         "klms",

@@ -7,7 +7,8 @@ import optax
 
 from deltamask_jax.local_training import cross_entropy
 from deltamask_jax.methods.averaging import averaging
-from deltamask_jax.methods.method import Method, Task
+from deltamask_jax.methods.method import Method
+from deltamask_jax.task import Task
 
 
 def linear_probe(config, task: Task) -> Method:

@@ -25,9 +25,10 @@ import optax
 from deltamask_jax import aggregation, masks
 from deltamask_jax.codecs import dense
 from deltamask_jax.local_training import mask_training
-from deltamask_jax.methods.method import Method, Task
+from deltamask_jax.methods.method import Method
 from deltamask_jax.public_random import MASK, stream_key, uniforms
 from deltamask_jax.registry import look_up
+from deltamask_jax.task import Task
 
 
 @jax.tree_util.register_dataclass

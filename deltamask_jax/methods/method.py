@@ -1,4 +1,4 @@
-"""The seam every method fills: what it is given, and the functions it is made of."""
+"""The seam every method fills: the functions it is made of."""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,26 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from deltamask_jax.flat_index import FlatIndex
+from deltamask_jax.codecs import PayloadError
 from deltamask_jax.local_training import LocalTraining
-from deltamask_jax.models import Model
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """What every method is given.
-
-    Attributes:
-        model: the network, cut where training starts.
-        params: pretrained parameters, frozen.
-        head: {'kernel': f32[features, classes], 'bias': f32[classes]}.
-        index: the masked kernels, d of them.
-    """
-
-    model: Model
-    params: Any
-    head: dict[str, Any]
-    index: FlatIndex
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +27,8 @@ class Method:
         encode: (state, updates of k clients as NumPy trees, round, clients) -> k payloads.
         remember: (state, updates, payloads, round, clients) -> state, with what clients keep for their next
             round (error feedback); by default nothing. It is simulated: none of it is ever sent.
-        decode: (state, payloads, round, clients) -> what `aggregate` needs of them. Raises `PayloadError`.
+        decode: (state, payloads, round, clients) -> what `aggregate` needs of the valid ones, and the
+            `PayloadError` of each of the others by its place. Every payload is decoded once.
         aggregate: (state, decoded, clients, example counts, round) -> state.
         eval_params: (state) -> (params, head) of the network that is evaluated.
         describe: (updates with leading axis k, decoded) -> numbers for the round's line in metrics.jsonl.
@@ -62,7 +45,7 @@ class Method:
     receive: Callable[[bytes, int], Any]
     private: Callable[[int, np.ndarray], Any]
     encode: Callable[[Any, list, int, np.ndarray], list[bytes]]
-    decode: Callable[[Any, list[bytes], int, np.ndarray], Any]
+    decode: Callable[[Any, list[bytes], int, np.ndarray], tuple[Any, dict[int, PayloadError]]]
     aggregate: Callable[[Any, Any, np.ndarray, list[int], int], Any]
     eval_params: Callable[[Any], tuple[Any, dict[str, Any]]]
     describe: Callable[[Any, Any], dict[str, float]]

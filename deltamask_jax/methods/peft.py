@@ -18,13 +18,14 @@ import optax
 from flax import traverse_util
 from jax.flatten_util import ravel_pytree
 
-from deltamask_jax import aggregation
+from deltamask_jax import aggregation, codecs
 from deltamask_jax.codecs import dense, rounded
 from deltamask_jax.local_training import cross_entropy, weight_training
-from deltamask_jax.methods.method import Method, Task
+from deltamask_jax.methods.method import Method
 from deltamask_jax.models import adapters
 from deltamask_jax.models.vit import ViTConfig
 from deltamask_jax.public_random import EVERY_CLIENT, PARTS, ROUNDING, stream_key, uniforms
+from deltamask_jax.task import Task
 
 
 def tunes_prefix(config) -> bool:
@@ -99,10 +100,12 @@ def peft(config, task: Task) -> Method:
         ]
 
     def decode(state, payloads, round_number, clients):
-        return [
-            unpack(payload, round_number, int(client))
-            for payload, client in zip(payloads, clients, strict=True)
-        ]
+        return codecs.valid_and_rejected(
+            [
+                codecs.attempt(unpack, payload, round_number, int(client))
+                for payload, client in zip(payloads, clients, strict=True)
+            ]
+        )
 
     def aggregate(state, changes, clients, examples, round_number):
         return jax.tree.map(np.add, state, aggregation.weighted_mean(changes, examples))

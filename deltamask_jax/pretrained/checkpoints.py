@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from flax import serialization, traverse_util
 
+from deltamask_jax.paths import expanded
 from deltamask_jax.pretrained.tensors import (
     PICKLE,
     Tensor,
@@ -58,7 +59,7 @@ def read(checkpoint: str, revision: str = "") -> Checkpoint:
     """
     if checkpoint.startswith("hf:"):
         return _huggingface(_download(checkpoint.removeprefix("hf:"), revision), checkpoint)
-    path = Path(checkpoint).expanduser()
+    path = expanded(checkpoint)
     if not path.exists():
         raise FileNotFoundError(f"checkpoint {checkpoint!r} does not exist; check model.checkpoint")
     if path.is_file():

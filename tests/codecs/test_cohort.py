@@ -1,11 +1,13 @@
 """Cohorts: counts equal to decoding one by one, thread pools, settings per client."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from deltamask_jax import codecs
 from deltamask_jax.codecs import membership
-from tests.codecs.cases import drift
+from tests.codecs.cases import drift, sealed
 
 D = membership.SMALL + 9000
 
@@ -41,7 +43,7 @@ def test_counts_equal_decoding_one_by_one(settings):
     codec = codecs.get(**settings)
     positions, contexts = cohort(7, [500, 0, 600, 599, 700])
     payloads = codecs.encode_cohort(codec, positions, contexts, threads=2)
-    counts = codecs.decode_counts(codec, payloads, contexts)
+    counts, sizes = codecs.decode_counts(codec, payloads, contexts)
     assert counts.dtype == np.uint16
     np.testing.assert_array_equal(counts, one_by_one(codec, payloads, contexts))
 
@@ -54,7 +56,7 @@ def test_any_number_of_clients_shares_rows(clients, monkeypatch):
     payloads = codecs.encode_cohort(codec, positions, contexts)
     expected = one_by_one(codec, payloads, contexts)
     monkeypatch.setattr(membership, "SMALL", 0)
-    counts = codecs.decode_counts(codec, payloads, contexts)
+    counts, sizes = codecs.decode_counts(codec, payloads, contexts)
     np.testing.assert_array_equal(counts, expected)
     assert counts.sum() >= 40 * clients
 
@@ -66,11 +68,11 @@ def test_the_accelerators_path_counts_the_same(settings, monkeypatch):
     codec = codecs.get(**{"name": "bfuse", "capacity": 300} | settings)
     positions, contexts = cohort(5, [300], d=5000)
     payloads = codecs.encode_cohort(codec, positions, contexts)
-    expected = codecs.decode_counts(codec, payloads, contexts)
+    expected, _ = codecs.decode_counts(codec, payloads, contexts)
     monkeypatch.setattr(membership, "SMALL", 0)
     monkeypatch.setattr(membership.jax, "default_backend", lambda: "tpu")
     monkeypatch.setattr(membership, "_COHORT_CHUNK", 1 << 11)
-    np.testing.assert_array_equal(codecs.decode_counts(codec, payloads, contexts), expected)
+    np.testing.assert_array_equal(codecs.decode_counts(codec, payloads, contexts)[0], expected)
 
 
 def test_capacity_gives_clients_one_seed_and_shape():
@@ -89,13 +91,52 @@ def test_rows_hold_every_client_side_by_side():
     assert not rows[:, 11:].any()
 
 
-def test_a_bad_payload_in_the_cohort_is_refused():
-    codec = codecs.get("bfuse", capacity=500)
-    positions, contexts = cohort(4, [500])
+@pytest.mark.parametrize("name", ["bfuse", "rice"])
+def test_bad_payloads_are_named_in_their_place_and_the_others_are_counted(name):
+    codec = codecs.get(name)
+    positions, contexts = cohort(5, [500])
     payloads = codecs.encode_cohort(codec, positions, contexts)
-    payloads[2] = payloads[1]
-    with pytest.raises(codecs.PayloadError, match="client"):
-        codecs.decode_counts(codec, payloads, contexts)
+    good = [0, 2, 4]
+    expected = one_by_one(codec, [payloads[k] for k in good], [contexts[k] for k in good])
+    payloads[1], payloads[3] = payloads[0], b"junk"
+    counts, sizes = codecs.decode_counts(codec, payloads, contexts)
+    np.testing.assert_array_equal(counts, expected)
+    reasons = [getattr(size, "reason", None) for size in sizes]
+    assert reasons == [None, "other client", None, "wrong length", None]
+    assert sum(sizes[k] for k in good) == pytest.approx(int(counts.sum()), rel=0.05)
+
+
+def test_each_payload_is_decoded_once(monkeypatch):
+    codec = codecs.get("rice")
+    positions, contexts = cohort(6, [50])
+    payloads = codecs.encode_cohort(codec, positions, contexts)
+    payloads[0] = payloads[3] = b"junk"
+    seen = []
+    watched = dataclasses.replace(codec, decode=lambda p, c: (seen.append(c.client), codec.decode(p, c))[1])
+    codecs.decode_counts(watched, payloads, contexts)
+    assert sorted(seen) == list(range(6))
+
+
+def test_a_filter_with_more_keys_than_it_announces_shows_in_its_size(monkeypatch):
+    """Cohorts are counted together, at what they announce, until their sum does not fit."""
+    monkeypatch.setattr(membership, "SMALL", 0)
+    codec = codecs.get("bfuse", capacity=300, container="raw")
+    positions, contexts = cohort(6, [300], d=70_000)
+    _, honest = codecs.decode_counts(codec, codecs.encode_cohort(codec, positions, contexts), contexts)
+    assert all(abs(size - 300 - 70_000 / 256) < 2 for size in honest)
+    positions[2] = np.arange(300, dtype=np.uint32)
+    payloads = codecs.encode_cohort(codec, positions, contexts)
+    full = codec.encode(np.arange(2000, dtype=np.uint32), contexts[2])  # in a table of its own
+    lying = bytearray(full)
+    lying[12:16] = (300).to_bytes(4, "little")
+    payloads[2] = sealed(bytes(lying))
+    _, sizes = codecs.decode_counts(codec, payloads, contexts)
+    assert sizes[2] >= 2000 and all(sizes[k] < 700 for k in (0, 1, 3, 4, 5))
+    table = bytearray(payloads[1])
+    table[44:] = bytes(len(table) - 44)  # the honest shape, all slots zero
+    payloads[1] = sealed(bytes(table))
+    counts, sizes = codecs.decode_counts(codec, payloads, contexts)
+    assert sum(sizes) == pytest.approx(int(counts.sum()), rel=0.1)
 
 
 def test_clients_may_have_their_own_settings():
@@ -112,7 +153,7 @@ def test_clients_may_have_their_own_settings():
     pairs = [drift(4000, 0.2, seed=k, client=k) for k in range(5)]
     positions, contexts = zip(*pairs, strict=True)
     payloads = codecs.encode_cohort(per_client, positions, contexts)
-    counts = codecs.decode_counts(per_client, payloads, contexts)
+    counts, sizes = codecs.decode_counts(per_client, payloads, contexts)
     expected = np.zeros(4000, int)
     for codec, payload, context in zip(per_client, payloads, contexts, strict=True):
         expected[codec.decode(payload, context)] += 1
@@ -127,8 +168,8 @@ def test_decoding_a_cohort_keeps_the_clients_order():
     decoded = list(codecs.decode_cohort(codec, payloads, contexts, threads=3))
     for got, expected in zip(decoded, positions, strict=True):
         np.testing.assert_array_equal(got, expected)
-    with pytest.raises(codecs.PayloadError):
-        list(codecs.decode_cohort(codec, payloads[::-1], contexts))
+    turned = list(codecs.decode_cohort(codec, payloads[::-1], contexts))
+    assert [isinstance(item, codecs.PayloadError) for item in turned] == [True, True, False, True, True]
 
 
 @pytest.mark.parametrize("clients", ["5", "0-5", "x", "2-", "-1"])

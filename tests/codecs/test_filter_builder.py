@@ -1,5 +1,8 @@
 """Filters: geometry and membership of the C library, no false negatives, false-positive rates."""
 
+import runpy
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -172,3 +175,12 @@ def test_false_positive_rate(bits, kind):
     false = len(membership.query_all(built, 1 << 20)) - 4000
     expected = ((1 << 20) - 4000) * 2.0**-bits
     assert abs(false - expected) < 5 * expected**0.5
+
+
+def test_without_the_c_library_numpy_builds(monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "pyfusefilter._xorfilter", None)  # importing it fails
+    alone = runpy.run_path(filter_builder.__file__)
+    assert "filters are built in NumPy" in caplog.text
+    positions = random_positions(1000, 50_000)
+    built = alone["build"](positions, 8, fingerprints.fuse_geometry(1000))
+    assert c_contains(built, positions).all()

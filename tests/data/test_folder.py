@@ -1,5 +1,7 @@
 """Directories of images: classes, splits, lazy decoding."""
 
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -56,11 +58,12 @@ def test_sizes_modes_and_orientation(tmp_path):
     exif[0x0112] = 6  # the camera was turned by a quarter
     Image.new("RGB", (8, 2)).save(tmp_path / "a/3.JPG", exif=exif, format="jpeg")
     (tmp_path / "a/notes.txt").write_text("no image")
+    _write(tmp_path, "b", 1, size=(7, 7))
     dataset = data.load(f"folder:{tmp_path}")
     images = [
         i for split in (dataset.train, dataset.test) for i in map(split.images.__getitem__, range(len(split)))
     ]
-    assert sorted(i.shape for i in images) == [(2, 2, 3), (3, 4, 3), (5, 5, 3), (8, 2, 3)]
+    assert sorted(i.shape for i in images) == [(2, 2, 3), (3, 4, 3), (5, 5, 3), (7, 7, 3), (8, 2, 3)]
     batch = dataset.train.images[np.arange(len(dataset.train))]
     assert isinstance(batch, list)
     assert preprocessing.apply(batch, preprocessing.GLYPH).shape == (len(batch), 32, 32, 3)
@@ -68,9 +71,10 @@ def test_sizes_modes_and_orientation(tmp_path):
 
 def test_subset_stays_lazy(tmp_path):
     _write(tmp_path / "train", "a", 4)
+    _write(tmp_path / "train", "b", 1)
     _write(tmp_path / "test", "a", 4)
-    (tmp_path / "train/a/00.png").write_bytes(b"damaged")
     dataset = data.subset(data.load(f"folder:{tmp_path}"), test_examples=2)
+    (tmp_path / "train/a/00.png").write_bytes(b"damaged")  # since
     assert len(dataset.test.images) == len(dataset.test.labels) == 2
     assert dataset.train.images[np.array([3])].shape == (1, 6, 5, 3)
     with pytest.raises(data.DataError, match="00.png cannot be decoded"):
@@ -79,13 +83,15 @@ def test_subset_stays_lazy(tmp_path):
 
 def test_the_identity_follows_the_files(tmp_path):
     _write(tmp_path, "a", 5)
+    _write(tmp_path, "b", 5)
 
     def identity():
         return data.load(f"folder:{tmp_path}").train.images.identity
 
     before = identity()
     assert identity() == before
-    Image.new("RGB", (9, 9)).save(tmp_path / "a/00.png")
+    for name in "ab":
+        Image.new("RGB", (9, 9)).save(tmp_path / name / "00.png")
     assert identity() != before
 
 
@@ -96,11 +102,97 @@ def test_refusals(tmp_path):
     with pytest.raises(data.DataError, match="holds images"):
         data.load(f"folder:{tmp_path / 'empty'}")
     _write(tmp_path / "odd/train", "a", 1)
+    _write(tmp_path / "odd/train", "c", 1)
     _write(tmp_path / "odd/test", "b", 1)
     with pytest.raises(data.DataError, match="lacks: b"):
         data.load(f"folder:{tmp_path / 'odd'}")
     (tmp_path / "deep/a").mkdir(parents=True)
     for i in range(5):
         Image.fromarray(np.zeros((3, 3), np.uint16)).save(tmp_path / f"deep/a/{i}.png")
-    with pytest.raises(data.DataError, match="more than 8 bits"):
-        data.load(f"folder:{tmp_path / 'deep'}").train.images[0]
+    _write(tmp_path / "deep", "b", 1)
+    with pytest.raises(data.DataError, match=r"5 of 6 images .* a/0.png \(more than 8 bits"):
+        data.load(f"folder:{tmp_path / 'deep'}")
+    _write(tmp_path / "one", "a", 5)
+    with pytest.raises(data.DataError, match="one class only, a"):
+        data.load(f"folder:{tmp_path / 'one'}")
+
+
+def test_all_bad_files_are_named_before_any_is_used(tmp_path):
+    _write(tmp_path, "a", 20, size=(40, 40))
+    _write(tmp_path, "b", 3)
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8))
+    for name in ("whole.jpg", "cut.jpg", "whole.bmp", "cut.bmp"):
+        noise.save(tmp_path / "b" / name)
+    for name in ("a/00.png", "b/cut.jpg", "b/cut.bmp"):
+        file = tmp_path / name
+        file.write_bytes(file.read_bytes()[:-30])
+    checksum = tmp_path / "a/01.png"
+    checksum.write_bytes(
+        checksum.read_bytes().replace(b"IDAT", b"IDAT", 1)[:-14] + b"x" + checksum.read_bytes()[-13:]
+    )
+    (tmp_path / "a/02.png").write_bytes(b"")
+    (tmp_path / "b/whole.jpg").write_bytes((tmp_path / "b/whole.jpg").read_bytes() + b"trailing")
+    with pytest.raises(data.DataError, match="5 of 27 images") as caught:
+        data.load(f"folder:{tmp_path}")
+    message = str(caught.value)
+    assert all(name in message for name in ("a/00.png", "a/01.png", "a/02.png", "b/cut.jpg", "b/cut.bmp"))
+    assert "\n" not in message and "whole" not in message
+    for i in range(3, 20):
+        (tmp_path / f"a/{i:02}.png").write_bytes(b"damaged")
+    with pytest.raises(
+        data.DataError, match=r"22 of 27 .*a/09.png \([^)]*\), …; replace or remove them"
+    ) as caught:
+        data.load(f"folder:{tmp_path}")
+    assert "a/10.png" not in str(caught.value)
+
+
+def test_what_was_found_is_printed(tmp_path, capsys):
+    _write(tmp_path / "train", "a", 3)
+    _write(tmp_path / "train", "b", 2)
+    _write(tmp_path / "Valid", "a", 1)
+    _write(tmp_path / "Test", "b", 4)
+    for name in ("train/a/notes.txt", "train/a/.hidden.png", "Test/._DS", "train/b/1.heic"):
+        (tmp_path / name).touch()
+    data.load(f"folder:{tmp_path}")
+    assert capsys.readouterr().out == (
+        f"folder {tmp_path}: 2 classes; training images 5 in train/ (a 3, b 2); test images 4 in Test/ "
+        "(a 0, b 4); Valid/ left alone; 2 other files skipped (train/a/notes.txt, train/b/1.heic); "
+        "2 hidden files or folders skipped\n"
+    )
+
+
+def test_every_extension_of_jpeg_is_read(tmp_path):
+    _write(tmp_path, "b", 4, value=9)
+    for extension in ("jfif", "jpe", "JPG", "jpeg"):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        Image.new("RGB", (5, 6)).save(tmp_path / f"a/0.{extension}", "JPEG")
+    dataset = data.load(f"folder:{tmp_path}")
+    blue = dataset.train.images[:][:, 0, 0, 2]
+    assert dataset.class_names == ("a", "b")
+    assert ((blue > 4) == dataset.train.labels).all() and len(blue) == 6
+
+
+def test_names_that_are_not_utf8(tmp_path, capsys):
+    _write(tmp_path, "a", 3)
+    _write(tmp_path, "b", 3)
+    latin1 = os.fsencode(tmp_path) + b"/b/gr\xfcn.png"
+    try:
+        shutil.copy(tmp_path / "b/00.png", latin1)
+    except OSError:
+        pytest.skip("the file system takes UTF-8 only")
+    os.rename(os.fsencode(tmp_path / "a"), os.fsencode(tmp_path) + b"/\xe4")
+    dataset = data.load(f"folder:{tmp_path}")
+    assert dataset.class_names == ("b", "\\xe4") and len(dataset.train) + len(dataset.test) == 7
+    assert "\\xe4 " in capsys.readouterr().out
+    Path(os.fsdecode(latin1)).write_bytes(b"damaged")
+    with pytest.raises(data.DataError, match=r"b/gr\\xfcn.png") as caught:
+        data.load(f"folder:{tmp_path}")
+    str(caught.value).encode()
+
+
+def test_the_only_image_of_a_class_trains(tmp_path):
+    for name in "abcdefgh":
+        _write(tmp_path, name, 1)
+    _write(tmp_path, "i", 9)
+    dataset = data.load(f"folder:{tmp_path}")
+    assert set(dataset.train.labels) == set(range(9)) and set(dataset.test.labels) == {8}

@@ -178,3 +178,19 @@ def test_save_writes_the_split_and_draws_it(tmp_path, classes):
     assert [client["labels"] for client in saved["clients"]] == counts.tolist()
     with Image.open(tmp_path / "split.png") as picture:
         assert picture.width > 600 and len(np.unique(np.asarray(picture.convert("P")))) > 10
+
+
+def test_class_names_are_text_and_not_markup(tmp_path):
+    names = ["$5_$10", "_hidden", r"$\frac{$", "two\nlines", "ant"]
+    labels = np.arange(20) % 5
+    partition.save(tmp_path, partition.split("iid", labels, 4), labels, names)
+    assert json.loads((tmp_path / "split.json").read_text())["class_names"] == names
+    counts = partition.histogram(partition.split("iid", labels, 4), labels)
+    (legend,) = partition._draw(counts, names).legends
+    assert [text.get_text() for text in legend.get_texts()][::-1] == names
+
+
+@pytest.mark.parametrize("alpha", [0.0, -1.0, np.inf, np.nan])
+def test_dirichlet_wants_a_positive_finite_alpha(alpha):
+    with pytest.raises(ValueError, match="alpha must be positive and finite, got .*'iid'"):
+        partition.split("dirichlet", LABELS, 5, alpha=alpha)

@@ -15,7 +15,17 @@ from deltamask_jax.data import features
 SIZE = 6
 
 
-def _prepare(root: Path, name: str, path: str, splits: dict[str, int], *, format="array_record"):
+def _prepare(
+    root: Path,
+    name: str,
+    path: str,
+    splits: dict[str, int],
+    *,
+    format="array_record",
+    label=lambda features: features.ClassLabel(names=["ant", "bee", "cat"]),
+    labels=lambda i: [i % 3],
+    image=lambda features: features.Image(shape=(None, None, 1)),
+):
     """Writes what `download_and_prepare` writes, without TensorFlow."""
     tfds = pytest.importorskip("tensorflow_datasets")
     array_record_module = pytest.importorskip("array_record.python.array_record_module")
@@ -23,9 +33,8 @@ def _prepare(root: Path, name: str, path: str, splits: dict[str, int], *, format
 
     directory = root / path
     directory.mkdir(parents=True)
-    image = tfds.features.Image(shape=(None, None, 1))
-    label = tfds.features.ClassLabel(names=["ant", "bee", "cat"])
-    tfds.features.FeaturesDict({"image": image, "label": label}).save_config(directory)
+    described = {"image": image(tfds.features), "label": label(tfds.features)}
+    tfds.features.FeaturesDict(described).save_config(directory)
     for split, n in splits.items():
         file = directory / f"{name}-{split}.array_record-00000-of-00001"
         writer = array_record_module.ArrayRecordWriter(str(file), "group_size:1")
@@ -34,7 +43,7 @@ def _prepare(root: Path, name: str, path: str, splits: dict[str, int], *, format
             Image.fromarray(_image(i)).save(png, "png")
             example = tf_example_pb2.Example()
             example.features.feature["image"].bytes_list.value.append(png.getvalue())
-            example.features.feature["label"].int64_list.value.append(i % 3)
+            example.features.feature["label"].int64_list.value.extend(labels(i))
             writer.write(example.SerializeToString())
         writer.close()
     info = {
@@ -169,3 +178,48 @@ def test_the_extra_is_named_when_tfds_is_not_installed(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(data.DataError, match=r"pip install 'deltamask_jax\[tfds\]'"):
         data.load("tfds:cifar10", cache_dir=tmp_path)
+
+
+def test_an_integer_that_is_no_class_label(tmp_path):
+    _prepare(tmp_path, "mine", "mine/1.0.0", {"train": 9, "test": 4}, label=lambda f: f.Scalar(np.int64))
+    dataset = data.load("tfds:mine", cache_dir=tmp_path)
+    assert dataset.class_names == ("0", "1", "2") and dataset.train.labels.tolist() == [0, 1, 2] * 3
+    _prepare(tmp_path, "counted", "counted/1.0.0", {"train": 9}, label=lambda f: f.ClassLabel(num_classes=5))
+    assert data.load("tfds:counted", cache_dir=tmp_path).num_classes == 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"label": lambda f: f.Sequence(f.ClassLabel(num_classes=3)), "labels": lambda i: [0, 1]},
+            "has labels",
+        ),
+        ({"label": lambda f: f.Tensor(shape=(2,), dtype=np.int64), "labels": lambda i: [0, 1]}, "has labels"),
+        ({"label": lambda f: f.Scalar(np.float32)}, "has labels .*: one integer per example is needed"),
+        ({"label": lambda f: f.Text()}, "has labels .*: one integer per example is needed"),
+        (
+            {"image": lambda f: f.Image(shape=(None, None, 1), dtype=np.uint16)},
+            "has images .*8 bits per channel",
+        ),
+        (
+            {"label": lambda f: f.Scalar(np.int64), "labels": lambda i: [i * 10]},
+            "without gaps, got 0, 10, 20",
+        ),
+        ({"labels": lambda i: [-1]}, "labels must be 0 … 2, one per class name, got -1"),
+        ({"labels": lambda i: [1]}, "one class 'bee'"),
+    ],
+)
+def test_features_and_labels_that_cannot_be_trained_on(tmp_path, changes, message):
+    _prepare(tmp_path, "mine", "mine/1.0.0", {"train": 9, "test": 4}, **changes)
+    with pytest.raises(data.DataError, match=message) as caught:
+        data.load("tfds:mine", cache_dir=tmp_path)
+    assert "tfds:mine" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", ""])
+def test_a_damaged_description_is_named(tmp_path, content):
+    _prepare(tmp_path, "mine", "mine/1.0.0", {"train": 9})
+    (tmp_path / "mine/1.0.0/dataset_info.json").write_text(content)
+    with pytest.raises(data.DataError, match="dataset_info.json is damaged"):
+        data.load("tfds:mine", cache_dir=tmp_path)

@@ -19,7 +19,7 @@ def test_policies_trade_false_flips_for_lost_ones(problem):
         received = method.receive(method.broadcast(state, 2), 2)
         assert received["kappa"] == 1  # every flip travels
         payloads = method.encode(state, list(packed), 2, clients)
-        votes = method.decode(state, payloads, 2, clients)
+        votes, _ = method.decode(state, payloads, 2, clients)
         bits = 8 * sum(len(payload) - 36 for payload in payloads)
         assert bits == pytest.approx(n * 8 / np.log(2), rel=0.01)
         hit[policy] = votes.flips

@@ -14,9 +14,9 @@ from deltamask_jax import experiment, methods, models
 from deltamask_jax.codecs import PayloadError, dense
 from deltamask_jax.evaluation import evaluator
 from deltamask_jax.flat_index import FlatIndex
-from deltamask_jax.methods import Task
 from deltamask_jax.methods.peft import initial_parts
 from deltamask_jax.problem import set_up
+from deltamask_jax.task import Task
 from tests import conftest
 from tests.conftest import tiny_config
 
@@ -104,7 +104,7 @@ def test_the_server_keeps_what_rounding_takes_from_the_wire(problem):
         assert 0 < np.abs(kept - arrived).max() <= 1.01 * largest / 127
     unmoved = jax.tree.map(np.zeros_like, start)
     payloads = method.encode(state, [unmoved], 4, EVERYONE[:1])
-    same = method.aggregate(state, method.decode(state, payloads, 4, EVERYONE[:1]), EVERYONE[:1], [3], 4)
+    same = method.aggregate(state, method.decode(state, payloads, 4, EVERYONE[:1])[0], EVERYONE[:1], [3], 4)
     jax.tree.map(np.testing.assert_array_equal, same, state)
 
 

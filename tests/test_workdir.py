@@ -1,0 +1,83 @@
+"""Folders that are not a run's: what is in them stays as it is."""
+
+import json
+import os
+
+import pytest
+
+from deltamask_jax import checkpoint, experiment, workdir
+from tests.conftest import tiny_config
+
+
+def fill(folder, *names):
+    """Somebody's files, a folder where the name ends so."""
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text('{"round": 7, "mine": true}\n')
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def released(folder, config):
+    os.close(workdir.claim(folder, config))
+
+
+@pytest.mark.parametrize("resume", ["auto", "fresh"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "split.json",
+        "metrics.jsonl",
+        "checkpoints/1/w",
+        "deltamask.safetensors",
+        "config.json.tmp",
+    ],
+)
+def test_a_file_that_no_run_wrote_is_refused_by_name(tmp_path, name, resume):
+    fill(tmp_path, "train.jsonl", name)
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=f"holds {name.split('/')[0]}, which no run .* another --workdir$"):
+        released(tmp_path, tiny_config(resume=resume))
+    assert contents(tmp_path) == before
+
+
+def test_other_files_are_left_alone(tmp_path):
+    fill(tmp_path, "train.jsonl", "notes/diary.txt", "linear_probe.safetensors")
+    before = contents(tmp_path)
+    config = tiny_config()
+    with checkpoint.Journal(tmp_path, config) as journal:
+        fill(tmp_path, "diagnostics.jsonl")  # of a round that will be played again
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(checkpoint, "fingerprint", lambda problem: "")
+            assert journal.load(None) is None
+    after = contents(tmp_path)
+    assert before.items() <= after.items()
+    assert {str(path) for path in after.keys() - before.keys()} == {workdir.MARKER, "config.json"}
+    released(tmp_path, config)  # and it is the run's the next time
+
+
+def test_a_run_of_a_version_before_the_marker_is_known_by_its_files(tmp_path):
+    config = tiny_config()
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    (tmp_path / "checkpoints").mkdir()
+    released(tmp_path, config)
+    for name, text in (("metrics.jsonl", '{"round": 0, "uplink_bytes": 9}\n'), ("summary.json", "{}")):
+        (tmp_path / workdir.MARKER).unlink()
+        (tmp_path / name).write_text(text)
+        released(tmp_path, config)
+    with pytest.raises(ValueError, match="another config"):
+        experiment.run(tiny_config(seed=1), tmp_path)
+
+
+def test_fresh_moves_only_what_a_run_wrote_into(tmp_path, capsys):
+    folder, config = tmp_path / "run", tiny_config(resume="fresh")
+    fill(folder, "train.jsonl")
+    released(folder, config)
+    assert not folder.with_name("run.1").exists()
+    released(folder, config)
+    assert contents(folder.with_name("run.1")).keys() > contents(folder).keys()
+    assert "it holds config.json, train.jsonl" in capsys.readouterr().out
