@@ -114,7 +114,7 @@ def load(workdir: Path, name: str) -> Run:
 
     try:
         split = read("split.json", {})
-        return Run(
+        run = Run(
             name=name,
             workdir=workdir,
             config=config_lib.flatten(ConfigDict(read("config.json", {}))),
@@ -126,6 +126,9 @@ def load(workdir: Path, name: str) -> Run:
             class_names=split.get("class_names", []),
             left_out=left_out,
         )
+        if run.records:
+            _results(run)  # whether its numbers are numbers
+        return run
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{workdir} holds a damaged file: {error}") from None
 

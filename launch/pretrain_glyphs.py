@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from deltamask_jax import data, models
 from deltamask_jax.data import preprocessing
+from deltamask_jax.paths import expanded
 
 HEADS = ("classifier", "decoder")  # dropped after the pretraining
 REDRAWING = 10.0  # weight of the squared error of the redrawn glyph
@@ -211,7 +212,7 @@ def main(_: list[str]) -> None:
     )  # all blocks are trained
     model = models.build(config)
     if FLAGS.evaluate:
-        report_probes(model, load(FLAGS.out))
+        report_probes(model, load(expanded(FLAGS.out)))
         return
     train, held_out = glyphs.render()
     print(
@@ -237,7 +238,7 @@ def main(_: list[str]) -> None:
             line = f"step {i}: {progress.postfix}, held-out fonts {100 * score:.1f} %"
             progress.write(line, sys.stdout)
     save(
-        FLAGS.out,
+        expanded(FLAGS.out),
         params["network"],
         {
             "model": model.name,
@@ -253,7 +254,7 @@ def main(_: list[str]) -> None:
         },
     )
     print(f"{(time.time() - started) / 60:.1f} minutes", flush=True)
-    report_probes(model, load(FLAGS.out))
+    report_probes(model, load(expanded(FLAGS.out)))
 
 
 if __name__ == "__main__":
