@@ -1,13 +1,16 @@
 """Configs: every file builds, bad values are refused, options after the colon."""
 
+import functools
 import math
+import re
 from pathlib import Path
 
 import pytest
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from configs import common
 from deltamask_jax import config as config_lib
+from deltamask_jax import experiment
 
 DEFAULTS = {"dataset": "tfds:cifar10", "alpha": 10.0, "smoke": False}
 
@@ -20,12 +23,7 @@ def test_every_setting_with_a_range_or_choice_exists_and_the_default_is_valid():
 
 def test_every_number_has_a_range():
     flat = config_lib.flatten(common.get_config())
-    numbers = {name for name, value in flat.items() if type(value) in (int, float)}
-    assert numbers - set(config_lib.RANGES) <= {
-        "codec.bits",
-        "codec.arity",
-        "codec.fpr",
-    }  # the codec checks its own
+    assert {name for name, value in flat.items() if type(value) in (int, float)} == set(config_lib.RANGES)
 
 
 @pytest.mark.parametrize("path", sorted(Path("configs").glob("*.py")), ids=lambda p: p.stem)
@@ -86,3 +84,76 @@ def test_nearest_finds_a_misplaced_key():
     names = config_lib.flatten(common.get_config())
     assert "partition.alpha" in config_lib.nearest("alpha", names)
     assert "rounds" in config_lib.nearest("round", names)
+
+
+FLAT = config_lib.flatten(common.get_config())
+WRONG = {
+    bool: [0, 1, "True", None],
+    int: [None, "3", 2.0, True],
+    float: [None, "0.5", True],
+    str: [None, 3, b"x"],
+}
+
+
+def made_with(name, value):
+    """A config whose types nothing has checked, as from a dict of the user's own."""
+    settings = common.get_config().to_dict()
+    *sections, last = name.split(".")
+    functools.reduce(dict.__getitem__, sections, settings)[last] = value
+    return ConfigDict(settings)
+
+
+@pytest.mark.parametrize("name", FLAT)
+def test_a_value_of_another_type_is_refused(name):
+    for value in WRONG[type(FLAT[name])]:
+        config = made_with(name, value)
+        refusal = f"config.{name}={value!r} ({type(value).__name__}): must be"
+        with pytest.raises(ValueError, match=re.escape(refusal)):
+            config_lib.validate(config)
+
+
+@pytest.mark.parametrize("name", [name for name, value in FLAT.items() if type(value) is float])
+def test_every_float_refuses_what_json_cannot_say_and_takes_whole_numbers(name):
+    for value in (math.nan, math.inf, -math.inf):
+        config = common.get_config()
+        config.update_from_flattened_dict({name: value})
+        with pytest.raises(ValueError, match=f"^config.{name}={value}: must be"):
+            config_lib.validate(config)
+    low, high = config_lib.RANGES[name]
+    if low <= 1 <= high:
+        config_lib.validate(made_with(name, 1))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda config: config.update(clientz=5), "unknown setting config.clientz: did you mean 'clients'"),
+        (lambda config: config.mask.update(kapa=0.5), "config.mask.kapa: did you mean 'mask.kappa'"),
+        (lambda config: config.update(alpha=1.0), "config.alpha: did you mean 'partition.alpha'"),
+        (lambda config: config.mask.__delattr__("kappa"), "config.mask.kappa is missing: begin with"),
+        (lambda config: config.__delattr__("eden"), "config.eden is missing"),
+        (lambda config: config.codec.__setattr__("clients", None), "config.codec.clients"),
+    ],
+)
+def test_settings_are_those_of_common_however_they_came(change, message, tmp_path):
+    config = ConfigDict(common.get_config().to_dict(), type_safe=False)
+    change(config)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        config_lib.validate(config)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        experiment.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_table_of_clients_has_names_of_its_own():
+    config = common.get_config()
+    config.codec.clients = {"0-9": {"bits": 16}, "12": {"name": "rice"}}
+    config_lib.validate(config)
+
+
+@pytest.mark.parametrize("clients", [{"0-9": 5}, {"0-9": {"bits": None}}, {"3": {"name": 8}}])
+def test_what_differs_for_some_clients_has_the_codecs_types(clients):
+    config = common.get_config()
+    config.codec.clients = clients
+    with pytest.raises(ValueError, match=r"config.codec.clients\['(0-9|3)'\].*must be"):
+        config_lib.validate(config)
