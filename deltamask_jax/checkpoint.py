@@ -228,8 +228,8 @@ class Journal:
     def _cannot(self, what: str, error: Exception) -> str:
         if not self._workdir.exists():
             return f"cannot {what}: workdir {self._workdir} is gone; the same command starts over"
-        full = [text for text in map(os.strerror, (errno.ENOSPC, errno.EDQUOT)) if text in str(error)]
-        reason = full[0] if full else getattr(error, "strerror", None) or _first_line(error)
+        known = [text for text in map(os.strerror, errno.errorcode) if text in str(error)]
+        reason = known[0] if known else getattr(error, "strerror", None) or _first_line(error)
         goes_on = f"continues after round {self._saved}" if self._saved >= 0 else "starts over"
         return f"cannot {what} in {self._workdir}: {reason}; mend that, then the same command {goes_on}"
 

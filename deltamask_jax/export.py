@@ -14,11 +14,10 @@ from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from deltamask_jax import models, pretrained
 from deltamask_jax.paths import expanded
+from deltamask_jax.pretrained.tensors import one_line, read_safetensors
 
 
 def export(workdir: str | Path, out: str | Path | None = None) -> list[Path]:
@@ -37,15 +36,7 @@ def export(workdir: str | Path, out: str | Path | None = None) -> list[Path]:
     """
     workdir = expanded(workdir)
     out = expanded(out) if out else workdir / "export"
-    try:
-        config = ConfigDict(json.loads((workdir / "config.json").read_text()))
-        learned = load_file(workdir / f"{config.method}.safetensors")
-        class_names = json.loads((workdir / "split.json").read_text())["class_names"]
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ValueError(f"{workdir} holds no finished run: {error}") from None
-    if "mask" not in learned:
-        raise ValueError(f"{workdir}: method {config.method!r} learned no mask, there is nothing to export")
-    model = models.build(config.model)
+    config, model, learned, class_names = _finished(workdir)
     params = pretrained.load(config.model, model)
     head = {name: learned[f"head/{name}"] for name in ("kernel", "bias")}
     compact = out / "compact.safetensors"
@@ -60,6 +51,39 @@ def export(workdir: str | Path, out: str | Path | None = None) -> list[Path]:
         return [compact]
     print(f"{out / 'huggingface'}: the masked network and its head")
     return [compact, out / "huggingface"]
+
+
+def _finished(workdir: Path) -> tuple[ConfigDict, models.Model, dict[str, np.ndarray], list[str]]:
+    """Config, model, learned tensors and class names of a run.
+
+    Raises:
+        ValueError: it is not there, not finished, damaged, or learned no mask.
+    """
+    try:
+        config, split = (json.loads((workdir / file).read_text()) for file in ("config.json", "split.json"))
+        config = ConfigDict(config)
+        model = models.build(config.model)
+        class_names = [str(name) for name in split["class_names"]]
+        file = workdir / f"{config.method}.safetensors"
+    except OSError as error:
+        raise ValueError(f"{workdir} holds no finished run: {error}") from None
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{workdir} holds no run, or a damaged one: {one_line(error)}") from None
+    if not file.exists():
+        raise ValueError(f"{workdir} holds no finished run: there is no {file.name} yet")
+    learned = read_safetensors(file)
+    if "mask" not in learned:
+        raise ValueError(f"{workdir}: method {config.method!r} learned no mask, there is nothing to export")
+    if lacking := [name for name in ("theta", "head/kernel", "head/bias") if name not in learned]:
+        raise ValueError(f"{file} is damaged: it lacks {', '.join(lacking)}")
+    mask, theta, bias = (learned[name] for name in ("mask", "theta", "head/bias"))
+    if len(theta.shape) != 1 or (mask.dtype, mask.shape) != ("uint8", (-(-theta.shape[0] // 8),)):
+        raise ValueError(f"{file} is damaged: its mask does not fit its theta")
+    if bias.shape != (len(class_names),):
+        raise ValueError(
+            f"{workdir} is damaged: its head has not {len(class_names)} classes, as split.json has"
+        )
+    return config, model, {name: tensor() for name, tensor in learned.items()}, class_names
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -102,7 +102,12 @@ def load(workdir: Path, name: str) -> Run:
 
     def read(file: str, default: Any) -> Any:
         path = workdir / file
-        return json.loads(path.read_text()) if path.exists() else default
+        if not path.exists():
+            return default
+        value = json.loads(path.read_text())
+        if not isinstance(value, dict):
+            raise TypeError(f"{file} is no JSON object")
+        return value
 
     def lines(file: str, needed: set[str]) -> list[dict[str, Any]]:
         path = workdir / file
@@ -126,8 +131,9 @@ def load(workdir: Path, name: str) -> Run:
             class_names=split.get("class_names", []),
             left_out=left_out,
         )
-        if run.records:
-            _results(run)  # whether its numbers are numbers
+        results = _results(run) if run.records else {}
+        if any(not isinstance(value, int | float | None) for value in results.values()):
+            raise TypeError("something else stands in the place of a number")
         return run
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{workdir} holds a damaged file: {error}") from None

@@ -93,10 +93,22 @@ def _holds_a_run(workdir: Path) -> bool:
         return False
     if not (isinstance(settings, dict) and {"method", "rounds", "clients", "model"} <= settings.keys()):
         return False
-    records = lines(workdir / "metrics.jsonl")
-    if not records:  # nothing was played
-        return not any((workdir / "checkpoints").glob("*"))
-    return all(isinstance(record, dict) and "uplink_bytes" in record for record in records)
+    if not (
+        _are_a_runs(workdir / "metrics.jsonl", "uplink_bytes") and _are_a_runs(workdir / "diagnostics.jsonl")
+    ):
+        return False
+    steps = list((workdir / "checkpoints").glob("*"))
+    if not lines(workdir / "metrics.jsonl"):  # nothing was played
+        return not steps
+    return all((step / "ledger").is_dir() or "orbax-checkpoint-tmp" in step.name for step in steps)
+
+
+def _are_a_runs(path: Path, *also: str) -> bool:
+    """Whether lines are such as a run writes, a torn first one included: objects with a round, and `also`."""
+    records = lines(path)
+    if not records:
+        return not path.exists() or b"\n" not in path.read_bytes()
+    return all(isinstance(record, dict) and {"round", *also} <= record.keys() for record in records)
 
 
 def _refuse_names_of_others(workdir: Path, config) -> None:

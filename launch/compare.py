@@ -133,10 +133,29 @@ def smoke_of(config: ConfigDict) -> ConfigDict:
 
 
 def finished(workdir: Path, config: ConfigDict) -> bool:
-    """Whether the run of this very config has left its results there."""
+    """Whether the run of this very config has left its results there.
+
+    Raises:
+        ValueError: its config.json is damaged.
+    """
     if not (workdir / "summary.json").exists():
         return False
-    return json.loads((workdir / "config.json").read_text()) == json.loads(json.dumps(config.to_dict()))
+    return settings_in(workdir) == json.loads(json.dumps(config.to_dict()))
+
+
+def settings_in(workdir: Path) -> dict[str, Any]:
+    """The config.json of a run.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        settings = json.loads((workdir / "config.json").read_text())
+    except ValueError as error:
+        raise ValueError(f"{workdir}/config.json is damaged ({error}); move the folder away") from None
+    if not isinstance(settings, dict):
+        raise ValueError(f"{workdir}/config.json is not a run's; choose another --out")
+    return settings
 
 
 def compare(config: ConfigDict, names: list[str], seeds: int, out: Path, target: float, command: str) -> int:
@@ -186,9 +205,9 @@ def _hardware() -> str:
 def _main(argv: list[str]) -> None:
     command = f"python launch/compare.py {shlex.join(sys.argv[1:])}"
     config, seeds = FLAGS.config, FLAGS.seeds
-    if FLAGS.smoke:
-        config, seeds = smoke_of(config), 1
     try:
+        if FLAGS.smoke:
+            config, seeds = smoke_of(config), 1
         failed = compare(config, FLAGS.methods, seeds, expanded(FLAGS.out), FLAGS.target, command)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -42,8 +42,15 @@ def summarise(runs: dict[tuple[str, int], Path], names: list[str], target: float
 
 
 def _read(workdir: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return json.loads((workdir / "summary.json").read_text()), [json.loads(line) for line in lines]
+    try:
+        summary = json.loads((workdir / "summary.json").read_text())
+        records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+        _row([(summary, records)], 1.0)  # whether everything is there
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(
+            f"{workdir} holds a damaged file ({error}); move the folder away to repeat the run"
+        ) from None
+    return summary, records
 
 
 def _row(runs: list[tuple[dict, list[dict]]], target: float) -> dict[str, Any]:

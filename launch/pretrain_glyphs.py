@@ -7,9 +7,11 @@ Hardware and results of the shipped weights: deltamask_jax/assets/README.md.
 """
 
 import functools
+import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import glyphs
 import jax
@@ -20,15 +22,15 @@ import optax
 from absl import app, flags
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import config_dict
-from safetensors.numpy import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, train_test_split
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from deltamask_jax import data, models
+from deltamask_jax import data, models, pretrained
 from deltamask_jax.data import preprocessing
 from deltamask_jax.paths import expanded
+from deltamask_jax.pretrained.tensors import read_safetensors, write_safetensors
 
 HEADS = ("classifier", "decoder")  # dropped after the pretraining
 REDRAWING = 10.0  # weight of the squared error of the redrawn glyph
@@ -143,12 +145,12 @@ def accuracy(model: models.Model, params: dict, letters: glyphs.Glyphs, seed: in
 def save(path: str, network: dict, metadata: dict[str, object]) -> None:
     """Writes float16 safetensors under '/'-joined parameter paths."""
     tensors = {k: np.asarray(v, np.float16) for k, v in flatten_dict(network, sep="/").items()}
-    save_file(tensors, path, {key: str(value) for key, value in metadata.items()})
+    write_safetensors(Path(path), tensors, {key: str(value) for key, value in metadata.items()})
 
 
 def load(path: str) -> dict:
     """Reads what `save` wrote, as float32."""
-    tensors = {k: v.astype(np.float32) for k, v in load_file(path).items()}
+    tensors = {k: tensor().astype(np.float32) for k, tensor in read_safetensors(Path(path)).items()}
     return unflatten_dict(tensors, sep="/")
 
 
@@ -206,24 +208,47 @@ def report_probes(model: models.Model, network: dict) -> None:
 FLAGS = flags.FLAGS
 
 
-def main(_: list[str]) -> None:
-    config = config_dict.create(
-        name="glyph_vit", image_size=0, trained_blocks=8, dtype="float32", masked=""
-    )  # all blocks are trained
-    model = models.build(config)
-    if FLAGS.evaluate:
-        report_probes(model, load(expanded(FLAGS.out)))
-        return
-    train, held_out = glyphs.render()
+def check(out: Path, learning_rate: float, rest: list[str]) -> None:
+    """Refuse a command line whose mistake would show only after the training.
+
+    Raises:
+        ValueError: with what is wrong.
+    """
+    if rest:
+        raise ValueError(f"unexpected argument {rest[0]!r}")
+    if not 0 < learning_rate < 1:  # also refuses NaN
+        raise ValueError(f"--learning_rate={learning_rate}: must be in 0 … 1")
+    if out.is_dir() or not os.access(out.parent, os.W_OK):
+        raise ValueError(f"--out={out}: no file can be written there")
+
+
+def main(argv: list[str]) -> None:
+    # All blocks are trained.
+    model = models.from_architecture(models.PRESETS["glyph_vit"], name="glyph_vit", trained_blocks=8)
+    try:
+        out = expanded(FLAGS.out)
+        if FLAGS.evaluate:
+            stored = config_dict.create(checkpoint=str(out), revision="")
+            report_probes(model, pretrained.load(stored, model))
+            return
+        check(out, FLAGS.learning_rate, argv[1:])
+        train(model, out)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+def train(model: models.Model, out: Path) -> None:
+    """Trains as the flags say, and writes the weights."""
+    letters, held_out = glyphs.render()
     print(
-        f"{len(train.images)} glyphs, {len(train.classes)} classes; "
+        f"{len(letters.images)} glyphs, {len(letters.classes)} classes; "
         f"{len(held_out.images)} glyphs of {len(held_out.fonts)} held-out fonts",
         flush=True,
     )
     key = jax.random.key(FLAGS.seed)
-    params = init_params(model, len(train.classes), key)
+    params = init_params(model, len(letters.classes), key)
     optimizer = make_optimizer(FLAGS.steps, FLAGS.learning_rate)
-    step, state = make_step(model, train, optimizer, FLAGS.batch), optimizer.init(params)
+    step, state = make_step(model, letters, optimizer, FLAGS.batch), optimizer.init(params)
     started, losses = time.time(), []
     progress = tqdm(range(1, FLAGS.steps + 1), mininterval=5)
     for i in progress:
@@ -238,15 +263,15 @@ def main(_: list[str]) -> None:
             line = f"step {i}: {progress.postfix}, held-out fonts {100 * score:.1f} %"
             progress.write(line, sys.stdout)
     save(
-        expanded(FLAGS.out),
+        str(out),
         params["network"],
         {
             "model": model.name,
             "validation_accuracy": f"{score:.4f}",
             "validation_fonts": " ".join(held_out.fonts),
-            "training_fonts": " ".join(train.fonts),
-            "classes": len(train.classes),
-            "class_characters": " ".join(train.classes),
+            "training_fonts": " ".join(letters.fonts),
+            "classes": len(letters.classes),
+            "class_characters": " ".join(letters.classes),
             "steps": FLAGS.steps,
             "batch": FLAGS.batch,
             "matplotlib": matplotlib.__version__,
@@ -254,7 +279,7 @@ def main(_: list[str]) -> None:
         },
     )
     print(f"{(time.time() - started) / 60:.1f} minutes", flush=True)
-    report_probes(model, load(expanded(FLAGS.out)))
+    report_probes(model, load(str(out)))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from compare import settings_of
+from compare import settings_in, settings_of
 from ml_collections import ConfigDict
 
 from deltamask_jax import config as config_lib
@@ -119,11 +119,11 @@ def is_done(workdir: Path, config: ConfigDict) -> bool:
     """Whether the workdir holds this very run, finished.
 
     Raises:
-        ValueError: it holds another one.
+        ValueError: it holds another one, or a damaged one.
     """
     if not (workdir / "summary.json").exists():
         return False
-    found = config_lib.flatten(ConfigDict(json.loads((workdir / "config.json").read_text())))
+    found = config_lib.flatten(ConfigDict(settings_in(workdir)))
     wanted = config_lib.flatten(ConfigDict(json.loads(json.dumps(config.to_dict()))))
     changed = [name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)]
     if changed:
@@ -134,11 +134,16 @@ def is_done(workdir: Path, config: ConfigDict) -> bool:
 
 
 def gather(out: Path, workdirs: list[Path]) -> None:
-    """Write table.md, table.json and report.html about the runs that have begun."""
+    """Write table.md, table.json and report.html about the runs that have begun; damaged ones are named."""
     begun = [workdir for workdir in workdirs if (workdir / "metrics.jsonl").exists()]
-    if not begun:
+    loaded = []
+    for workdir in begun:
+        try:
+            loaded.append(report.load(workdir, str(workdir.relative_to(out))))
+        except (ValueError, OSError) as error:
+            print(f"left out: {error}")
+    if not loaded:
         return
-    loaded = [report.load(workdir, str(workdir.relative_to(out))) for workdir in begun]
     rows = {members.label: report.summary_row(members) for members in report.group(loaded)}
     columns = list(next(iter(rows.values())))
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
@@ -146,7 +151,15 @@ def gather(out: Path, workdirs: list[Path]) -> None:
     (out / "table.md").write_text("\n".join(lines) + "\n")
     metrics.write_json(out / "table.json", rows)
     (out / "report.html").write_text(report.render(begun), encoding="utf-8")
-    print(f"{out / 'table.md'}, {out / 'report.html'}: {len(begun)} of {len(workdirs)} runs")
+    print(f"{out / 'table.md'}, {out / 'report.html'}: {len(loaded)} of {len(workdirs)} runs")
+
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from None
+    return text
 
 
 def main(doc: str, runs: Callable[[bool], list[Run]], argv: list[str] | None = None) -> None:
@@ -163,7 +176,9 @@ def main(doc: str, runs: Callable[[bool], list[Run]], argv: list[str] | None = N
     )
     parser.add_argument("--seeds", type=int, default=1, help="seeds 0 … n−1 of each run")
     parser.add_argument("--smoke", action="store_true", help="the quick start's network, in small")
-    parser.add_argument("--match", default="", help="regular expression; only runs whose name it finds")
+    parser.add_argument(
+        "--match", type=_pattern, default="", help="regular expression; only runs whose name it finds"
+    )
     parser.add_argument("--list", action="store_true", help="print the runs, numbered, and stop")
     parser.add_argument("--only", type=int, help="run this number of the list and gather nothing")
     options = parser.parse_args(argv)
@@ -171,13 +186,20 @@ def main(doc: str, runs: Callable[[bool], list[Run]], argv: list[str] | None = N
     chosen = [run for run in runs(options.smoke) if re.search(options.match, run.name)]
     jobs = [(run, seed) for seed in range(options.seeds) for run in chosen]
     workdirs = [out / run.name / f"seed{seed}" for run, seed in jobs]
-    if options.list or not jobs:
-        print("\n".join(f"{i} {workdir}" for i, workdir in enumerate(workdirs)) or "no run matches")
+    if not chosen:
+        parser.error(f"no run's name matches --match={options.match}; --list shows them")
+    if not jobs:
+        parser.error(f"--seeds={options.seeds}: must be at least 1")
+    if options.only is not None and not 0 <= options.only < len(jobs):
+        parser.error(f"--only={options.only}: the list has runs 0 … {len(jobs) - 1}")
+    if options.list:
+        print("\n".join(f"{i} {workdir}" for i, workdir in enumerate(workdirs)))
         return
     try:  # every setting of every run, and what the report needs, before the first of them starts
         report.template()
         configs = [settings(run, seed, options.smoke) for run, seed in jobs]
         done = [is_done(*pair) for pair in zip(workdirs, configs, strict=True)]
+        out.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     failed = []
@@ -191,7 +213,8 @@ def main(doc: str, runs: Callable[[bool], list[Run]], argv: list[str] | None = N
             experiment.run(configs[i], workdirs[i])
             print(f"=== {time.time() - started:.0f} s", flush=True)
         except Exception as error:  # one run's failure must not cost the others
-            traceback.print_exc()
+            if not isinstance(error, ValueError | OSError):  # those say by themselves what is wrong
+                traceback.print_exc()
             failed.append(f"{workdirs[i]}: {error}")
         jax.clear_caches()  # compiled programs of one run are of no use to the next
     if options.only is None:

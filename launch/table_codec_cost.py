@@ -14,6 +14,7 @@ import platform
 import re
 import resource
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -84,7 +85,23 @@ def table(measured: list[dict]) -> str:
     return "\n".join(lines) + "\n\nseconds to encode / to decode one client's update\n"
 
 
-def main() -> None:
+def measured_before(out: Path) -> dict[str, dict]:
+    """File name -> what each device measured.
+
+    Raises:
+        ValueError: a JSON file of the folder is damaged, or none of this script's.
+    """
+    found = {}
+    for path in sorted(out.glob("*.json")):
+        try:
+            found[path.name] = json.loads(path.read_text())
+            table([found[path.name]])
+        except (ValueError, LookupError, TypeError, AttributeError):
+            raise ValueError(f"{path} is not what this script writes; choose another --out") from None
+    return found
+
+
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
         "--device", default=f"{platform.node()} ({platform.machine()})", help="name in the table"
@@ -92,7 +109,17 @@ def main() -> None:
     parser.add_argument("--out", type=expanded, default=Path("runs/codec_cost"))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--smoke", action="store_true", help="one small network")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
+    name = re.sub(r"\W+", "-", options.device).strip("-") + ".json"
+    if options.repeats < 1:
+        parser.error(f"--repeats={options.repeats}: must be at least 1")
+    if name == ".json":
+        parser.error(f"--device={options.device!r}: needs a letter or digit, for the name of its file")
+    try:  # before anything is measured
+        options.out.mkdir(parents=True, exist_ok=True)
+        devices = measured_before(options.out)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
     networks = {"glyph ViT": 983_040} if options.smoke else WEIGHTS
     found = {name: measure(d, options.repeats) for name, d in networks.items()}
     result = {
@@ -100,10 +127,8 @@ def main() -> None:
         "networks": found,
         "peak_memory_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,  # Linux counts in KiB
     }
-    options.out.mkdir(parents=True, exist_ok=True)
-    file = options.out / (re.sub(r"\W+", "-", options.device).strip("-") + ".json")
-    metrics.write_json(file, result)
-    text = table([json.loads(path.read_text()) for path in sorted(options.out.glob("*.json"))])
+    metrics.write_json(options.out / name, result)
+    text = table(list((devices | {name: result}).values()))
     (options.out / "table.md").write_text(text)
     print(text)
 

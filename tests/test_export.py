@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from deltamask_jax import export, models, pretrained
 from deltamask_jax.flat_index import FlatIndex
@@ -60,3 +60,54 @@ def test_errors_are_one_line(finished, tmp_path, capsys):
         with pytest.raises(SystemExit, match=message) as stopped:
             export.main([str(folder)])
         assert "\n" not in str(stopped.value)
+
+
+@pytest.mark.parametrize(
+    "file, content, message",
+    [
+        ("config.json", b"[1]", "holds no run, or a damaged one"),
+        ("config.json", b"{}", "holds no run, or a damaged one"),
+        (
+            "config.json",
+            b'{"method": "deltamask", "model": {"name": "vit"}}',
+            "holds no run, or a damaged one",
+        ),
+        ("config.json", b"\xff", "holds no run, or a damaged one"),
+        ("config.json", None, "holds no finished run"),
+        ("split.json", b"{}", "holds no run, or a damaged one"),
+        ("split.json", b'{"class_names": 3}', "holds no run, or a damaged one"),
+        ("split.json", b'{"class_names": ["a"]}', "its head has not 1 classes"),
+        ("split.json", None, "holds no finished run"),
+        ("deltamask.safetensors", None, "there is no deltamask.safetensors yet"),
+        ("deltamask.safetensors", b"", "deltamask.safetensors is no readable safetensors file: it is empty"),
+        ("deltamask.safetensors", {"mask": np.zeros(9, np.uint8)}, "lacks theta, head/kernel, head/bias"),
+    ],
+)
+def test_folders_that_are_no_runs_or_damaged_are_told_in_one_line(finished, file, content, message, capsys):
+    workdir, *_ = finished
+    (workdir / file).unlink()
+    if isinstance(content, dict):
+        save_file(content, workdir / file)
+    elif content is not None:
+        (workdir / file).write_bytes(content)
+    with pytest.raises(SystemExit) as stopped:
+        export.main([str(workdir)])
+    assert message in str(stopped.value)
+    assert str(stopped.value).isprintable() and not (workdir / "export").exists()
+
+
+def test_a_mask_that_does_not_fit_is_refused(finished):
+    workdir, *_ = finished
+    learned = load_file(workdir / "deltamask.safetensors")
+    save_file(learned | {"mask": learned["mask"][:-1]}, workdir / "deltamask.safetensors")
+    with pytest.raises(ValueError, match="its mask does not fit its theta"):
+        export.export(workdir)
+
+
+def test_a_file_for_a_folder_is_told_in_one_line(finished, tmp_path):
+    workdir, *_ = finished
+    (tmp_path / "file").write_text("")
+    for arguments in ([str(tmp_path / "file")], [str(workdir), f"--out={tmp_path / 'file'}"]):
+        with pytest.raises(SystemExit, match="file") as stopped:
+            export.main(arguments)
+        assert str(stopped.value).isprintable()

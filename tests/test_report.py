@@ -153,3 +153,38 @@ def test_the_command_line_names_what_is_wrong(tmp_path, capsys):
     (tmp_path / "one" / "summary.json").unlink()
     report.main([str(tmp_path)])
     assert (tmp_path / "report.html").stat().st_size > 20_000 and "1 run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("field, value", [("uplink_bytes", "many"), ("seconds", None), ("accuracy", [1])])
+def test_numbers_that_are_none_leave_out_their_run_alone(field, value, tmp_path):
+    write_run(tmp_path / "whole")
+    write_run(tmp_path / "other")
+    path = tmp_path / "other" / "metrics.jsonl"
+    changed = [json.loads(line) | {field: value} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in changed))
+    runs, left_out = report.load_whole(report.find([tmp_path]))
+    assert [run.workdir.name for run in runs] == ["whole"]
+    assert len(left_out) == 1 and "other" in left_out[0] and left_out[0].isprintable()
+
+
+@pytest.mark.parametrize("file", ["config.json", "summary.json", "split.json", "environment.json"])
+@pytest.mark.parametrize("content", [b"[1]", b"3", b"\xff"])
+def test_json_that_is_something_else_leaves_out_its_run(file, content, tmp_path):
+    write_run(tmp_path / "one")
+    (tmp_path / "one" / file).write_bytes(content)
+    with pytest.raises(ValueError, match="one holds a damaged file"):
+        report.load(tmp_path / "one", "one")
+
+
+def test_what_is_no_folder_of_runs_is_told_in_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    write_run(tmp_path / "one")
+    for arguments in (
+        ["none"],
+        ["file"],
+        ["one", f"--out={tmp_path}/none/x.html"],
+        ["one", f"--out={tmp_path}"],
+    ):
+        with pytest.raises(SystemExit, match="error: ") as stopped:
+            report.main([str(tmp_path / arguments[0]), *arguments[1:]])
+        assert str(stopped.value).isprintable() and str(tmp_path) in str(stopped.value)

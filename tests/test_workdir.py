@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from deltamask_jax import checkpoint, experiment, workdir
+from deltamask_jax import checkpoint, experiment, metrics, workdir
 from tests.conftest import tiny_config
 
 
@@ -81,3 +81,22 @@ def test_fresh_moves_only_what_a_run_wrote_into(tmp_path, capsys):
     released(folder, config)
     assert contents(folder.with_name("run.1")).keys() > contents(folder).keys()
     assert "it holds config.json, train.jsonl" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("played", [False, True])
+@pytest.mark.parametrize("name", ["checkpoints/7/model.pt", "metrics.jsonl", "diagnostics.jsonl"])
+def test_somebody_s_files_among_those_of_a_run_without_a_marker_are_refused(tmp_path, name, played):
+    config = tiny_config()
+    metrics.write_json(tmp_path / "config.json", config.to_dict())
+    if played:
+        metrics.append(tmp_path / "metrics.jsonl", {"round": 0, "uplink_bytes": 1})
+        (tmp_path / "checkpoints" / "0" / "ledger").mkdir(parents=True)
+        os.close(workdir.claim(tmp_path, config))  # without somebody's file it is taken
+        (tmp_path / workdir.MARKER).unlink()
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("step 1, loss 3\n")
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=f"{name.split('/')[0]}.*, which no run"):
+        released(tmp_path, config)
+    assert contents(tmp_path) == before

@@ -82,11 +82,13 @@ def bloom(fpr: float = 2**-8, policy: str = "P0") -> Codec:
         table = np.frombuffer(received.body[4:], np.uint8)
         if m != size_of(received.n) or len(table) != -(-m // 8) or (m % 8 and table[-1] >> m % 8):
             raise PayloadError(f"bloom payload announces {m} bits and has {len(table)} bytes")
+        if np.bitwise_count(table).sum(dtype=np.int64) > received.n * hashes:
+            raise PayloadError(f"bloom payload has more bits set than {received.n} keys set")
         positives = _query_all(table, m, hashes, context.d)
-        if policy == "P0":
-            return positives
         if len(positives) < received.n:
             raise PayloadError(f"bloom payload claims {received.n} keys and has {len(positives)} positives")
+        if policy == "P0":
+            return positives
         rank = _priority(positives, context)
         if policy == "P2":
             rank = rank >> np.uint64(8) | _smallest_conflict(positives, hashes, m) << np.uint64(56)

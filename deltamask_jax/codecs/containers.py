@@ -17,6 +17,7 @@ from deltamask_jax.codecs.codec import PayloadError
 
 CONTAINERS = ("raw", "png", "zstd")  # index = number on the wire
 
+_LEAST_BLOCK = 1024  # bytes a zstd block holds on average, at least; encoders split at 8,192
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
@@ -118,9 +119,26 @@ def _read_zstd(blob: bytes, size: int) -> bytes:
         frame = zstandard.get_frame_parameters(blob)
         if frame.content_size != size or frame.window_size > max(size, 1024):
             raise PayloadError(f"zstd frame claims {frame.content_size} bytes, expected {size}")
+        if frame.has_checksum or frame.dict_id:
+            raise PayloadError("zstd frame has a checksum or a dictionary, which no sender writes")
+        _check_blocks(blob, zstandard.frame_header_size(blob), most=size // _LEAST_BLOCK + 8)
         data = zstandard.ZstdDecompressor().decompress(blob, max_output_size=size, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise PayloadError(f"zstd frame does not decompress: {error}") from None
     if len(data) != size:
         raise PayloadError(f"zstd frame holds {len(data)} bytes, expected {size}")
     return data
+
+
+def _check_blocks(blob: bytes, at: int, most: int) -> None:
+    """Follows the headers of a zstd frame's blocks (RFC 8878, 3.1.1.2) from byte `at` to the frame's end: a
+    decoder builds tables for each block, which takes microseconds however little it holds."""
+    for _ in range(most):
+        header = int.from_bytes(blob[at : at + 3], "little")
+        last, kind, size = header & 1, header >> 1 & 3, header >> 3
+        at += 3 + (1 if kind == 1 else size)  # of kind 1, a byte that is repeated
+        if last:
+            if at != len(blob):
+                raise PayloadError("zstd frame does not end where its last block does")
+            return
+    raise PayloadError(f"zstd frame has more than {most} blocks")

@@ -102,7 +102,9 @@ def filter_codec(
         hits = membership.query_all(received.filter, context.d)
         if window:
             apart = distance.between(context.uniforms[hits], context.theta[hits])
-            hits = hits[apart <= received.farthest]
+            hits, apart = hits[apart <= received.farthest], apart[apart <= received.farthest]
+            if apart.max(initial=-1) != received.farthest:
+                raise PayloadError(f"filter holds no position at distance {received.farthest}, its window")
         return hits
 
     def count(payloads, contexts, counts: np.ndarray) -> list[int | PayloadError]:

@@ -18,7 +18,6 @@ import numpy as np
 from deltamask_jax.codecs import envelope, rans
 from deltamask_jax.codecs.codec import (
     PayloadError,
-    check_finite,
     check_scales,
     check_values,
     unpack_bits,
@@ -125,10 +124,13 @@ def decode(
         level[asked] = k
     if carried.any():
         raise PayloadError("qsgd payload carries what no sender writes")
-    with np.errstate(over="ignore"):
-        values = level * np.repeat(norms / np.float32(levels), bucket)[:size]
+    norm = np.repeat(norms, bucket)[:size]
+    if level[norm == 0].any():
+        raise PayloadError("qsgd payload has levels where its norm is 0")
+    with np.errstate(over="ignore"):  # s · (r / s) may round to more than the largest float
+        values = np.minimum(level * np.repeat(norms / np.float32(levels), bucket)[:size], norm)
     values[np.flatnonzero(level)[negative]] *= -1
-    return check_finite("qsgd", values)
+    return values
 
 
 def _probabilities(counts: np.ndarray) -> np.ndarray:

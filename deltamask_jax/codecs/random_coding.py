@@ -98,7 +98,8 @@ def decode(payload: bytes, key: Key, context: Context, *, bits: int) -> np.ndarr
     numbers = np.pad(numbers[: received.n * bits].reshape(-1, bits), ((0, 0), (16 - bits, 0)))
     chosen = np.packbits(numbers, axis=1).view(">u2")[:, 0]
     words = candidate_words(key, 1 << bits)[chosen][_blocks(counts)]  # u32[segments, 256]
-    words = np.repeat(words, 1 << rows_log2, axis=0).reshape(-1)[: context.d]
+    rows = np.arange(-(-context.d // _COLUMNS)) >> rows_log2  # a segment may be longer than d
+    words = words[rows].reshape(-1)[: context.d]
     return np.asarray(_draw(context.theta, key[0], words))
 
 

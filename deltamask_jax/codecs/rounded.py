@@ -55,7 +55,8 @@ def decode(payload: bytes, size: int, *, round_number: int, client: int) -> np.n
     steps = np.frombuffer(body, "<f4", groups).astype(np.float32)
     levels = np.frombuffer(body, np.int8, size, 4 * groups)
     check_scales("rounded", steps)
-    if (levels < -LEVELS).any():
+    step = np.repeat(steps, GROUP)[:size]
+    if (levels < -LEVELS).any() or levels[step == 0].any():
         raise PayloadError("rounded payload holds a value that no sender writes")
     with np.errstate(over="ignore"):
-        return check_finite("rounded", levels * np.repeat(steps, GROUP)[:size])
+        return check_finite("rounded", levels * step)

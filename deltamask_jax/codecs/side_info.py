@@ -29,6 +29,7 @@ _HEAD = struct.Struct("<BBBBII")
 _CHUNK = 1 << 18  # positions a jitted call
 _SMALL = 1 << 16  # below this many positions NumPy is faster than compiling
 _MOST_BUCKETS = 48
+_SHIFTS = 12  # bucket widths 1 .. 2**11
 
 # Flip probabilities travel as one byte q: 2**(-q / 16), here in the units of rans.py.
 _PROBABILITIES = np.clip(np.rint(rans.ONE * 2.0 ** (-np.arange(256) / 16)), 1, rans.ONE - 1)
@@ -93,7 +94,10 @@ def _decode(payload: bytes, context: Context) -> np.ndarray:
     if len(body) < _HEAD.size:
         raise PayloadError("side_info payload is too short for its header")
     shift, buckets, k, lanes_log2, far_count, gap_bytes = _HEAD.unpack_from(body)
-    if shift > 16 or not 1 <= buckets <= 128 or lanes_log2 > rans.MOST_LANES_LOG2 or far_count > received.n:
+    # The sender has a lane for 1,024 bits, and no near position costs more than one: twice that is allowed.
+    most_lanes_log2 = min((context.d >> 9).bit_length(), rans.MOST_LANES_LOG2)
+    known = shift < _SHIFTS and 1 <= buckets <= _MOST_BUCKETS
+    if not known or lanes_log2 > most_lanes_log2 or far_count > received.n:
         raise PayloadError("side_info payload has impossible header fields")
     if k != rice.remainder_bits(far_count, context.d):
         raise PayloadError(f"side_info payload has {k} remainder bits, not those of its far flips and d")
@@ -170,7 +174,7 @@ def _choose_buckets(flip_distances: np.ndarray, context: Context) -> tuple[int, 
     # Bits the encoder would pay to have one position fewer to code one by one: time matters at large d.
     symbol_cost = 0.008 + 0.012 * min(1, context.d / (1 << 25))
     best = (np.inf, 0, 1, 0)
-    for shift in range(12):
+    for shift in range(_SHIFTS):
         edges = np.arange(1, _MOST_BUCKETS + 1)
         flips = np.bincount(np.minimum(flip_distances >> shift, _MOST_BUCKETS))[:_MOST_BUCKETS]
         sizes = np.bincount(np.minimum(sample >> shift, _MOST_BUCKETS))[:_MOST_BUCKETS]

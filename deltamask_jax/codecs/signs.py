@@ -4,6 +4,7 @@ v becomes sign(v) · mean |v|, with one mean for every 4,096 values: layers diff
 many are a hundredth of a bit a value. Biased: error feedback makes up for it.
 
 Body (little-endian): a float32 mean a bucket, then a bit a value, set where it is negative, padded to a byte.
+Where a mean is 0 no bit is set.
 """
 
 import numpy as np
@@ -27,8 +28,9 @@ def encode(vector: np.ndarray, *, round_number: int, client: int) -> bytes:
     vector = check_values("signs", vector)
     n = vector.size
     sums = np.add.reduceat(np.abs(vector), np.arange(0, n, BUCKET), dtype=np.float64) if n else np.zeros(0)
-    means = sums / np.minimum(BUCKET, n - np.arange(0, n, BUCKET))
-    body = means.astype("<f4").tobytes() + np.packbits(vector < 0).tobytes()
+    means = (sums / np.minimum(BUCKET, n - np.arange(0, n, BUCKET))).astype("<f4")
+    negative = (vector < 0) & (np.repeat(means, BUCKET)[:n] > 0)
+    body = means.tobytes() + np.packbits(negative).tobytes()
     return envelope.pack(_ID, 0, n, n, round_number, client, body)
 
 
@@ -46,4 +48,6 @@ def decode(payload: bytes, size: int, *, round_number: int, client: int) -> np.n
     check_scales("signs", means)
     negative = unpack_bits("signs", np.frombuffer(parcel.body, np.uint8, offset=4 * buckets), size)
     values = np.repeat(means, BUCKET)[:size]
+    if (values[negative] == 0).any():
+        raise PayloadError("signs payload has signs where its scale is 0")
     return np.where(negative, -values, values)

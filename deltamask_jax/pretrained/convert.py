@@ -63,12 +63,11 @@ def _refuse(checkpoint: Checkpoint, model: Model, problems: dict[str, list[str]]
 
 def _expected(tensor: Tensor, stored: layouts.Stored, path: str, model: Model) -> str:
     """What a tensor ought to be, if it is not; '' if it is."""
-    if path == layouts.POSITIONS:
-        *ones, tokens, width = tensor.shape or (0, 0)
-        fits = len(tensor.shape) == len(stored.shape) and set(ones) <= {1} and width == stored.shape[-1]
-        fits = fits and positions.is_grid(tokens - int(model.architecture.class_token))
-    else:
-        fits = tensor.shape == stored.shape
+    fits = tensor.shape == stored.shape
+    if path == layouts.POSITIONS and len(tensor.shape) == len(stored.shape):
+        *ones, tokens, width = tensor.shape
+        patches = tokens - int(model.architecture.class_token)
+        fits = set(ones) <= {1} and width == stored.shape[-1] and positions.is_grid(patches)
     if fits and tensor.dtype in FLOATS:
         return ""
     grid = " or another square grid" if path == layouts.POSITIONS else ""

@@ -99,7 +99,7 @@ class Layout:
 
     def roots(self, keys: Iterable[str]) -> set[str]:
         """What stands before the names, our prefix not counted, of every such network among `keys`."""
-        pattern = re.compile(rf"((?:.*\.)??)(?:{self.prefix})?{re.escape(self.marker)}")
+        pattern = re.compile(rf"((?:.*?\.)??)(?:{self.prefix})?{re.escape(self.marker)}")
         return {found[1] for key in keys if (found := pattern.fullmatch(key))}
 
 

@@ -1,5 +1,9 @@
 """What the codec tests share: every codec in small, and plausible updates for it."""
 
+import sys
+import threading
+import tracemalloc
+
 import numpy as np
 
 from deltamask_jax import codecs
@@ -46,3 +50,29 @@ def sealed(payload: bytes) -> bytes:
     """The payload with its length and CRC32 made right again, after tampering with the rest."""
     header = envelope._FIELDS.unpack_from(payload)
     return envelope.pack(*header[2:8], payload[envelope.SIZE :])
+
+
+def cost(decode, *arguments) -> tuple[int, int]:
+    """What a call that may raise PayloadError costs: lines of the package that run, peak bytes allocated."""
+    steps = 0
+
+    def each_line(frame, event, _):
+        nonlocal steps
+        steps += event == "line"
+        return each_line
+
+    def each_call(frame, event, _):
+        return each_line if "deltamask_jax" in frame.f_code.co_filename else None
+
+    before = sys.gettrace()
+    tracemalloc.start()
+    threading.settrace(each_call)
+    sys.settrace(each_call)
+    try:
+        codecs.attempt(decode, *arguments)
+    finally:
+        sys.settrace(before)
+        threading.settrace(None)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    return steps, peak

@@ -95,3 +95,15 @@ def test_a_policy_is_part_of_the_payload():
         codecs.get("bloom").decode(payload, codecs.Context(100))
     with pytest.raises(ValueError, match="policy"):
         codecs.get("bloom", policy="P3")
+
+
+@pytest.mark.parametrize("policy", ["P0", "P2"])
+def test_a_filter_has_no_more_bits_set_than_its_keys_set_and_no_fewer_positives_than_keys(policy):
+    """A full table makes every position a positive, and P2 compares them all."""
+    codec, context = codecs.get("bloom", policy=policy), codecs.Context(5000)
+    payload = bytearray(codec.encode(np.arange(0, 5000, 100, dtype=np.uint32), context))
+    for octet, what in ((0xFF, "more bits set"), (0, "positives")):
+        payload[36:-1] = bytes([octet]) * (len(payload) - 37)
+        payload[-1] = 0
+        with pytest.raises(codecs.PayloadError, match=what):
+            codec.decode(sealed(bytes(payload)), context)

@@ -166,3 +166,14 @@ def test_decoding_stays_within_the_stated_memory(codec, share):
     finally:
         tracemalloc.stop()
     assert peak < 48 * d + 4e6
+
+
+def test_a_window_reaches_as_far_as_its_farthest_hit():
+    positions, context = drift(3000, 0.2, seed=0)
+    codec = codecs.get("bfuse", window=True)
+    payload = bytearray(codec.encode(positions, context))
+    codec.decode(bytes(payload), context)
+    window = int.from_bytes(payload[44:46], "little") + 1
+    payload[44:46] = window.to_bytes(2, "little")
+    with pytest.raises(codecs.PayloadError, match="window"):
+        codec.decode(sealed(bytes(payload)), context)

@@ -80,3 +80,35 @@ def test_zstd_bombs_are_refused():
     for blob in (bomb, unsized, good + b"x", good + good, good[:-1], b""):
         with pytest.raises(PayloadError):
             containers.unpack(blob, 1024, "zstd")
+
+
+def frame(pieces, header=0xE0):
+    """A zstd frame of raw blocks, which states its size in eight bytes."""
+    blocks = [(len(p) << 3 | (i == len(pieces) - 1)).to_bytes(3, "little") + p for i, p in enumerate(pieces)]
+    return struct.pack("<IBQ", 0xFD2FB528, header, sum(map(len, pieces))) + b"".join(blocks)
+
+
+def test_zstd_frames_of_many_blocks_or_with_a_checksum_are_refused():
+    data = bytes(range(256)) * 16
+    assert containers.unpack(frame([data]), 4096, "zstd") == data
+    assert containers.unpack(frame([data[i : i + 1024] for i in range(0, 4096, 1024)]), 4096, "zstd") == data
+    with pytest.raises(PayloadError, match="more than 12 blocks"):
+        containers.unpack(frame([data[i : i + 256] for i in range(0, 4096, 256)]), 4096, "zstd")
+    with pytest.raises(PayloadError, match="more than 12 blocks"):
+        containers.unpack(frame([b""] * 20 + [data]), 4096, "zstd")
+    with pytest.raises(PayloadError, match="checksum or a dictionary"):
+        containers.unpack(zstandard.ZstdCompressor(write_checksum=True).compress(data), 4096, "zstd")
+
+
+@pytest.mark.parametrize("size", [1, 1000, 300_000, 3_000_000])
+@pytest.mark.parametrize("level", [-5, 1, 9, 19])
+def test_what_encoders_write_has_few_blocks_and_is_short_enough(size, level):
+    """Compressible and not, in stretches, as encoders that look for borders split them."""
+    rng = np.random.default_rng(0)
+    data = rng.integers(0, 256, size, dtype=np.uint8)
+    data[rng.random(size) < np.arange(size) // 5000 % 3 / 2] = 0
+    blob = zstandard.ZstdCompressor(level=level).compress(data.tobytes())
+    assert containers.unpack(blob, size, "zstd") == data.tobytes()
+    incompressible = rng.integers(0, 256, size, dtype=np.uint8).tobytes()
+    for container in containers.CONTAINERS:
+        assert containers.unpack(containers.pack(incompressible, container), size, container)

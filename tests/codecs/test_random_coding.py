@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from deltamask_jax import masks
 from deltamask_jax.codecs import Context, PayloadError, envelope, random_coding
 from deltamask_jax.public_random import CANDIDATES, candidate_words, stream_key, uniforms
-from tests.codecs.cases import sealed
+from tests.codecs.cases import cost, sealed
 
 KEY = stream_key(5, 3, 1, CANDIDATES)
 GOLDEN = Path(__file__).parent / "golden" / "random_coding.bin"
@@ -178,6 +178,22 @@ def test_an_old_payload_is_still_read():
     """Kept as a file, which `python -m tests.codecs.test_random_coding` rewrites; its mask is integers."""
     mask = random_coding.decode(GOLDEN.read_bytes(), KEY, integers()[1], bits=4)
     assert zlib.crc32(np.packbits(mask)) == MASK_CHECKSUM
+
+
+def test_long_segments_take_no_memory_beyond_d():
+    """A segment may be of a million positions, of which d exist."""
+    theta_k, context = drifted(3000, 0.7)
+    own = encode(theta_k, context, 4)
+    body = bytes([12, 4]) + zlib.compress(b"\0", 9, -15) + b"\x10"
+    payload = envelope.pack(envelope.CODEC_IDS["random_coding"], 0, 3000, 1, 3, 1, body)
+
+    def decode(data):
+        return random_coding.decode(data, KEY, context, bits=4)
+
+    word = candidate_words(KEY, 2)[1]
+    np.testing.assert_array_equal(decode(payload), uniforms((KEY[0], word), 3000) < context.theta)
+    assert len(decode(own)) == 3000
+    assert cost(decode, payload)[1] < 2 * cost(decode, own)[1]
 
 
 if __name__ == "__main__":

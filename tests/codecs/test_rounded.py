@@ -105,3 +105,10 @@ def test_damaged_bodies_under_a_valid_checksum_give_values_or_payload_error(at, 
     except PayloadError:
         return
     assert decoded.shape == (250,) and np.isfinite(decoded).all()
+
+
+@pytest.mark.parametrize("step, level", [(-0.0, 0), (0.0, 1)])
+def test_zeros_have_one_payload(step, level):
+    assert rounded.decode(sealed(zstd(struct.pack("<f", 0) + bytes(4))), 4, **HEADER).tolist() == [0] * 4
+    with pytest.raises(PayloadError, match="no sender writes"):
+        rounded.decode(sealed(zstd(struct.pack("<f4b", step, level, 0, 0, 0))), 4, **HEADER)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from deltamask_jax import codecs
-from deltamask_jax.codecs import distance, envelope, side_info
-from tests.codecs.cases import drift, sealed
+from deltamask_jax.codecs import distance, envelope, rans, rice, side_info
+from tests.codecs.cases import cost, drift, sealed
 
 
 @pytest.mark.parametrize("spread", [0.1, 0.3, 1.0])
@@ -62,3 +62,29 @@ def test_every_header_byte_is_checked():
                 except codecs.PayloadError:
                     continue
                 assert len(decoded) == len(positions)
+
+
+def test_the_senders_lanes_are_bounded_both_ways():
+    """All positions near, in any number of lanes: too few take a step a position, too many memory."""
+    d = 40_000
+    _, context = drift(d, 0.2, seed=0)
+    codec, shift, buckets = codecs.get("side_info"), 11, 48
+    near, bucket = side_info.near_positions(context, shift, buckets)
+    assert len(near) == d
+    q = np.full(buckets, 16, np.uint8)
+    p = side_info._PROBABILITIES[q][bucket]
+    bits = np.arange(d) % 2 == 0
+    _, most_bytes = cost(codec.decode, codec.encode(np.arange(0, d, 2), context), context)
+    accepted = []
+    for lanes_log2 in range(13):
+        states, words = rans.encode(bits, p, np.zeros(1 << lanes_log2, np.uint16))
+        head = side_info._HEAD.pack(shift, buckets, rice.remainder_bits(0, d), lanes_log2, 0, 0)
+        body = head + q.tobytes() + states.tobytes() + words.tobytes()
+        payload = envelope.pack(envelope.CODEC_IDS["side_info"], 0, d, d // 2, 0, 0, body)
+        steps, peak = cost(codec.decode, payload, context)
+        assert steps < 20 * 8192 and peak < 2 * most_bytes
+        decoded = codecs.attempt(codec.decode, payload, context)
+        if isinstance(decoded, np.ndarray):
+            np.testing.assert_array_equal(decoded, np.arange(0, d, 2))
+            accepted.append(lanes_log2)
+    assert accepted == list(range(rans.lanes_log2(d), (d >> 9).bit_length() + 1))

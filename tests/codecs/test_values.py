@@ -266,6 +266,33 @@ def test_old_payloads_are_still_read(case):
     assert np.sum((decoded - expected) ** 2) <= (0 if case in DENSE else 0.02 * np.sum(expected**2))
 
 
+@pytest.mark.parametrize("levels", range(1, 256))
+def test_qsgd_values_are_finite_for_every_level_count(levels):
+    """s · (r / s) rounds to infinity for some s where r is the largest float."""
+    case, largest = qsgd_case(levels, 8), np.finfo(np.float32).max
+    payload = bytearray(case.encode(np.eye(1, 8, dtype=np.float32)[0], 1, 2))
+    at = 32 + 6 + 4 * payload[36]
+    for norm in (largest, 1.0, 1e-45):
+        payload[at : at + 4] = np.float32(norm).tobytes()
+        decoded = case.decode(sealed(bytes(payload)), 8, 1, 2)
+        assert np.isfinite(decoded).all() and decoded[0] <= np.float32(norm)
+        assert norm < 1e-30 or decoded[0] == pytest.approx(norm, rel=1e-6)
+    for norm in (np.inf, np.nan, -1.0, -0.0, 0.0):
+        payload[at : at + 4] = np.float32(norm).tobytes()
+        with pytest.raises(PayloadError):
+            case.decode(sealed(bytes(payload)), 8, 1, 2)
+
+
+def test_signs_of_zero_have_one_payload():
+    payload = bytearray(SIGNS.encode(np.zeros(16, np.float32), 1, 2))
+    assert not SIGNS.decode(bytes(payload), 16, 1, 2).any()
+    payload[-1] = 1
+    with pytest.raises(PayloadError, match="scale is 0"):
+        SIGNS.decode(sealed(bytes(payload)), 16, 1, 2)
+    tiny = np.full(4096, -1e-45, np.float32) * (np.arange(4096) < 3)  # whose mean rounds to 0
+    assert not SIGNS.decode(SIGNS.encode(tiny, 1, 2), 4096, 1, 2).any()
+
+
 if __name__ == "__main__":
     for case in KEPT:
         payload = case.encode(integers(), 258, 772)

@@ -145,3 +145,22 @@ def test_a_real_run(tmp_path):
     assert row["curve"][-1]["uplink_megabytes"] == pytest.approx(summary["uplink_bytes"] / 1e6)
     assert row["worst_clients_accuracy"] == summary["final_client_accuracy_worst"]
     assert "worst tenth of clients" in (tmp_path / "comparison.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "file, content, message",
+    [
+        ("config.json", "{", "config.json is damaged"),
+        ("config.json", "[1]", "config.json is not a run's"),
+        ("summary.json", "{", "seed0 holds a damaged file"),
+        ("summary.json", "{}", "seed0 holds a damaged file"),
+        ("metrics.jsonl", '{"round"', "seed0 holds a damaged file"),
+        ("metrics.jsonl", '{"round": 0}', "seed0 holds a damaged file"),
+    ],
+)
+def test_a_damaged_run_is_named(played, tmp_path, file, content, message):
+    compared(tmp_path, names=["fedavg"], seeds=1)
+    (tmp_path / "fedavg" / "seed0" / file).write_text(content)
+    with pytest.raises(ValueError, match=message) as error:
+        compared(tmp_path, names=["fedavg"], seeds=1)
+    assert str(error.value).isprintable()

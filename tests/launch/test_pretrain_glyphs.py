@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+import types
 import unicodedata
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 from safetensors import safe_open
+from safetensors.numpy import save_file
 
 import deltamask_jax
 from deltamask_jax import models
@@ -119,3 +121,32 @@ def test_saved_weights_come_back(tmp_path):
     np.testing.assert_array_equal(
         pretrain_glyphs.load(str(tmp_path / "w.safetensors"))["a"]["kernel"], network["a"]["kernel"]
     )
+
+
+@pytest.mark.parametrize(
+    "out, learning_rate, rest, message",
+    [
+        ("none/w.safetensors", 1e-3, [], "no file can be written there"),
+        (".", 1e-3, [], "no file can be written there"),
+        ("w.safetensors", float("nan"), [], "learning_rate=nan"),
+        ("w.safetensors", 0.0, [], "learning_rate=0.0"),
+        ("w.safetensors", 1e-3, ["steps=3"], "unexpected argument 'steps=3'"),
+    ],
+)
+def test_mistakes_are_found_before_the_training(out, learning_rate, rest, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        pretrain_glyphs.check(tmp_path / out, learning_rate, rest)
+
+
+@pytest.mark.parametrize("content", [None, b"", {"a": np.zeros(3, np.float32)}])
+def test_weights_that_cannot_be_evaluated_are_told_in_one_line(content, tmp_path, monkeypatch):
+    file = tmp_path / "w.safetensors"
+    if isinstance(content, dict):
+        save_file(content, file)
+    elif content is not None:
+        file.write_bytes(content)
+    flags = types.SimpleNamespace(out=str(file), evaluate=True)
+    monkeypatch.setattr(pretrain_glyphs, "FLAGS", flags)
+    with pytest.raises(SystemExit, match="error: .*w.safetensors") as stopped:
+        pretrain_glyphs.main(["pretrain_glyphs.py"])
+    assert str(stopped.value).isprintable()

@@ -103,6 +103,62 @@ def test_a_folder_with_another_run_is_refused(tmp_path, monkeypatch):
         runner.main("doc", lambda smoke: other, [f"--out={tmp_path}"])
 
 
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--match=("], "'(' is no regular expression"),
+        (["--match=zzz"], "no run's name matches --match=zzz"),
+        (["--seeds=0"], "--seeds=0: must be at least 1"),
+        (["--only=2"], "the list has runs 0 … 1"),
+        (["--only=-1"], "the list has runs 0 … 1"),
+        (["--out={}/file/x"], "Not a directory"),
+        (["--out={}/file"], "exists"),
+    ],
+)
+def test_bad_arguments_are_told_before_anything_starts(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.setattr(runner.experiment, "run", lambda *_: pytest.fail("started"))
+    (tmp_path / "file").write_text("")
+    arguments = [argument.format(tmp_path) for argument in arguments]
+    with pytest.raises(SystemExit) as stopped:
+        runner.main("doc", lambda smoke: RUNS, [f"--out={tmp_path}/new", *arguments])
+    said = capsys.readouterr().err.strip().splitlines()
+    assert message in (said[-1] if said else str(stopped.value))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_damaged_runs_cost_only_themselves(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runner.experiment, "run", pretend([]))
+    runner.main("doc", lambda smoke: RUNS, [f"--out={tmp_path}"])
+    (tmp_path / "a" / "seed0" / "split.json").write_text("[1]")
+    runner.main("doc", lambda smoke: RUNS, [f"--out={tmp_path}"])
+    assert "a/seed0 holds a damaged file" in capsys.readouterr().out
+    assert list(json.loads((tmp_path / "table.json").read_text())) == ["b"]
+    (tmp_path / "a" / "seed0" / "config.json").write_text("[1]")
+    with pytest.raises(SystemExit, match="config.json is not a run's"):
+        runner.main("doc", lambda smoke: RUNS, [f"--out={tmp_path}"])
+
+
+@pytest.mark.parametrize(
+    "arguments, file, message",
+    [
+        (["--repeats=0"], "", "--repeats=0: must be at least 1"),
+        (["--device=???"], "", "needs a letter or digit"),
+        ([], "[1]", "other.json is not what this script writes"),
+        ([], "{", "other.json is not what this script writes"),
+    ],
+)
+def test_codec_cost_tells_mistakes_before_it_measures(
+    tmp_path, monkeypatch, capsys, arguments, file, message
+):
+    monkeypatch.setattr(table_codec_cost, "measure", lambda *_: pytest.fail("measured"))
+    if file:
+        (tmp_path / "other.json").write_text(file)
+    with pytest.raises(SystemExit) as stopped:
+        table_codec_cost.main(["--smoke", f"--out={tmp_path}", *arguments])
+    assert message in capsys.readouterr().err + str(stopped.value)
+    assert len(list(tmp_path.iterdir())) == bool(file)
+
+
 def test_codec_cost_measures_real_payloads():
     rows = table_codec_cost.measure(60_000, repeats=1)
     for row in rows.values():

@@ -1,6 +1,7 @@
 import jax
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from deltamask_jax import models, pretrained
@@ -59,3 +60,49 @@ def test_foreign_damaged_and_misfitting_masks_are_refused(tmp_path):
     path.write_bytes(content[:-20])
     with pytest.raises(ValueError, match="no readable safetensors"):
         pretrained.load_compact(path, BASE)
+
+
+def changed(path, tensors=(), metadata=()):
+    """Writes a compact file, some of its tensors and metadata replaced, or removed by None."""
+    pretrained.export_compact(path, MODEL, BASE, MASK, HEAD)
+    with safe_open(path, framework="numpy") as file:
+        held = {name: file.get_tensor(name) for name in file.keys()} | dict(tensors)
+        about = file.metadata() | dict(metadata)
+    held, about = ({k: v for k, v in table.items() if v is not None} for table in (held, about))
+    save_file(held, path, metadata=about)
+
+
+@pytest.mark.parametrize(
+    "tensors, metadata, reason",
+    [
+        ({"mask": None}, {}, "other tensors"),
+        ({"more": np.zeros(1, np.float32)}, {}, "other tensors"),
+        ({"mask": np.zeros(9, np.float32)}, {}, "other tensors"),
+        ({"head/kernel": np.zeros((8, 3), np.float16)}, {}, "other tensors"),
+        ({"head/bias": np.zeros(4, np.float32)}, {}, "differ in their classes"),
+        ({"head/bias": np.full(3, np.nan, np.float32)}, {}, "NaN or infinite"),
+        ({"mask": np.zeros(9, np.uint8)}, {}, "damaged"),
+        ({}, {"base_sha256": None}, "lacks base_sha256"),
+        ({}, {"masked": None, "d": None}, "lacks masked, d"),
+        ({}, {"masked": "("}, "not a regular expression"),
+        ({}, {"masked": "none"}, "matches no parameter"),
+        ({}, {"masked": "cls"}, "has not 8 bits"),
+        ({}, {"model": "a\n" * 999, "base_sha256": "0" * 999}, "load that checkpoint"),
+    ],
+)
+def test_what_no_export_writes_is_refused_in_one_line(tensors, metadata, reason, tmp_path):
+    changed(tmp_path / "a.safetensors", tensors, metadata)
+    with pytest.raises(ValueError, match=reason) as error:
+        pretrained.load_compact(tmp_path / "a.safetensors", BASE)
+    assert "a.safetensors" in str(error.value) and str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("head", [{"kernel": np.ones((7, 3))}, {"bias": np.ones(4)}, {"kernel": np.ones(8)}])
+def test_a_head_of_other_shapes_is_not_exported(head, tmp_path):
+    with pytest.raises(ValueError, match="8 features"):
+        pretrained.export_compact(tmp_path / "a.safetensors", MODEL, BASE, MASK, HEAD | head)
+    with pytest.raises(ValueError, match="8 features"):
+        pretrained.export_huggingface(tmp_path / "b", MODEL, BASE, HEAD | head)
+    with pytest.raises(ValueError, match="2 class names"):
+        pretrained.export_huggingface(tmp_path / "b", MODEL, BASE, HEAD, class_names=("a", "b"))
+    assert not any(tmp_path.iterdir())

@@ -1,12 +1,16 @@
 """Formats without a reference library at hand: files made by hand with the published names."""
 
+import json
+import tracemalloc
 import types
+import zipfile
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 from flax import serialization, traverse_util
-from safetensors.numpy import save_file
+from safetensors.numpy import save, save_file
 
 from deltamask_jax import models, pretrained
 from deltamask_jax.models.convmixer import ConvMixerConfig
@@ -259,3 +263,198 @@ def test_a_layout_is_one_to_one_and_reads_what_it_writes(architecture):
         written = stored[path].write(array)
         assert written.shape == stored[path].shape
         np.testing.assert_array_equal(stored[path].read(written, shapes[path]), array)
+
+
+def published(prefix="", **changes):
+    """A Hugging Face ViT of VIT's shapes, its names behind a prefix."""
+    shapes = layouts.parameter_shapes(vit())
+    names = layouts.stored(VIT, shapes)
+    values = {stored.key: np.full(stored.shape, 0.1, np.float32) for stored in names.values()}
+    return {prefix + key: value for key, value in (values | changes).items()}
+
+
+CONFIG = {
+    "model_type": "vit",
+    "hidden_size": 8,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 12,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-6,
+    "patch_size": 4,
+    "image_size": 16,
+}
+WEIGHTS = ["model.safetensors", "vit.safetensors", "model-1.safetensors"]
+
+
+def save_with_config(folder, name, config):
+    save_file(published(), folder / name)
+    (folder / "config.json").write_text(json.dumps(config))
+    if name != "model-1.safetensors":
+        return folder / name
+    index = {"weight_map": dict.fromkeys(published(), name)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("num_attention_heads", 4),
+        ("num_attention_heads", "2"),
+        ("num_attention_heads", None),
+        ("hidden_act", "gelu_new"),
+        ("hidden_act", ["gelu"] * 9999),
+        ("layer_norm_eps", 1e-12),
+        ("layer_norm_eps", "1e-6"),
+    ],
+)
+def test_a_config_is_checked_whatever_the_weights_are_called(field, value, name, tmp_path):
+    path = save_with_config(tmp_path, name, CONFIG | {field: value})
+    with pytest.raises(ValueError, match=f"config.json says {field} ") as error:
+        load(path, vit())
+    message = str(error.value)
+    assert message.isprintable() and len(message) < 500
+    assert ("move it away" in message) == (name == "vit.safetensors")
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize(
+    "config",
+    [
+        CONFIG,
+        {"method": "deltamask", "clients": 30, "model": {"name": "tiny_vit"}},  # a workdir's
+        {"architecture": "convmixer_768_32", "num_classes": 10, "pretrained_cfg": {}},  # timm's
+        {},
+    ],
+)
+def test_configs_that_agree_or_say_nothing_of_the_network_load(name, config, tmp_path):
+    assert load(save_with_config(tmp_path, name, config), vit())
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        CONFIG | {"hidden_size": 16, "num_attention_heads": 4},  # another size
+        CONFIG | {"model_type": "dinov2", "num_attention_heads": 4},  # another family of this size
+        {k: v for k, v in CONFIG.items() if k != "patch_size"}
+        | {"model_type": "bert", "layer_norm_eps": 1e-12},
+        {
+            "model_type": "clip",
+            "vision_config": CONFIG | {"model_type": "clip_vision_model", "hidden_act": "x"},
+        },
+    ],
+)
+def test_the_config_of_another_file_of_the_folder_says_nothing(other, tmp_path):
+    assert load(save_with_config(tmp_path, "vit.safetensors", other), vit())
+
+
+def test_relatives_under_another_type_are_checked(tmp_path):
+    """ViT-MSN has ViT's names and shapes, and another ε."""
+    config = CONFIG | {"model_type": "vit_msn", "layer_norm_eps": 1e-12}
+    with pytest.raises(ValueError, match="layer_norm_eps 1e-12"):
+        load(save_with_config(tmp_path, "vit.safetensors", config), vit())
+
+
+def test_a_vision_config_that_is_no_object_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="vision_config in config.json is no object"):
+        load(save_with_config(tmp_path, "model.safetensors", {"vision_config": ["a"]}), vit())
+
+
+@pytest.mark.parametrize("own", ["", "vit."])
+@pytest.mark.parametrize(
+    "wrappers",
+    ["module.", "model.", "_orig_mod.", "module._orig_mod.", "backbone.", "encoder.", "model.encoder."],
+)
+def test_what_wrappers_put_before_the_names_is_removed(wrappers, own, tmp_path):
+    stored = published(wrappers + own, **{"layernorm.bias": np.full(8, 7, np.float32)})
+    stored[f"{wrappers}classifier.weight"] = np.zeros((3, 8), np.float32)
+    save_file(stored, tmp_path / "x.safetensors")
+    loaded = flat(load(tmp_path / "x.safetensors", vit()))
+    np.testing.assert_array_equal(loaded["Transformer/encoder_norm/bias"], 7)
+
+
+def test_wrapped_native_trees_load(tmp_path):
+    save_file({f"module.{key}": array for key, array in linen().items()}, tmp_path / "x.safetensors")
+    loaded = flat(load(tmp_path / "x.safetensors", vit()))
+    np.testing.assert_array_equal(loaded["cls"], linen()["cls"])
+
+
+@pytest.mark.parametrize(
+    "stored, reason",
+    [
+        (published("tower."), "names its tensors below 'tower.'"),
+        (published("deit."), "as another network or a wrapper does"),
+        (published("student.") | published("teacher."), "several networks, below 'student.' and 'teacher.'"),
+        (published("model.") | {"layernorm.bias": np.zeros(8, np.float32)}, "holds layernorm.bias twice"),
+        (published() | {"decoder.weight": np.zeros(8, np.float32)}, r"1 unexpected \(decoder.weight\)"),
+        (published() | {"a\n\x1b[2J": np.zeros(8, np.float32)}, "1 unexpected"),
+    ],
+)
+def test_other_prefixes_and_names_are_told(stored, reason, tmp_path):
+    save_file(stored, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match=reason) as error:
+        load(tmp_path / "x.safetensors", vit())
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_no_numbers_are_refused_by_name(value, dtype, tmp_path):
+    stored = {key: array.astype(dtype) for key, array in published().items()}
+    stored["encoder.layer.1.output.dense.weight"][3, 4] = value
+    stored["pooler.dense.weight"] = np.full(3, np.nan, dtype)  # never read
+    save_file(stored, tmp_path / "x.safetensors")
+    expected = r"1 with NaN or infinite weights \(encoder.layer.1.output.dense.weight\)"
+    with pytest.raises(ValueError, match=expected):
+        load(tmp_path / "x.safetensors", vit())
+
+
+def test_eight_bit_tensors_are_named_with_what_is_read(tmp_path):
+    stored = published(**{"layernorm.bias": np.zeros(8, np.uint8)})
+    content = save(stored)
+    length = int.from_bytes(content[:8], "little")
+    header = content[8 : 8 + length].replace(b'"U8"', b'"F8_E4M3"')
+    (tmp_path / "x.safetensors").write_bytes(
+        len(header).to_bytes(8, "little") + header + content[8 + length :]
+    )
+    expected = r"layernorm.bias F8_E4M3\[8\], not \[8\] of float16, bfloat16, float32 or float64"
+    with pytest.raises(ValueError, match=expected):
+        load(tmp_path / "x.safetensors", vit())
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 18, 8), (1, 1, 8), (1, 0, 8), (2, 17, 8), (17, 8), (8,), (), (1, 17, 9)]
+)
+def test_position_embeddings_of_no_square_grid_are_misshaped(shape, tmp_path):
+    name = "embeddings.position_embeddings"
+    save_file(published(**{name: np.zeros(shape, np.float32)}), tmp_path / "x.safetensors")
+    with pytest.raises(
+        ValueError, match=r"1 misshaped \(embeddings.position_embeddings .*another square grid"
+    ):
+        load(tmp_path / "x.safetensors", vit())
+
+
+def test_nothing_that_does_not_fit_is_unpacked(tmp_path):
+    """An npz of a few kilobytes may announce, and hold, gigabytes of zeros."""
+    stored = arrays(AUGREG)
+    np.savez(tmp_path / "x.npz", **stored)
+    for name in ("Transformer/posembed_input/pos_embedding", "embedding/bias"):
+        with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+            for key, array in stored.items():
+                with archive.open(f"{key}.npy", "w") as file:
+                    np.lib.format.write_array(file, np.zeros((1, 2**22, 8)) if key == name else array)
+        tracemalloc.start()
+        with pytest.raises(ValueError, match="1 misshaped"):
+            load(tmp_path / "bomb.npz", vit())
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+        tracemalloc.stop()
+
+
+def test_a_learned_mask_is_no_checkpoint(tmp_path):
+    save_file(
+        {"mask": np.zeros(3, np.uint8), "head/bias": np.zeros(3, np.float32)}, tmp_path / "x.safetensors"
+    )
+    with pytest.raises(ValueError, match="is a learned mask, not a checkpoint, but custom needs"):
+        load(tmp_path / "x.safetensors", vit())

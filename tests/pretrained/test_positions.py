@@ -29,3 +29,9 @@ def test_same_grid_is_untouched_and_constants_stay_constant():
 def test_other_than_square_grids_are_refused():
     with pytest.raises(ValueError, match="not square"):
         positions.resize(TABLE, 8, extra=1)
+
+
+@pytest.mark.parametrize("rows, tokens", [(1, 5), (0, 5), (5, 1), (5, 0)])
+def test_grids_without_a_patch_are_refused(rows, tokens):
+    with pytest.raises(ValueError, match="not square"):
+        positions.resize(np.zeros((1, rows, 2), np.float32), tokens, extra=1)

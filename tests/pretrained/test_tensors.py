@@ -57,7 +57,8 @@ def damaged_npz():
 
 
 ZIP_OF_TORCH = npz(**{"archive/data.pkl": b"x"})
-TWICE = b"{%s,%s}" % ((b'"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}',) * 2)
+NAMED = b'"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}'
+TWICE = b"{" + NAMED + b"," + NAMED + b"}"
 CASES = {
     # name: (content, what the line says)
     "empty.safetensors": (b"", "it is empty"),
