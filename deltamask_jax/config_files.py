@@ -27,11 +27,12 @@ def load(named: str) -> ConfigDict:
     """The config of a file, for example 'configs/vit_b16.py:smoke'.
 
     Raises:
-        OSError: no such file.
+        OSError: the file cannot be read.
         ValueError: the file has a mistake, or no `get_config()` that returns a ConfigDict; or an option after
             the colon is unknown.
     """
     path, _, options = locate(named).partition(":")
+    Path(path).open().close()  # an OSError here is the file's own, not its code's
     with _naming_the_line(path):
         get_config = runpy.run_path(path).get("get_config")
     if not callable(get_config):
@@ -53,11 +54,9 @@ def defaults() -> ConfigDict:
 
 @contextlib.contextmanager
 def _naming_the_line(path: str) -> Iterator[None]:
-    """Whatever a file's code raises becomes a ValueError that names its line; OSErrors pass."""
+    """Whatever a file's code raises becomes a ValueError that names its line."""
     try:
         yield
-    except OSError:
-        raise
     except Exception as error:
         lines = [
             frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path

@@ -122,7 +122,9 @@ def keep_compilations() -> None:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(1 << 16))
     except (OSError, ValueError) as error:
-        logging.warning("compiled programs are not kept for later runs: %s", error)
+        logging.warning(
+            "compiled programs are not kept (%s); JAX_COMPILATION_CACHE_DIR names a folder", error
+        )
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

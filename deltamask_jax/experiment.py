@@ -164,10 +164,13 @@ def _run(
         if last:
             break
 
-    details = [  # what the method itself measured: round 0 is not its own
+    details = [  # what the method itself measured: round 0 is not its own; a random head has no loss
         key
         for key, value in records[-1].items()
-        if value is not None and records[0].get(key) is None and not key.endswith("seconds")
+        if key != "train_loss"
+        and value is not None
+        and records[0].get(key) is None
+        and not key.endswith("seconds")
     ]
     save_file(method.export(state), workdir / f"{method.name}.safetensors")
     metrics.draw_curves(

@@ -88,7 +88,7 @@ def main(argv: list[str]) -> None:
         from deltamask_jax import devices, environment, experiment, hosts
         from deltamask_jax.rounds import TooFewClients
     except ValueError as error:  # a variable that jax reads when it is imported
-        _stop(error)
+        _stop(f"jax does not start: {error}")
 
     try:
         devices.keep_compilations()

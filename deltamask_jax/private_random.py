@@ -14,6 +14,11 @@ def root_key(seed: int) -> jax.Array:
 
     Args:
         seed: 0 … 2⁶⁴−1.
+
+    Raises:
+        ValueError: a seed out of that range.
     """
+    if not 0 <= seed < 1 << 64:
+        raise ValueError(f"seed must be in 0 … 2^64-1, got {seed}")
     words = np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32)
     return jax.random.wrap_key_data(words, impl="threefry2x32")

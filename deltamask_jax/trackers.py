@@ -46,7 +46,7 @@ def _tensorboard(config, workdir: Path) -> Tracker:
 
 def _weights_and_biases(config, workdir: Path) -> Tracker:
     try:
-        import wandb
+        from wandb import init  # not `import wandb`: a folder of that name would do
     except ImportError:
         raise ValueError('config.wandb needs: pip install "deltamask_jax[wandb]"') from None
     settings = {
@@ -56,7 +56,7 @@ def _weights_and_biases(config, workdir: Path) -> Tracker:
         "dir": str(workdir),
     }
     try:
-        run = wandb.init(**settings)
+        run = init(**settings)
     except Exception as error:  # no login, no network: wandb has a type of its own for each
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(

@@ -8,6 +8,8 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure  # no pyplot: no global state, no display
 
+from deltamask_jax import metrics
+
 MARKERS = "osD^v<>Pp*Xhd"
 
 
@@ -62,10 +64,7 @@ def _row(runs: list[tuple[dict, list[dict]]], target: float) -> dict[str, Any]:
         "best_accuracy": float(np.mean([s["best_accuracy"] for s in summaries])),
         "seeds_at_target": len(costs),
         **{key: float(np.mean([c[key] for c in costs])) if costs else None for key in _COST},
-        **{
-            key: float(np.mean([s[f"mean_{key}"] for s in summaries]))
-            for key in ("uplink_bpp", "downlink_bpp")
-        },
+        **{key: metrics.mean(s[f"mean_{key}"] for s in summaries) for key in ("uplink_bpp", "downlink_bpp")},
         # The first round compiles.
         "seconds_per_round": float(
             np.mean([np.median([r["seconds"] for r in rs[2:] or rs[1:]]) for _, rs in runs])

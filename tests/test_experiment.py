@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from deltamask_jax import experiment
+from deltamask_jax import experiment, report
 from deltamask_jax.workdir import MARKER, written
 from tests.conftest import tiny_config
 
@@ -104,3 +104,34 @@ def test_a_finished_run_is_not_repeated_unless_fresh_and_the_same_seed_gives_the
 def test_bad_settings_are_refused_before_training(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         experiment.run(tiny_config(**changes), tmp_path / "run")
+
+
+def test_a_method_that_is_not_for_the_model_says_so_before_the_head_is_trained(tmp_path, monkeypatch):
+    def build(*_):
+        raise ValueError("not for this model")
+
+    monkeypatch.setattr(experiment, "with_head", lambda _: pytest.fail("the head was trained"))
+    monkeypatch.setattr(experiment.methods, "build", build)
+    with pytest.raises(ValueError, match="not for this model"):
+        experiment.run(tiny_config(), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"head__init": "fit", "byte_budget": 1}, {"head__init": "he", "rounds": 1}]
+)
+def test_every_file_is_json_without_rounds_and_without_a_trained_head(tmp_path, monkeypatch, changes):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = tiny_config(prefix_cache="~/cache", tensorboard=True, **changes)
+    summary = experiment.run(config, "~/run")
+    files = [*(tmp_path / "run").glob("*.json"), *(tmp_path / "run").glob("*.jsonl")]
+    assert {"summary.json", "metrics.jsonl", "split.json"} <= {path.name for path in files}
+    for path in files:
+        for text in path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]:
+            json.loads(text, parse_constant=pytest.fail)
+    played = "byte_budget" not in changes
+    assert (summary["mean_uplink_bpp"] is None, summary["rounds"]) == (not played, int(played))
+    assert "mean_train_loss" not in summary
+    assert list((tmp_path / "cache").glob("prefix-*.npy"))
+    assert experiment.run(config, "~/run") == summary  # what a later command reads
+    report.main([str(tmp_path / "run"), "--out=~/page.html"])
+    assert "run" in (tmp_path / "page.html").read_text()

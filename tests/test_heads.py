@@ -32,6 +32,12 @@ def test_a_fitted_head_beats_the_random_one_and_its_bytes_are_counted(problem, i
     assert 0.7 * downs * 6 * 4 * 99 < cost.downlink_bytes < downs * 6 * (4 * 99 + 64)
 
 
+def test_a_random_head_counts_all_of_the_seed():
+    draws = [np.asarray(heads.random_head(seed, 8, 3)["kernel"]) for seed in (5, 5 + 2**32, 5)]
+    np.testing.assert_array_equal(draws[0], draws[2])
+    assert not np.allclose(draws[0], draws[1])
+
+
 def test_a_random_head_costs_nothing(problem):
     same, cost = heads.with_head(with_config(problem, head__init="he"))
     assert (cost.uplink_bytes, cost.downlink_bytes) == (0, 0)

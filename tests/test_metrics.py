@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from deltamask_jax import metrics
@@ -23,6 +25,28 @@ def test_json_lines_and_files(tmp_path):
     metrics.write_json(tmp_path / "s.json", {"a": 1})
     assert json.loads((tmp_path / "s.json").read_text()) == {"a": 1}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.jsonl", "s.json"]
+
+
+NUMBERS = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+VALUES = st.recursive(NUMBERS, lambda part: st.lists(part) | st.dictionaries(st.text(), part), max_leaves=8)
+
+
+@given(st.dictionaries(st.text(), VALUES))
+def test_every_file_is_json_whatever_the_numbers(tmp_path_factory, record):
+    folder = tmp_path_factory.mktemp("files")
+    metrics.write_json(folder / "a", record)
+    metrics.append(folder / "b", record)
+    metrics.rewrite(folder / "c", [record])
+    for path in folder.iterdir():
+        assert json.loads(path.read_text(), parse_constant=pytest.fail) == metrics.finite(record)
+
+
+def test_what_is_not_finite_is_null_and_does_not_count_in_a_mean():
+    assert metrics.finite({"a": [1.5, float("nan")], "b": (float("-inf"), 2, None, True, "NaN")}) == {
+        "a": [1.5, None],
+        "b": [None, 2, None, True, "NaN"],
+    }
+    assert metrics.mean([1.0, None, 3.0]) == 2 and metrics.mean([]) is None
 
 
 def test_curves_are_drawn(tmp_path):

@@ -1,6 +1,7 @@
 """Root keys: all of the seed, and the bits that smaller seeds always had."""
 
 import jax
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,3 +24,9 @@ def test_whatever_the_default_generator_is():
     with jax.default_prng_impl("rbg"):
         draws = jax.random.bits(root_key(3), (4,)).tolist()
     assert draws == jax.random.bits(jax.random.key(3), (4,)).tolist()
+
+
+@pytest.mark.parametrize("seed", [-1, 1 << 64])
+def test_what_is_no_seed_is_refused(seed):
+    with pytest.raises(ValueError, match="seed must be in"):
+        root_key(seed)

@@ -108,6 +108,41 @@ def test_large_payloads_are_cropped(tmp_path):
     assert "900 × 100; its top left 512 × 100" in shown["caption"]
 
 
+def test_a_torn_line_ends_what_is_shown_and_is_named(tmp_path, caplog):
+    write_run(tmp_path / "one")
+    path = tmp_path / "one" / "metrics.jsonl"
+    whole = path.read_text()
+    path.write_text(whole[:-30])
+    run = report.load(tmp_path / "one", "one")
+    assert [r["round"] for r in run.records] == [0, 1, 2, 3]  # the first line is of round 3 as well
+    assert run.records[-1]["accuracy"] == 0.01
+    assert run.left_out == ["1 damaged line at the end of metrics.jsonl"]
+    page = report.render([tmp_path / "one"])
+    assert "Left out: one: 1 damaged line" in page and "one: 1 damaged line" in caplog.text
+    first, second, *rest = whole.encode().splitlines(keepends=True)
+    path.write_bytes(first + second + b"\xff\n" + b"".join(rest))
+    run = report.load(tmp_path / "one", "one")
+    assert [r["round"] for r in run.records] == [0, 3] and run.left_out[0].startswith("4 damaged lines")
+    path.write_text(whole + '{"round": 4}\n')  # JSON, and no line of ours
+    assert len(report.load(tmp_path / "one", "one").left_out) == 1
+
+
+@pytest.mark.parametrize(
+    "file, text",
+    [("summary.json", "{"), ("split.json", "[1]"), ("config.json", "3"), ("split.json", "\udcff")],
+)
+def test_a_broken_run_does_not_cost_the_others(tmp_path, caplog, file, text):
+    write_run(tmp_path / "whole")
+    write_run(tmp_path / "broken")
+    (tmp_path / "broken" / file).write_text(text, errors="surrogateescape")
+    (tmp_path / "whole" / "payload.png").write_bytes(b"torn")
+    report.main([str(tmp_path), f"--out={tmp_path}/page.html"])
+    page = (tmp_path / "page.html").read_text()
+    assert f"Left out: {tmp_path}/broken holds a damaged file" in page and "80.00" in page
+    assert "payload.png cannot be shown" in page
+    assert f"{tmp_path}/broken" in caplog.text
+
+
 def test_the_command_line_names_what_is_wrong(tmp_path, capsys):
     with pytest.raises(SystemExit, match="holds no metrics.jsonl"):
         report.main([str(tmp_path)])

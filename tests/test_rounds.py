@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from deltamask_jax import devices, methods
+from deltamask_jax import devices, methods, rounds
 from deltamask_jax.evaluation import evaluator, in_chunks
 from deltamask_jax.rounds import MAIN_PHASE, play_round
 from tests.conftest import play, tiny_config
@@ -51,6 +51,22 @@ def test_backends_give_the_same_round(problem):
     ]
     for other in states[1:]:  # a vote may differ where a logit rounds across its uniform
         assert np.mean(states[0] != other) < 2e-3
+
+
+def test_local_randomness_counts_all_of_the_seed(problem, monkeypatch):
+    class Seen(Exception):
+        pass
+
+    def sent(*arguments):
+        raise Seen(jax.random.key_data(arguments[-1]).tolist())
+
+    monkeypatch.setattr(rounds.uplink, "train_and_send", sent)
+    keys = []
+    for seed in (5, 5 + 2**32, 5 + 2**33, 5):
+        with pytest.raises(Seen) as seen:
+            play(problem, rounds=1, seed=seed)
+        keys.append(str(seen.value))
+    assert keys[0] == keys[3] and len(set(keys)) == 3
 
 
 def test_in_chunks_equals_one_call(monkeypatch):

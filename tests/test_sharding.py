@@ -76,6 +76,10 @@ def test_incomplete_flags_and_small_cohorts_are_refused(monkeypatch):
     for processes, process in ((None, None), (2, None), (2, 2)):
         with pytest.raises(ValueError, match="--processes=N"):
             hosts.start("localhost:1", processes, process)
+    for processes, process in ((2, 1), (2, None), (None, 1)):
+        with pytest.raises(ValueError, match="need --coordinator"):
+            hosts.start("", processes, process)
+    hosts.start("", 1, 0)
     monkeypatch.setattr(hosts, "count", lambda: 3)
     with pytest.raises(ValueError, match="a cohort of 2"):
         hosts.share(2)

@@ -1,10 +1,11 @@
 """TensorBoard and Weights & Biases get the numbers of metrics.jsonl, and are off by default."""
 
 import sys
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from deltamask_jax import experiment
 from deltamask_jax.trackers import open_trackers
 from tests.conftest import tiny_config
 
@@ -43,7 +44,19 @@ def test_weights_and_biases_gets_them_too(tmp_path, monkeypatch):
     assert calls[1:] == [(({"accuracy": 0.5, "uplink_bytes": 10},), {"step": 3}), "finish"]
 
 
-def test_a_missing_package_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)
+@pytest.mark.parametrize("found", [None, ModuleType("wandb")], ids=["nothing", "a folder of that name"])
+def test_a_missing_package_is_named_before_any_work(tmp_path, monkeypatch, found):
+    monkeypatch.setitem(sys.modules, "wandb", found)
+    monkeypatch.setattr(experiment, "set_up", lambda *_: pytest.fail("work was done"))
     with pytest.raises(ValueError, match=r"deltamask_jax\[wandb\]"):
+        experiment.run(tiny_config(wandb="x"), tmp_path / "run")
+
+
+def test_a_tracker_that_does_not_start_says_why_in_one_line(tmp_path, monkeypatch):
+    def init(**_):
+        raise RuntimeError("api_key not configured\nlong story")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    with pytest.raises(ValueError, match="config.wandb='x': api_key not configured; WANDB_MODE") as caught:
         open_trackers(tiny_config(wandb="x"), tmp_path)
+    assert "\n" not in str(caught.value)

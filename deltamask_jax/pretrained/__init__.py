@@ -8,13 +8,12 @@ it came; `export_compact` writes the mask and the head alone, tied to the hash o
 import importlib.resources
 from typing import Any
 
-import jax
-
 from deltamask_jax.models import Model, Params
 from deltamask_jax.pretrained.checkpoints import read
 from deltamask_jax.pretrained.compact import export_compact, load_compact, params_hash
 from deltamask_jax.pretrained.convert import convert
 from deltamask_jax.pretrained.export import export_huggingface
+from deltamask_jax.private_random import root_key
 
 __all__ = ["load", "export_huggingface", "export_compact", "load_compact", "params_hash"]
 
@@ -32,7 +31,7 @@ def load(config: Any, model: Model) -> Params:
         ValueError: another family of networks, or tensors missing, unexpected or misshaped.
     """
     if not config.checkpoint:
-        return model.init(jax.random.key(0))
+        return model.init(root_key(0))
     if config.checkpoint != "embedded":
         return convert(read(config.checkpoint, config.revision), model)
     if model.name not in EMBEDDED:

@@ -23,6 +23,17 @@ def test_false_positive_rate_and_size(hashes):
     assert 8 * (len(payload) - 36) == pytest.approx(n * hashes / np.log(2), rel=0.01)
 
 
+@pytest.mark.parametrize("hashes", [1, 4, 8])
+@pytest.mark.parametrize("n", [1, 2, 5, 23, 100])
+def test_few_keys_have_the_asked_rate_too(hashes, n):
+    d, rng = 20_000, np.random.default_rng(n)
+    codec, false, trials = codecs.get("bloom", fpr=2.0**-hashes), 0, 40
+    for _ in range(trials):
+        positions = np.sort(rng.choice(d, n, replace=False)).astype(np.uint32)
+        false += len(codec.decode(codec.encode(positions, codecs.Context(d)), codecs.Context(d))) - n
+    assert false / (trials * (d - n)) < 1.5 * 2.0**-hashes
+
+
 def test_jax_equals_numpy(monkeypatch):
     d = membership.SMALL + 3000
     table = np.random.default_rng(0).integers(0, 256, 700, dtype=np.uint8)

@@ -1,0 +1,58 @@
+"""Where compiled programs are kept, and that a run does without."""
+
+import pwd
+import tempfile
+
+import jax
+import pytest
+
+from deltamask_jax import devices
+
+
+@pytest.fixture
+def kept(monkeypatch):
+    """What jax.config is told."""
+    told = {}
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setattr(jax.config, "update", told.__setitem__)
+    return told
+
+
+def test_compiled_programs_stay_in_the_users_cache(kept, monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    devices.keep_compilations()
+    assert kept["jax_compilation_cache_dir"] == f"{tmp_path}/deltamask_jax/xla"
+    assert not any((tmp_path / "deltamask_jax" / "xla").iterdir()) and not caplog.text
+
+
+def no_home(monkeypatch, tmp_path):
+    def unknown(uid):
+        raise KeyError(uid)
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    return "there is no home folder"
+
+
+def a_file(monkeypatch, tmp_path):
+    (tmp_path / "cache").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return "cache/deltamask_jax"
+
+
+def a_full_disk(monkeypatch, tmp_path):
+    def full(dir):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    return "No space left on device"
+
+
+@pytest.mark.parametrize("made_unusable", [no_home, a_file, a_full_disk])
+def test_without_a_cache_folder_a_line_says_so(kept, monkeypatch, tmp_path, caplog, made_unusable):
+    reason = made_unusable(monkeypatch, tmp_path)
+    devices.keep_compilations()
+    (line,) = caplog.messages
+    assert not kept and reason in line and "JAX_COMPILATION_CACHE_DIR" in line
