@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # config files import `configs.common`
@@ -20,8 +21,8 @@ from deltamask_jax.rounds import play_until_enough  # noqa: E402
 UNBOUND = {"robust.max_flip_rate": 0.5, "robust.aggregator": "mean"}  # what a payload of coin tosses passes
 DEFENCES = {
     "none": UNBOUND,
+    "cap (default)": {},
     "cap and clip": {"robust.aggregator": "clip"},
-    "cap on flips (default)": {},
     "trimmed mean": UNBOUND | {"robust.aggregator": "trimmed"},
     "median": UNBOUND | {"robust.aggregator": "median"},
 }
@@ -37,6 +38,7 @@ UNIFORMS = {  # the paper's, and the quick start's
     "shared": {"mask.uniforms": "shared", "mask.aggregator": "beta"},
     "per client": {"mask.uniforms": "per_client", "mask.aggregator": "control_variate"},
 }
+UNIFORMS |= {f"{name}, Dirichlet(0.1)": its | {"partition.alpha": 0.1} for name, its in UNIFORMS.items()}
 
 
 def attack_config(rounds: int, **changes):
@@ -57,16 +59,14 @@ def attack_config(rounds: int, **changes):
 
 def runs() -> list[tuple[str, str, float, str]]:
     """(uniforms, attack, share, defence) of every run of a seed."""
-    shown = list(DEFENCES)[:2]
-    colluding = [attack for attack in ATTACKS if "collude" in attack]
-    table = [
-        (uniforms, attack, 0.2 if attack != "none" else 0.0, defence)
-        for uniforms in UNIFORMS
-        for attack in ("none", *colluding)
-        for defence in shown
+    shown, colluding = list(DEFENCES)[:3], [attack for attack in ATTACKS if "collude" in attack]
+    table = [(uniforms, "none", 0.0, defence) for uniforms in UNIFORMS for defence in list(DEFENCES)[1:]]
+    table += [
+        (uniforms, attack, 0.2, defence)
+        for uniforms in ("shared", "per client")
+        for attack in colluding
+        for defence in (DEFENCES if uniforms == "shared" else shown)
     ]
-    table += [("shared", "none", 0.0, defence) for defence in list(DEFENCES)[2:]]
-    table += [("shared", attack, 0.2, defence) for attack in colluding for defence in list(DEFENCES)[2:]]
     table += [("shared", attack, 0.2, defence) for attack in ("all_flip", "random_flip") for defence in shown]
     table += [("shared", attack, 0.4, defence) for attack in colluding[:2] for defence in shown]
     return [*table, ("shared", "corrupt", 0.2, "none")]
@@ -76,16 +76,20 @@ def attack_table(rounds: int, seeds: int, rows: list[dict], keep: Callable[[list
     """Final accuracy for each attack, share of attackers and defence; `rows` has an earlier start's."""
     done = {tuple(row[key] for key in ("seed", "uniforms", "attack", "share", "defence")) for row in rows}
     for seed in range(seeds):
-        missing = [run for run in runs() if (seed, *run) not in done]
-        if not missing:
-            continue
-        with tempfile.TemporaryDirectory() as scratch:
-            problem, _ = with_head(set_up(attack_config(rounds, seed=seed), Path(scratch)))
-        for uniforms, attack, share, defence in missing:
+        problems = {}  # by split
+        jax.clear_caches()  # every method's programs stay in memory otherwise, until no more can be mapped
+        for uniforms, attack, share, defence in runs():
+            if (seed, uniforms, attack, share, defence) in done:
+                continue
             changes = ATTACKS.get(attack, {}) | DEFENCES[defence] | {"attack.share": share, "seed": seed}
             config = attack_config(rounds, **changes | UNIFORMS[uniforms])
-            its_problem = dataclasses.replace(problem, config=config)
-            method = methods.build(config, problem.task)
+            alpha = config.partition.alpha
+            if alpha not in problems:
+                honest = attack_config(rounds, **{"seed": seed, "partition.alpha": alpha})
+                with tempfile.TemporaryDirectory() as scratch:
+                    problems[alpha], _ = with_head(set_up(honest, Path(scratch)))
+            its_problem = dataclasses.replace(problems[alpha], config=config)
+            method = methods.build(config, its_problem.task)
             accuracy_of, state = evaluator(its_problem, method), method.init()
             rejected = 0
             for number in range(1, rounds + 1):
@@ -100,14 +104,14 @@ def attack_table(rounds: int, seeds: int, rows: list[dict], keep: Callable[[list
             rows.append(row)
             keep(rows)
             print(
-                "{seed} {uniforms:10} {attack:28} {share:4.0%}  {defence:27} {accuracy:6.1%}  "
+                "{seed} {uniforms:27} {attack:28} {share:4.0%}  {defence:27} {accuracy:6.1%}  "
                 "rejected {rejected}".format(**row),
                 flush=True,
             )
 
 
 def markdown(rows: list[dict]) -> str:
-    """The table of docs/reliability.md: mean accuracy over seeds, and its standard deviation."""
+    """The table of docs/reliability.md: mean accuracy over seeds, and their sample standard deviation."""
     lines = ["| u | attack | share | " + " | ".join(DEFENCES) + " |", "|---" * (3 + len(DEFENCES)) + "|"]
     for uniforms, attack, share in dict.fromkeys(run[:3] for run in runs()):
         cells = []
@@ -118,7 +122,8 @@ def markdown(rows: list[dict]) -> str:
                 for row in rows
                 if (row["uniforms"], row["attack"], row["share"], row["defence"]) == key
             ]
-            cells.append(f"{np.mean(accuracies):.1f} ± {np.std(accuracies):.1f}" if accuracies else "")
+            spread = f" ± {np.std(accuracies, ddof=1):.1f}" if len(accuracies) > 1 else ""
+            cells.append(f"{np.mean(accuracies):.1f}{spread}" if accuracies else "")
         lines.append(f"| {uniforms} | {attack} | {share:.0%} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -131,6 +136,8 @@ def plot(rows: list[dict], file: Path) -> None:
     import matplotlib.pyplot as plt
 
     shown = [name for name in ("none", *ATTACKS) if name != "corrupt"]
+    seeds = len({row["seed"] for row in rows})
+    title = f"a fifth of the clients lies, shared u; mean and extremes of {seeds} seed{'s' * (seeds > 1)}"
     figure, axes = plt.subplots(figsize=(11, 4.6), layout="constrained")
     for place, defence in enumerate(DEFENCES):
         at, middle, low, high = [], [], [], []
@@ -151,7 +158,7 @@ def plot(rows: list[dict], file: Path) -> None:
     axes.set_xticks(
         range(len(shown)), [name if name != "none" else "nobody lies" for name in shown], fontsize=8
     )
-    axes.set(ylabel="test accuracy (%)", title="a fifth of the clients lies; three seeds, mean and extremes")
+    axes.set(ylabel="test accuracy (%)", title=title)
     axes.grid(alpha=0.3, axis="y")
     figure.legend(loc="outside right center", fontsize=8)
     figure.savefig(file, dpi=110)

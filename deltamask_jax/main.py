@@ -85,7 +85,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 def main(argv: list[str]) -> None:
     try:  # jax, after the command line is known to be good
-        from deltamask_jax import devices, environment, experiment, hosts
+        from deltamask_jax import devices, experiment, hosts
         from deltamask_jax.rounds import TooFewClients
     except ValueError as error:  # a variable that jax reads when it is imported
         _stop(f"jax does not start: {error}")
@@ -95,7 +95,6 @@ def main(argv: list[str]) -> None:
         if not FLAGS["verbosity"].present:  # orbax and jax tell a story a round
             logging.set_verbosity(logging.WARNING)
         hosts.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _PATIENCE.value)
-        environment.check()
         with hosts.ending_together():
             experiment.run(_CONFIG.value, hosts.workdir(_WORKDIR.value or "runs/" + _CONFIG.value.method))
     except (ValueError, OSError, FloatingPointError, MemoryError, TooFewClients) as error:
