@@ -14,9 +14,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # config files import `confi
 from configs import quickstart  # noqa: E402
 from deltamask_jax import methods  # noqa: E402
 from deltamask_jax.evaluation import evaluator  # noqa: E402
+from deltamask_jax.federation.rounds import play_until_enough  # noqa: E402
 from deltamask_jax.heads import with_head  # noqa: E402
-from deltamask_jax.problem import set_up  # noqa: E402
-from deltamask_jax.rounds import play_until_enough  # noqa: E402
+from deltamask_jax.setup import set_up  # noqa: E402
 
 UNBOUND = {"robust.max_flip_rate": 0.5, "robust.aggregator": "mean"}  # what a payload of coin tosses passes
 DEFENCES = {

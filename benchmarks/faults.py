@@ -27,10 +27,12 @@ import attackers  # noqa: E402
 import kills  # noqa: E402
 
 from configs import common  # noqa: E402
-from deltamask_jax import devices, experiment, faults, methods, workdir  # noqa: E402
-from deltamask_jax.problem import set_up  # noqa: E402
-from deltamask_jax.rounds import TooFewClients, play_until_enough  # noqa: E402
+from deltamask_jax import devices, experiment, methods
+from deltamask_jax.federation import faults
+from deltamask_jax.federation.rounds import TooFewClients, play_until_enough  # noqa: E402
+from deltamask_jax.setup import set_up  # noqa: E402
 from deltamask_jax.task import Problem  # noqa: E402
+from deltamask_jax.workdir import claim  # noqa: E402
 
 
 def small_config(**changes):
@@ -249,7 +251,7 @@ def sigterm(scratch: Path) -> tuple[int, bool]:
     """SIGTERM after the second line of the kill test's run."""
     folder = scratch / "terminated"
     process = kills.launch(folder, scratch)
-    while process.poll() is None and len(workdir.lines(folder / "metrics.jsonl")) < 2:
+    while process.poll() is None and len(claim.lines(folder / "metrics.jsonl")) < 2:
         time.sleep(0.02)
     process.terminate()
     status = process.wait()

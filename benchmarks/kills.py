@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-from deltamask_jax import workdir
+from deltamask_jax.workdir import claim
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = {
@@ -107,7 +107,7 @@ def launch(folder: Path, scratch: Path) -> subprocess.Popen:
 def _state_of(folder: Path) -> dict:
     saved = [int(p.name) for p in folder.glob("checkpoints/*") if p.name.isdigit()]
     half = [p.name for p in folder.glob("checkpoints/*") if not p.name.isdigit()]
-    lines = len(workdir.lines(folder / "metrics.jsonl"))
+    lines = len(claim.lines(folder / "metrics.jsonl"))
     return {"lines": lines, "checkpoint": max(saved, default=None), "unfinished_checkpoints": len(half)}
 
 

@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 from deltamask_jax import masks, methods
 from deltamask_jax.data import partition
+from deltamask_jax.federation.rounds import MAIN_PHASE, play_round
 from deltamask_jax.heads import with_head
-from deltamask_jax.problem import set_up
-from deltamask_jax.rounds import MAIN_PHASE, play_round
+from deltamask_jax.setup import set_up
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # config files import `configs.common`
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/quickstart.py", lock_config=True)

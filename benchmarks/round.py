@@ -15,8 +15,9 @@ import jax
 import numpy as np
 
 from benchmarks import workload
-from deltamask_jax import cohort, devices, methods
-from deltamask_jax.rounds import MAIN_PHASE, play_round
+from deltamask_jax import devices, methods
+from deltamask_jax.federation import cohort
+from deltamask_jax.federation.rounds import MAIN_PHASE, play_round
 
 
 def measure(model: str, clients: int, examples: int, batch: int, dtype: str, rounds: int, chunk: int) -> dict:

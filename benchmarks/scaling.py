@@ -28,9 +28,10 @@ import numpy as np
 
 from benchmarks import workload
 from benchmarks.round import train_seconds
-from deltamask_jax import cohort, devices, methods
+from deltamask_jax import devices, methods
 from deltamask_jax.data import partition
-from deltamask_jax.rounds import MAIN_PHASE, play_round
+from deltamask_jax.federation import cohort
+from deltamask_jax.federation.rounds import MAIN_PHASE, play_round
 
 
 def against_clients(clients: int) -> dict:

@@ -30,7 +30,7 @@ except ImportError as error:
 
 from benchmarks import torch_deltamask, workload
 from deltamask_jax import methods
-from deltamask_jax.rounds import MAIN_PHASE, play_round
+from deltamask_jax.federation.rounds import MAIN_PHASE, play_round
 
 EXAMPLES, BATCH = 16, 8
 

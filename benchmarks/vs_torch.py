@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks import workload
 from deltamask_jax import codecs, methods
-from deltamask_jax.rounds import MAIN_PHASE, play_round
+from deltamask_jax.federation.rounds import MAIN_PHASE, play_round
 
 try:
     import torch

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from deltamask_jax import devices, hosts
+from deltamask_jax import devices
 from deltamask_jax.data.features import TokensOnDemand
+from deltamask_jax.federation import hosts
 from deltamask_jax.methods import Method
 from deltamask_jax.task import Problem
 

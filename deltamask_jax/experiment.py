@@ -16,15 +16,19 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import save_file
 
-from deltamask_jax import checkpoint, codecs, devices, environment, hosts, methods, metrics, progress
+from deltamask_jax import codecs, devices, methods, metrics
 from deltamask_jax import config as config_lib
 from deltamask_jax.data import partition
 from deltamask_jax.evaluation import correctness
+from deltamask_jax.federation import hosts
+from deltamask_jax.federation.rounds import Round, play_until_enough
 from deltamask_jax.heads import linear_probe_accuracy, with_head
 from deltamask_jax.paths import expanded
-from deltamask_jax.problem import set_up
-from deltamask_jax.rounds import Round, play_until_enough
-from deltamask_jax.trackers import Tracker, open_trackers
+from deltamask_jax.reporting import pictures, progress
+from deltamask_jax.reporting.trackers import Tracker, open_trackers
+from deltamask_jax.setup import set_up
+from deltamask_jax.workdir import environment, files
+from deltamask_jax.workdir.journal import Journal, Progress, restore_state
 
 SECONDS = ("compile_seconds", "codec_seconds", "codec_exposed_seconds")
 
@@ -32,7 +36,7 @@ SECONDS = ("compile_seconds", "codec_seconds", "codec_exposed_seconds")
 def run(config, workdir: str | Path) -> dict[str, Any]:
     """Run the experiment `config` describes and leave its results in `workdir`.
 
-    A run that was interrupted continues; one that is finished is not repeated (checkpoint.py). Where several
+    A run that was interrupted continues; one that is finished is not repeated (workdir/journal.py). Where several
     processes run it together, all must call this, each with a workdir of its own.
 
     Returns:
@@ -54,7 +58,7 @@ def run(config, workdir: str | Path) -> dict[str, Any]:
         settings = {f"config.{name}": value for name, value in config_lib.flatten(config).items()}
         hosts.agree(settings | environment.program() | {"backend": jax.default_backend()})
     workdir = expanded(workdir)
-    with checkpoint.Journal(workdir, config) as journal:
+    with Journal(workdir, config) as journal:
         if journal.summary is None:
             with _naming_the_culprit(config):
                 trackers = open_trackers(config, workdir)  # one that is missing says so before any work
@@ -65,9 +69,7 @@ def run(config, workdir: str | Path) -> dict[str, Any]:
         return journal.summary
 
 
-def _run(
-    config, workdir: Path, journal: checkpoint.Journal, trackers: list[Tracker], started: float
-) -> dict[str, Any]:
+def _run(config, workdir: Path, journal: Journal, trackers: list[Tracker], started: float) -> dict[str, Any]:
     compilations = devices.Compilations()
     problem = set_up(config, workdir)
     methods.build(config, problem.task)  # one that is not for this model says so before the head is trained
@@ -89,9 +91,9 @@ def _run(
     correct_of = correctness(problem, method)
     state, records = method.init(), []
     if saved is not None:
-        state, records = checkpoint.restore_state(state, saved.state), saved.records
+        state, records = restore_state(state, saved.state), saved.records
 
-    metrics.write_json(workdir / "environment.json", environment.describe())
+    files.write_json(workdir / "environment.json", environment.describe())
     for flag, value in environment.unusual().items():
         print(f"{flag}={value} is set: a run without it may round differently, or go on where this one stops")
     shares = None
@@ -107,7 +109,7 @@ def _run(
         return {"accuracy": float(np.mean(correct)), **per_client}
 
     def record(number: int, result: Round, evaluation: dict[str, float], seconds: float, last: bool) -> None:
-        line = metrics.finite(
+        line = files.finite(
             {
                 "round": number,
                 "accuracy": None,
@@ -133,12 +135,10 @@ def _run(
         )
         records.append(line)
         if result.diagnostics:
-            metrics.append(workdir / "diagnostics.jsonl", {"round": number, **result.diagnostics})
+            files.append(workdir / "diagnostics.jsonl", {"round": number, **result.diagnostics})
         if last:
             Image.fromarray(codecs.picture(result.payload)).save(workdir / "payload.png")
-        now = checkpoint.Progress(
-            state, problem.task.head, probe_accuracy, list(records), time.time() - started
-        )
+        now = Progress(state, problem.task.head, probe_accuracy, list(records), time.time() - started)
         journal.commit(now, last=last)
         for tracker in trackers:
             tracker.log(records[-1])
@@ -173,10 +173,10 @@ def _run(
         and not key.endswith("seconds")
     ]
     save_file(method.export(state), workdir / f"{method.name}.safetensors")
-    metrics.draw_curves(
+    pictures.draw_curves(
         workdir / "curves.png", records, probe_accuracy, f"{method.name}, {config.model.name}, {config.data}"
     )
-    summary = metrics.finite(_summarise(config, records, details, probe_accuracy, d, time.time() - started))
+    summary = files.finite(_summarise(config, records, details, probe_accuracy, d, time.time() - started))
     journal.finish(summary)
     for tracker in trackers:
         tracker.close()
@@ -230,7 +230,7 @@ def _closing_table(summary: dict[str, Any], workdir: Path) -> str:
     if "mean_flip_entropy_bpp" in summary:
         rate, least = summary["mean_flip_rate"], summary["mean_flip_entropy_bpp"]
         entropy = [("flips", f"{rate:.2%} of the weights a client a round, H = {least:.4f} bpp")]
-    return metrics.table(
+    return pictures.table(
         [
             ("final accuracy", f"{summary['final_accuracy']:.2%}"),
             ("best accuracy", f"{summary['best_accuracy']:.2%}"),

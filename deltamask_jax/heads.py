@@ -17,9 +17,9 @@ from deltamask_jax import methods
 from deltamask_jax.codecs import dense
 from deltamask_jax.data import partition
 from deltamask_jax.evaluation import evaluator
+from deltamask_jax.federation.rounds import HEAD_PHASE, PROBE_PHASE, Round, play_round
 from deltamask_jax.methods import Method
 from deltamask_jax.private_random import root_key
-from deltamask_jax.rounds import HEAD_PHASE, PROBE_PHASE, Round, play_round
 from deltamask_jax.task import Problem
 
 SHRINKAGE = 0.1  # of the covariance toward a multiple of the identity; small clients leave it singular

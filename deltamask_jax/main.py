@@ -85,8 +85,9 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 def main(argv: list[str]) -> None:
     try:  # jax, after the command line is known to be good
-        from deltamask_jax import devices, experiment, hosts
-        from deltamask_jax.rounds import TooFewClients
+        from deltamask_jax import devices, experiment
+        from deltamask_jax.federation import hosts
+        from deltamask_jax.federation.rounds import TooFewClients
     except ValueError as error:  # a variable that jax reads when it is imported
         _stop(f"jax does not start: {error}")
 

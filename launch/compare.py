@@ -30,8 +30,9 @@ from comparison_report import draw, markdown, summarise
 from ml_collections import ConfigDict
 
 from deltamask_jax import config as config_lib
-from deltamask_jax import experiment, main, methods, metrics
+from deltamask_jax import experiment, main, methods
 from deltamask_jax.paths import expanded
+from deltamask_jax.workdir import files
 
 # What a method needs on every network. FedPM's aggregator is the Beta posterior; FedMask and KLMS have no
 # masks drawn from public uniforms, and so no control variate.
@@ -189,7 +190,7 @@ def compare(config: ConfigDict, names: list[str], seeds: int, out: Path, target:
         done = {key: workdir for key, (workdir, chosen) in runs.items() if finished(workdir, chosen)}
         if done:
             comparison = summarise(done, names, target) | about | {"failures": failures}
-            metrics.write_json(out / "comparison.json", comparison)
+            files.write_json(out / "comparison.json", comparison)
             (out / "comparison.md").write_text(markdown(comparison))
             draw(out / "comparison.png", comparison)
     print(f"comparison in {out}")

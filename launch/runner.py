@@ -27,8 +27,10 @@ from compare import settings_in, settings_of
 from ml_collections import ConfigDict
 
 from deltamask_jax import config as config_lib
-from deltamask_jax import config_files, experiment, methods, metrics, report
+from deltamask_jax import config_files, experiment, methods
 from deltamask_jax.paths import expanded
+from deltamask_jax.reporting import report
+from deltamask_jax.workdir import files
 
 # The quick start's network and data, made small enough that a run takes seconds once it is compiled.
 SMOKE_CONFIG = "configs/quickstart.py"
@@ -149,7 +151,7 @@ def gather(out: Path, workdirs: list[Path]) -> None:
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     lines += [f"| {label} | " + " | ".join(row.values()) + " |" for label, row in rows.items()]
     (out / "table.md").write_text("\n".join(lines) + "\n")
-    metrics.write_json(out / "table.json", rows)
+    files.write_json(out / "table.json", rows)
     (out / "report.html").write_text(report.render(begun), encoding="utf-8")
     print(f"{out / 'table.md'}, {out / 'report.html'}: {len(loaded)} of {len(workdirs)} runs")
 

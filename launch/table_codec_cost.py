@@ -20,8 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
-from deltamask_jax import codecs, metrics
+from deltamask_jax import codecs
 from deltamask_jax.paths import expanded
+from deltamask_jax.workdir import files
 
 WEIGHTS = {
     "ConvMixer-768/32": 3_137_280,
@@ -127,7 +128,7 @@ def main(argv: list[str] | None = None) -> None:
         "networks": found,
         "peak_memory_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,  # Linux counts in KiB
     }
-    metrics.write_json(options.out / name, result)
+    files.write_json(options.out / name, result)
     text = table(list((devices | {name: result}).values()))
     (options.out / "table.md").write_text(text)
     print(text)

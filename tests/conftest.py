@@ -11,8 +11,8 @@ import pytest
 
 from configs import common
 from deltamask_jax import methods, models
+from deltamask_jax.federation.rounds import MAIN_PHASE, play_round
 from deltamask_jax.flat_index import FlatIndex
-from deltamask_jax.rounds import MAIN_PHASE, play_round
 from deltamask_jax.task import Problem, Task
 
 

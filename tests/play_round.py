@@ -11,7 +11,7 @@ from unittest import mock
 
 import numpy as np
 
-from deltamask_jax import hosts
+from deltamask_jax.federation import hosts
 
 
 def main(out: str, *arguments: str) -> None:
@@ -26,7 +26,7 @@ def main(out: str, *arguments: str) -> None:
 
     from deltamask_jax import devices, evaluation, methods
     from deltamask_jax.data.features import TokensOnDemand, prefix_features
-    from deltamask_jax.rounds import MAIN_PHASE, play_round
+    from deltamask_jax.federation.rounds import MAIN_PHASE, play_round
     from tests.conftest import tiny_config, tiny_problem
 
     config = tiny_config(**{name: ast.literal_eval(value) for name, value in changes.items()})

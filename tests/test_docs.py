@@ -11,7 +11,7 @@ from ml_collections import config_flags
 from deltamask_jax import codecs, data, methods, models
 from deltamask_jax import config as config_lib
 from deltamask_jax.codecs import PayloadError, envelope
-from deltamask_jax.rounds import MAIN_PHASE, play_round
+from deltamask_jax.federation.rounds import MAIN_PHASE, play_round
 from tests.codecs.cases import drift, sealed
 from tests.conftest import tiny_config
 

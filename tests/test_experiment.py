@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from deltamask_jax import experiment, report
-from deltamask_jax.workdir import MARKER, written
+from deltamask_jax import experiment
+from deltamask_jax.reporting import report
+from deltamask_jax.workdir.claim import MARKER, written
 from tests.conftest import tiny_config
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from deltamask_jax import devices, hosts
+from deltamask_jax import devices
+from deltamask_jax.federation import hosts
 from tests import play_round
 
 

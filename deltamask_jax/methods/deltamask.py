@@ -22,8 +22,8 @@ import optax
 
 from deltamask_jax import codecs, masks, robust
 from deltamask_jax.codecs import distance
-from deltamask_jax.diagnostics import mask_diagnostics
 from deltamask_jax.methods import masking
+from deltamask_jax.methods.diagnostics import mask_diagnostics
 from deltamask_jax.methods.method import Method
 from deltamask_jax.metrics import binary_entropy
 from deltamask_jax.public_random import EVERY_CLIENT, uniforms

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deltamask_jax import experiment, metrics
+from deltamask_jax import experiment
+from deltamask_jax.workdir import files
 from tests.conftest import tiny_config
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "launch"))
@@ -28,19 +29,19 @@ def played(monkeypatch):
             raise FloatingPointError("round 1: the loss of client 0 is nan")
         names.append((config.method, config.seed, config.rounds))
         workdir.mkdir(parents=True, exist_ok=True)
-        metrics.write_json(workdir / "config.json", config.to_dict())
+        files.write_json(workdir / "config.json", config.to_dict())
         accuracies = [0.5, 0.6, None, 0.8 + config.seed / 10]
         for number, accuracy in enumerate(accuracies):
             up = UP[config.method] if number else 100_000
             record = {"round": number, "accuracy": accuracy, "uplink_bytes": up, "downlink_bytes": 2 * up}
-            metrics.append(workdir / "metrics.jsonl", record | {"seconds": 9.0 if number == 1 else 2.0})
+            files.append(workdir / "metrics.jsonl", record | {"seconds": 9.0 if number == 1 else 2.0})
         summary = {
             "final_accuracy": accuracies[-1],
             "best_accuracy": accuracies[-1],
             "masked_parameters": 1000,
         }
         summary |= {"mean_uplink_bpp": 0.1, "mean_downlink_bpp": 16.0, "linear_probe_accuracy": 0.55}
-        metrics.write_json(workdir / "summary.json", summary)
+        files.write_json(workdir / "summary.json", summary)
 
     monkeypatch.setattr(experiment, "run", run)
     return names

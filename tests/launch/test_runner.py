@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from deltamask_jax import methods
-from tests.test_report import write_run
+from tests.reporting.test_report import write_run
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "launch"))

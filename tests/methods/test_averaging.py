@@ -10,13 +10,13 @@ import pytest
 
 from deltamask_jax import methods
 from deltamask_jax.codecs import PayloadError
+from deltamask_jax.federation.rounds import MAIN_PHASE, play_round
 from deltamask_jax.local_training import cross_entropy, weight_training
 from deltamask_jax.methods.averaging import WHOLE, averaging
 from deltamask_jax.methods.eden import rotated_wire
 from deltamask_jax.methods.fedavg import server_optimizer, trained_weights
 from deltamask_jax.methods.qsgd import level_wire
 from deltamask_jax.methods.signsgd import SIGN_WIRE
-from deltamask_jax.rounds import MAIN_PHASE, play_round
 from tests.conftest import tiny_config
 
 EVERYONE = np.arange(6)

@@ -15,7 +15,7 @@ from deltamask_jax.codecs import PayloadError, dense
 from deltamask_jax.evaluation import evaluator
 from deltamask_jax.flat_index import FlatIndex
 from deltamask_jax.methods.peft import initial_parts
-from deltamask_jax.problem import set_up
+from deltamask_jax.setup import set_up
 from deltamask_jax.task import Task
 from tests import conftest
 from tests.conftest import tiny_config

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from deltamask_jax import peers
+from deltamask_jax.federation import peers
 
 _others: peers.Peers | None = None  # of this process, as jax's devices are; None: it is alone
 

@@ -13,8 +13,9 @@ import jax
 import numpy as np
 import pytest
 
-from deltamask_jax import checkpoint, experiment, metrics, workdir
+from deltamask_jax import experiment
 from deltamask_jax.aggregation import BetaPosterior
+from deltamask_jax.workdir import claim, files, journal
 from tests.conftest import tiny_config
 
 # The quickest run there is to compile; DeltaMask itself is killed below.
@@ -86,8 +87,8 @@ def crash_at(monkeypatch, owner, name, call, *, before=True):
 def test_crashes_anywhere_change_nothing(tmp_path, uninterrupted):
     points = [  # how often to write checkpoints may change from one process to the next
         (1, experiment, "play_until_enough", 2, True),  # in round 2
-        (3, checkpoint.Journal, "commit", 1, False),  # round 2 has its line and no checkpoint
-        (1, metrics, "append", 1, False),  # after the line, before the checkpoint
+        (3, journal.Journal, "commit", 1, False),  # round 2 has its line and no checkpoint
+        (1, files, "append", 1, False),  # after the line, before the checkpoint
         (3, experiment, "save_file", 1, True),  # all rounds played, summary.json missing
     ]
     for every, owner, name, call, before in points:
@@ -106,9 +107,10 @@ def test_crashes_anywhere_change_nothing(tmp_path, uninterrupted):
 KILLED = """
 import os, signal, sys
 point, folder = sys.argv[1:]
-from deltamask_jax import codecs, experiment, metrics
+from deltamask_jax import codecs, experiment
+from deltamask_jax.workdir import files
 from tests.conftest import tiny_config
-from tests.test_checkpoint import DELTAMASK
+from tests.workdir.test_journal import DELTAMASK
 
 here = 0
 def kill(*_):
@@ -133,7 +135,7 @@ def append(path, record):
             file.write('{"round": 1, "accur')
         kill()
     original_append(path, record)
-original_append = metrics.append
+original_append = files.append
 
 def renaming(event, args):  # orbax puts a checkpoint together, then renames it into place
     if event == "os.rename" and here == 1 and "checkpoints" in str(args[1]):
@@ -142,7 +144,7 @@ def renaming(event, args):  # orbax puts a checkpoint together, then renames it 
 if point == "codec":
     codecs.encode_cohort = encode
 elif point == "metrics":
-    metrics.append = append
+    files.append = append
 elif point == "checkpoint":
     sys.addaudithook(renaming)
 experiment.run(tiny_config(**DELTAMASK), folder)
@@ -166,7 +168,7 @@ def test_sigkill_in_codec_metrics_and_checkpoint(tmp_path, compile_once):
         child = [sys.executable, "-c", KILLED, point, str(killed)]
         result = subprocess.run(child, env=environment, capture_output=True, text=True)
         assert result.returncode == -signal.SIGKILL, result.stderr
-        rounds.append(len(workdir.lines(killed / "metrics.jsonl")) - 1)
+        rounds.append(len(claim.lines(killed / "metrics.jsonl")) - 1)
     assert rounds == [0, 0, 1]  # the last one died with its line written and its checkpoint not
     assert not (killed / "checkpoints" / "1").exists()
     experiment.run(tiny_config(**DELTAMASK), killed)
@@ -177,7 +179,7 @@ TERMINATED = """
 import os, signal, sys, threading
 from deltamask_jax import experiment
 from tests.conftest import tiny_config
-from tests.test_checkpoint import CONFIG
+from tests.workdir.test_journal import CONFIG
 
 def play(problem, method, state, number):
     if number == 3:
@@ -231,7 +233,7 @@ def test_any_changed_bit_of_the_ledger_damages_a_checkpoint(left, monkeypatch):
     file = left / "checkpoints" / "2" / "ledger" / "metadata"
     whole = file.read_bytes()
     ledger = json.loads(whole)
-    monkeypatch.setattr(checkpoint, "fingerprint", lambda problem: ledger["problem"])
+    monkeypatch.setattr(journal, "fingerprint", lambda problem: ledger["problem"])
     rng, rounds = np.random.default_rng(0), []
     while len(rounds) < 12:
         changed = bytearray(whole)
@@ -242,23 +244,23 @@ def test_any_changed_bit_of_the_ledger_damages_a_checkpoint(left, monkeypatch):
         except ValueError:
             continue  # orbax notices that itself
         file.write_bytes(changed)
-        with checkpoint.Journal(left, config) as journal:
-            rounds.append(journal.load(None).round)
+        with journal.Journal(left, config) as kept:
+            rounds.append(kept.load(None).round)
     assert rounds == [1] * 12
 
 
 def test_a_checkpoint_of_the_format_before_continues(left, monkeypatch):
     file = left / "checkpoints" / "2" / "ledger" / "metadata"
     ledger = json.loads(file.read_text())
-    monkeypatch.setattr(checkpoint, "fingerprint", lambda problem: ledger["problem"])
+    monkeypatch.setattr(journal, "fingerprint", lambda problem: ledger["problem"])
     (left / ".deltamask_jax").unlink()  # nor had it a marker
-    with checkpoint.Journal(left, tiny_config(**CONFIG)) as journal:
-        arrays = journal.load(None).state
-    ledger |= {"format": 1, "checksum": checkpoint._checksum(arrays)}
+    with journal.Journal(left, tiny_config(**CONFIG)) as kept:
+        arrays = kept.load(None).state
+    ledger |= {"format": 1, "checksum": journal._checksum(arrays)}
     (left / ".deltamask_jax").unlink()
     file.write_text(json.dumps(ledger))
-    with checkpoint.Journal(left, tiny_config(**CONFIG)) as journal:
-        assert journal.load(None).round == 2
+    with journal.Journal(left, tiny_config(**CONFIG)) as kept:
+        assert kept.load(None).round == 2
 
 
 def test_what_cannot_be_continued_is_refused_and_fresh_moves_it_aside(left, capsys):
@@ -272,10 +274,10 @@ def test_what_cannot_be_continued_is_refused_and_fresh_moves_it_aside(left, caps
 
     refused(r"another config \(rounds is 4 there and 5 here; seed is 0 there and 1 here\)", rounds=5, seed=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "READABLE", (3,))
+        patch.setattr(journal, "READABLE", (3,))
         refused("checkpoints of format 2, this program reads 3")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "fingerprint", lambda problem: "other")
+        patch.setattr(journal, "fingerprint", lambda problem: "other")
         refused("other data or weights")
     config = (left / "config.json").read_text()
     (left / "config.json").write_text(config[:100])
@@ -306,7 +308,7 @@ def test_a_mistyped_first_command_leaves_nothing_in_the_way(tmp_path):
 
 
 def test_two_processes_cannot_share_a_workdir(tmp_path):
-    lock = workdir.claim(tmp_path, tiny_config())
+    lock = claim.claim(tmp_path, tiny_config())
     with pytest.raises(OSError, match="another process is running in it"):
         experiment.run(tiny_config(), tmp_path)
     os.close(lock)
@@ -337,7 +339,7 @@ def test_a_full_disk_stops_the_run_and_keeps_what_was_written(left, uninterrupte
 
     run_after(left, fill, "No space left on device; mend that, then the same command continues after round 2")
     lines.unlink()
-    saved, limit = checkpoint.Journal._save, resource.getrlimit(resource.RLIMIT_FSIZE)
+    saved, limit = journal.Journal._save, resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def save(journal):  # the line fitted, the checkpoint does not
         resource.setrlimit(resource.RLIMIT_FSIZE, (200, limit[1]))
@@ -347,7 +349,7 @@ def test_a_full_disk_stops_the_run_and_keeps_what_was_written(left, uninterrupte
             resource.setrlimit(resource.RLIMIT_FSIZE, limit)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint.Journal, "_save", save)
+        patch.setattr(journal.Journal, "_save", save)
         run_after(left, lambda: None, "checkpoint of round 3 in .*: File too large; .* after round 2")
     assert "Traceback" not in caplog.text + capfd.readouterr().err  # orbax logs one before it raises
     experiment.run(tiny_config(**CONFIG), left)
@@ -372,7 +374,7 @@ def test_out_of_memory_names_the_settings_to_lower(left, error):
         patch.setattr(experiment, "play_until_enough", play)
         with pytest.raises(MemoryError, match="lower config.cohort.chunk"):
             experiment.run(tiny_config(**CONFIG), left)
-    assert len(workdir.lines(left / "metrics.jsonl")) == 3
+    assert len(claim.lines(left / "metrics.jsonl")) == 3
 
 
 def test_logits_that_are_not_finite_stop_the_run_naming_the_round(left):
@@ -393,24 +395,24 @@ def test_state_comes_back_with_its_structure_and_kinds_of_arrays():
         "theta": np.arange(5, dtype=np.uint16),
         "posterior": BetaPosterior(jax.numpy.ones(3), jax.numpy.zeros(3)),
     }
-    arrays = checkpoint.named_arrays({"state": state, "head": {"bias": np.zeros(2)}})
+    arrays = journal.named_arrays({"state": state, "head": {"bias": np.zeros(2)}})
     assert sorted(arrays) == ["head/bias", "state/posterior/alpha", "state/posterior/beta", "state/theta"]
-    back = checkpoint.restore_state(state, arrays)
+    back = journal.restore_state(state, arrays)
     assert isinstance(back["posterior"].alpha, jax.Array) and isinstance(back["theta"], np.ndarray)
     jax.tree.map(np.testing.assert_array_equal, back, state)
     with pytest.raises(ValueError, match=r"no state/theta of uint16\[6\]"):
-        checkpoint.restore_state(state | {"theta": np.zeros(6, np.uint16)}, arrays)
+        journal.restore_state(state | {"theta": np.zeros(6, np.uint16)}, arrays)
 
 
 def test_disk_errors_of_a_lines_file_keep_their_cause(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.symlink_to("/dev/full")
     with pytest.raises(OSError) as caught:
-        metrics.append(path, {"round": 1})
+        files.append(path, {"round": 1})
     assert caught.value.errno == errno.ENOSPC
 
 
 def test_a_full_disk_is_named_in_the_words_of_the_system(tmp_path):
     error = ValueError("RESOURCE_EXHAUSTED: Error writing: No space left on device [tensorstore_spec='{…}']")
-    with checkpoint.Journal(tmp_path, tiny_config()) as journal:
-        assert ": No space left on device; mend that" in journal._cannot("write the checkpoint", error)
+    with journal.Journal(tmp_path, tiny_config()) as kept:
+        assert ": No space left on device; mend that" in kept._cannot("write the checkpoint", error)

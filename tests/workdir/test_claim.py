@@ -5,7 +5,8 @@ import os
 
 import pytest
 
-from deltamask_jax import checkpoint, experiment, metrics, workdir
+from deltamask_jax import experiment
+from deltamask_jax.workdir import claim, files, journal
 from tests.conftest import tiny_config
 
 
@@ -22,7 +23,7 @@ def contents(folder):
 
 
 def released(folder, config):
-    os.close(workdir.claim(folder, config))
+    os.close(claim.claim(folder, config))
 
 
 @pytest.mark.parametrize("resume", ["auto", "fresh"])
@@ -49,14 +50,14 @@ def test_other_files_are_left_alone(tmp_path):
     fill(tmp_path, "train.jsonl", "notes/diary.txt", "linear_probe.safetensors")
     before = contents(tmp_path)
     config = tiny_config()
-    with checkpoint.Journal(tmp_path, config) as journal:
+    with journal.Journal(tmp_path, config) as kept:
         fill(tmp_path, "diagnostics.jsonl")  # of a round that will be played again
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(checkpoint, "fingerprint", lambda problem: "")
-            assert journal.load(None) is None
+            patch.setattr(journal, "fingerprint", lambda problem: "")
+            assert kept.load(None) is None
     after = contents(tmp_path)
     assert before.items() <= after.items()
-    assert {str(path) for path in after.keys() - before.keys()} == {workdir.MARKER, "config.json"}
+    assert {str(path) for path in after.keys() - before.keys()} == {claim.MARKER, "config.json"}
     released(tmp_path, config)  # and it is the run's the next time
 
 
@@ -66,7 +67,7 @@ def test_a_run_of_a_version_before_the_marker_is_known_by_its_files(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     released(tmp_path, config)
     for name, text in (("metrics.jsonl", '{"round": 0, "uplink_bytes": 9}\n'), ("summary.json", "{}")):
-        (tmp_path / workdir.MARKER).unlink()
+        (tmp_path / claim.MARKER).unlink()
         (tmp_path / name).write_text(text)
         released(tmp_path, config)
     with pytest.raises(ValueError, match="another config"):
@@ -87,12 +88,12 @@ def test_fresh_moves_only_what_a_run_wrote_into(tmp_path, capsys):
 @pytest.mark.parametrize("name", ["checkpoints/7/model.pt", "metrics.jsonl", "diagnostics.jsonl"])
 def test_somebody_s_files_among_those_of_a_run_without_a_marker_are_refused(tmp_path, name, played):
     config = tiny_config()
-    metrics.write_json(tmp_path / "config.json", config.to_dict())
+    files.write_json(tmp_path / "config.json", config.to_dict())
     if played:
-        metrics.append(tmp_path / "metrics.jsonl", {"round": 0, "uplink_bytes": 1})
+        files.append(tmp_path / "metrics.jsonl", {"round": 0, "uplink_bytes": 1})
         (tmp_path / "checkpoints" / "0" / "ledger").mkdir(parents=True)
-        os.close(workdir.claim(tmp_path, config))  # without somebody's file it is taken
-        (tmp_path / workdir.MARKER).unlink()
+        os.close(claim.claim(tmp_path, config))  # without somebody's file it is taken
+        (tmp_path / claim.MARKER).unlink()
     path = tmp_path / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("step 1, loss 3\n")

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deltamask_jax import cohort, devices, hosts
+from deltamask_jax import devices
+from deltamask_jax.federation import cohort, hosts
 from deltamask_jax.methods import Method
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import deltamask_jax
-from deltamask_jax import metrics
+from deltamask_jax.workdir import files
 
 FREE = ("resume", "checkpoint.every", "checkpoint.keep", "max_repeats")  # settings a continuation may change
 WAYS_OUT = "choose another --workdir, or --config.resume=fresh to move it aside"
@@ -60,8 +60,8 @@ def claim(workdir: Path, config) -> int:
                 workdir.mkdir()
                 lock = _only_writer(workdir)
             _check_same_config(workdir, config)
-            metrics.write_json(workdir / MARKER, {"deltamask_jax": deltamask_jax.__version__})
-            metrics.write_json(workdir / "config.json", config.to_dict())
+            files.write_json(workdir / MARKER, {"deltamask_jax": deltamask_jax.__version__})
+            files.write_json(workdir / "config.json", config.to_dict())
         except BaseException:
             os.close(lock)
             raise

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from deltamask_jax import chunking, devices
+from deltamask_jax import devices
+from deltamask_jax.federation import chunking
 from deltamask_jax.local_training import LocalTraining
 
 Examples = dict[str, jax.Array | np.ndarray]  # inputs [n, ...], on the devices or the host; labels i32[n]

@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from deltamask_jax import devices, methods, rounds
+from deltamask_jax import devices, methods
 from deltamask_jax.evaluation import evaluator, in_chunks
-from deltamask_jax.rounds import MAIN_PHASE, play_round
+from deltamask_jax.federation import rounds
+from deltamask_jax.federation.rounds import MAIN_PHASE, play_round
 from tests.conftest import play, tiny_config
 
 EVERYONE = np.arange(6)

@@ -8,10 +8,11 @@ import threading
 
 import numpy as np
 import pytest
+from tests.federation.test_peers import free_port, together
 
-from deltamask_jax import checkpoint, hosts
-from tests.test_checkpoint import outcome
-from tests.test_peers import free_port, together
+from deltamask_jax.federation import hosts
+from deltamask_jax.workdir import journal
+from tests.workdir.test_journal import outcome
 
 
 @pytest.fixture
@@ -61,14 +62,14 @@ def test_every_process_gets_the_progress_that_process_0_loaded(as_two):
         "state/step": np.array(7),
         "head/bias": np.asarray(np.arange(3), "bfloat16"),
     }
-    saved = checkpoint.Progress(state, {}, 0.5, [{"round": 3, "loss": 0.1 + 0.2}], 1 / 3)
-    for got in as_two(lambda index: checkpoint._sent_by_first(None if index else saved)):
+    saved = journal.Progress(state, {}, 0.5, [{"round": 3, "loss": 0.1 + 0.2}], 1 / 3)
+    for got in as_two(lambda index: journal._sent_by_first(None if index else saved)):
         assert (got.round, got.records, got.seconds) == (3, saved.records, saved.seconds)
         assert got.state.keys() == state.keys() and list(got.head) == ["bias"]
         for name, array in got.state.items():
             assert array.dtype == state[name].dtype and array.shape == state[name].shape
             np.testing.assert_array_equal(array, state[name])
-    assert as_two(lambda index: checkpoint._sent_by_first(None)) == [None, None]
+    assert as_two(lambda index: journal._sent_by_first(None)) == [None, None]
 
 
 def test_incomplete_addresses_are_refused():
@@ -80,7 +81,9 @@ def test_incomplete_addresses_are_refused():
 RUN = """
 import os, signal, sys
 import jax
-from deltamask_jax import checkpoint, experiment, hosts
+from deltamask_jax.workdir import journal
+from deltamask_jax import experiment
+from deltamask_jax.federation import hosts
 from tests.conftest import tiny_config
 
 port, index, folder, seed, victim, which = sys.argv[1:]

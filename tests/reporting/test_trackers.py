@@ -6,7 +6,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from deltamask_jax import experiment
-from deltamask_jax.trackers import open_trackers
+from deltamask_jax.reporting.trackers import open_trackers
 from tests.conftest import tiny_config
 
 RECORD = {"round": 3, "accuracy": 0.5, "flip_rate": None, "uplink_bytes": 10, "cohort": [1, 2]}

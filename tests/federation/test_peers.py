@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import pytest
 
-from deltamask_jax import peers
+from deltamask_jax.federation import peers
 
 
 def free_port():
@@ -95,7 +95,7 @@ def test_a_taken_port_is_named():
 
 PROCESS = """
 import os, sys
-from deltamask_jax import peers
+from deltamask_jax.federation import peers
 port, index, victim, what = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 if what == "freeze":
     peers.BEAT, peers.SILENCE = 0.1, 20

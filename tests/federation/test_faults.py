@@ -10,17 +10,18 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from deltamask_jax import attacks, cohort, faults, methods
+from deltamask_jax import methods
 from deltamask_jax.codecs import distance, envelope
 from deltamask_jax.evaluation import evaluator
-from deltamask_jax.public_random import EVERY_CLIENT, MASK, stream_key, uniforms
-from deltamask_jax.rounds import (
+from deltamask_jax.federation import attacks, cohort, faults
+from deltamask_jax.federation.rounds import (
     MAIN_PHASE,
     PROBE_PHASE,
     TooFewClients,
     play_round,
     play_until_enough,
 )
+from deltamask_jax.public_random import EVERY_CLIENT, MASK, stream_key, uniforms
 from tests.conftest import tiny_config
 
 EVERYONE = np.arange(6)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deltamask_jax import report
+from deltamask_jax.reporting import report
 from tests.conftest import tiny_config
 
 

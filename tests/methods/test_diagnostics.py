@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 import numpy as np
 
-from deltamask_jax import environment
-from deltamask_jax.diagnostics import mask_diagnostics, ones_between
 from deltamask_jax.flat_index import FlatIndex
+from deltamask_jax.methods.diagnostics import mask_diagnostics, ones_between
+from deltamask_jax.workdir import environment
 
 
 def test_bits_between_any_two_positions():

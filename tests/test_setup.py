@@ -6,13 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from deltamask_jax import cohort
 from deltamask_jax.data.features import TokensOnDemand
 from deltamask_jax.evaluation import evaluator
+from deltamask_jax.federation import cohort
+from deltamask_jax.federation.rounds import MAIN_PHASE, play_round
 from deltamask_jax.heads import with_head
 from deltamask_jax.methods import build
-from deltamask_jax.problem import set_up
-from deltamask_jax.rounds import MAIN_PHASE, play_round
+from deltamask_jax.setup import set_up
 from tests.conftest import tiny_config
 
 

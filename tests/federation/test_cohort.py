@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from deltamask_jax import cohort
+from deltamask_jax.federation import cohort
 from deltamask_jax.local_training import cross_entropy, mask_training, weight_training
 from deltamask_jax.public_random import MASK, stream_key
 

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deltamask_jax import chunking, cohort, devices, methods, uplink
-from tests.test_cohort import plan, watched
+from deltamask_jax import devices, methods
+from deltamask_jax.federation import chunking, cohort, uplink
+from tests.federation.test_cohort import plan, watched
 
 MESH = devices.mesh(devices=jax.local_devices()[:1])
 SMALL, LARGE = np.zeros(1000, np.uint16), np.zeros(chunking.CPU_BYTES // 4, np.uint16)

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from deltamask_jax import environment
+from deltamask_jax.workdir import environment
 
 
 @pytest.mark.parametrize(

@@ -30,9 +30,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 
-from deltamask_jax import hosts, metrics, sigterm
+from deltamask_jax.federation import hosts
 from deltamask_jax.private_random import root_key
-from deltamask_jax.workdir import LINES, WAYS_OUT, claim, lines
+from deltamask_jax.workdir import files, sigterm
+from deltamask_jax.workdir.claim import LINES, WAYS_OUT, claim, lines
 
 FORMAT = 2  # of a checkpoint; raised when an older program could not read a newer one, or the reverse
 READABLE = (1, 2)  # the checksum of format 1 covers the arrays alone
@@ -111,10 +112,10 @@ class Journal:
             if progress is None:
                 path.unlink()
             else:
-                metrics.rewrite(path, [r for r in lines(path) if r["round"] <= progress.round])
+                files.rewrite(path, [r for r in lines(path) if r["round"] <= progress.round])
         if progress is not None:
             self._saved = progress.round
-            metrics.rewrite(self._lines, progress.records)
+            files.rewrite(self._lines, progress.records)
             print(f"{self._workdir}: continuing after round {progress.round}")
         return progress
 
@@ -128,7 +129,7 @@ class Journal:
         hosts.agree({k: v for k, v in progress.records[-1].items() if not k.endswith("seconds")})
         with self._writing:
             try:
-                metrics.append(self._lines, progress.records[-1])
+                files.append(self._lines, progress.records[-1])
             except OSError as error:
                 raise OSError(self._cannot("append to metrics.jsonl", error)) from error
             if hosts.index() > 0:
@@ -140,7 +141,7 @@ class Journal:
     def finish(self, summary: dict[str, Any]) -> None:
         """Write summary.json, the last file: from here on the run is finished."""
         with self._writing:
-            metrics.write_json(self._workdir / "summary.json", summary)
+            files.write_json(self._workdir / "summary.json", summary)
 
     def _files_of_lines(self) -> list[Path]:
         return [path for name in LINES if (path := self._workdir / name).exists()]
@@ -183,7 +184,7 @@ class Journal:
             "records": progress.records,
             "seconds": progress.seconds,
         }
-        ledger = metrics.finite(ledger)
+        ledger = files.finite(ledger)
         ledger["checksum"] = _checksum_of(ledger, arrays)
         args = ocp.args.Composite(ledger=ocp.args.JsonSave(ledger), arrays=ocp.args.StandardSave(arrays))
         try:

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deltamask_jax import attacks, cohort, faults, hosts, uplink
 from deltamask_jax.data import partition
+from deltamask_jax.federation import attacks, cohort, faults, hosts, uplink
 from deltamask_jax.methods import Method
 from deltamask_jax.private_random import root_key
 from deltamask_jax.task import Problem

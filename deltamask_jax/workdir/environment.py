@@ -66,7 +66,7 @@ def program() -> dict[str, str | None]:
     """Versions of all that computes; `commit` is None outside a clone."""
     return {
         "deltamask_jax": deltamask_jax.__version__,
-        "commit": _commit(Path(__file__).parent),
+        "commit": _commit(Path(deltamask_jax.__file__).parent),
         **{name: metadata.version(name) for name in _PACKAGES},
     }
 
@@ -87,7 +87,7 @@ def describe() -> dict[str, Any]:
 
 def _command(argv: list[str]) -> str:
     program = Path(argv[0])
-    if program == Path(__file__).with_name("main.py"):
+    if program == Path(deltamask_jax.__file__).with_name("main.py"):
         return shlex.join(["python", "-m", "deltamask_jax.main", *argv[1:]])
     return shlex.join([program.name, *argv[1:]])
 
@@ -100,7 +100,7 @@ def _commit(folder: Path) -> str | None:
         return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
 
     try:
-        if not git("ls-files", Path(__file__).name):  # somebody else's repository around an installed package
+        if not git("ls-files", "main.py"):  # somebody else's repository around an installed package
             return None
         return git("rev-parse", "HEAD") + (
             "+" if git("status", "--porcelain", "--untracked-files=no") else ""

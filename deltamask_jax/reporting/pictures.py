@@ -1,0 +1,41 @@
+"""What a run shows at its end: curves as a PNG, a table as text."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def draw_curves(path: Path, records: list[dict[str, Any]], linear_probe: float, title: str) -> None:
+    """Accuracy against rounds and against megabytes sent so far, as a PNG.
+
+    Args:
+        records: the lines of metrics.jsonl.
+        linear_probe: accuracy drawn as the lower bracket.
+    """
+    from matplotlib.figure import Figure  # no pyplot: no global state, no display
+
+    up = np.cumsum([r["uplink_bytes"] for r in records]) / 1e6
+    down = np.cumsum([r["downlink_bytes"] for r in records]) / 1e6
+    evaluated = [i for i, r in enumerate(records) if r["accuracy"] is not None]
+    accuracy = [100 * records[i]["accuracy"] for i in evaluated]
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    left.plot([records[i]["round"] for i in evaluated], accuracy, marker=".")
+    left.set(xlabel="round", ylabel="test accuracy (%)")
+    left.xaxis.get_major_locator().set_params(integer=True)
+    right.plot(up[evaluated], accuracy, marker=".", label="uplink")
+    right.plot((up + down)[evaluated], accuracy, marker=".", label="uplink + downlink")
+    right.set(xlabel="megabytes sent, all clients together", xscale="log")
+    for axes in (left, right):
+        axes.axhline(100 * linear_probe, color="gray", linestyle="--", label="linear probe")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+
+
+def table(rows: list[tuple[str, str]]) -> str:
+    """Two aligned columns of text."""
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)

@@ -1,0 +1,332 @@
+"""One HTML page about one run or many, from what they left in their workdirs; nothing is recomputed.
+
+    python -m deltamask_jax.report runs/quickstart
+    python -m deltamask_jax.report runs/table_iid --out=report.html     # every run below that folder
+
+The page needs no network: pictures and style are inside. Unfinished runs are shown as far as they are.
+"""
+
+import argparse
+import base64
+import dataclasses
+import io
+import itertools
+import json
+import logging
+import os
+import re
+import statistics
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from ml_collections import ConfigDict
+from PIL import Image
+
+from deltamask_jax import config as config_lib
+from deltamask_jax.paths import expanded
+from deltamask_jax.reporting import figures as figures
+from deltamask_jax.workdir import claim
+
+_TEMPLATE = "report.html"
+_SHOWN_PIXELS = 512  # side of the part of a payload that is shown
+_MOST_PIXELS = 60_000_000  # larger payload images are not opened
+_NOT_OF_THE_METHOD = ("seed", "tensorboard", "wandb")  # runs that differ only here form a group
+_SENT = {f"{way}_{unit}" for way in ("uplink", "downlink") for unit in ("bytes", "bpp")}
+_NEEDED = {"round", "accuracy", "train_loss", "seconds", *_SENT}  # of a line of metrics.jsonl
+_SEED_SUFFIX = re.compile(r"[-_./]?s(eed)?[-_=]?\d+$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What one workdir holds.
+
+    Attributes:
+        name: path below the folder all runs share.
+        config: dotted name -> value.
+        records: lines of metrics.jsonl, one a round, in order.
+        summary: summary.json, or None while the run is unfinished.
+        diagnostics: lines of diagnostics.jsonl, one a round.
+        environment: environment.json.
+        split: each client's label counts, or None.
+        class_names: of the labels.
+        left_out: what was damaged, in words.
+    """
+
+    name: str
+    workdir: Path
+    config: dict[str, Any]
+    records: list[dict[str, Any]]
+    summary: dict[str, Any] | None
+    diagnostics: list[dict[str, Any]]
+    environment: dict[str, Any]
+    split: list[list[int]] | None
+    class_names: list[str]
+    left_out: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing but their seed."""
+
+    label: str
+    style: figures.Style
+    runs: list[Run]
+
+
+def find(paths: Iterable[str | Path]) -> list[Path]:
+    """Every workdir among and below the given folders, sorted.
+
+    Raises:
+        ValueError: a folder holds no run.
+    """
+    found: list[Path] = []
+    for path in map(expanded, paths):
+        runs = sorted(file.parent for file in path.rglob("metrics.jsonl"))
+        if not runs:
+            raise ValueError(f"no run in {path}: it holds no metrics.jsonl")
+        found += [run for run in runs if run not in found]
+    return found
+
+
+def load(workdir: Path, name: str) -> Run:
+    """Read a workdir. Of several lines about one round (a resumed run) the last counts, and none from a torn
+    line on.
+
+    Raises:
+        ValueError: a file is damaged.
+    """
+    left_out: list[str] = []
+
+    def read(file: str, default: Any) -> Any:
+        path = workdir / file
+        if not path.exists():
+            return default
+        value = json.loads(path.read_text())
+        if not isinstance(value, dict):
+            raise TypeError(f"{file} is no JSON object")
+        return value
+
+    def lines(file: str, needed: set[str]) -> list[dict[str, Any]]:
+        path = workdir / file
+        whole = list(itertools.takewhile(lambda line: needed <= line.keys(), claim.lines(path)))
+        torn = (len(path.read_bytes().splitlines()) if path.exists() else 0) - len(whole)
+        if torn:
+            left_out.append(f"{torn} damaged line{'s' * (torn > 1)} at the end of {file}")
+        return [line for _, line in sorted({line["round"]: line for line in whole}.items())]
+
+    try:
+        split = read("split.json", {})
+        run = Run(
+            name=name,
+            workdir=workdir,
+            config=config_lib.flatten(ConfigDict(read("config.json", {}))),
+            records=lines("metrics.jsonl", _NEEDED),
+            summary=read("summary.json", None),
+            diagnostics=lines("diagnostics.jsonl", {"round"}),
+            environment=read("environment.json", {}),
+            split=[client["labels"] for client in split["clients"]] if split else None,
+            class_names=split.get("class_names", []),
+            left_out=left_out,
+        )
+        results = _results(run) if run.records else {}
+        if any(not isinstance(value, int | float | None) for value in results.values()):
+            raise TypeError("something else stands in the place of a number")
+        return run
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{workdir} holds a damaged file: {error}") from None
+
+
+def group(runs: list[Run]) -> list[Group]:
+    """Runs by their settings apart from the seed, in order of appearance; named after their folders."""
+    together: dict[str, list[Run]] = {}
+    for run in runs:
+        settings = {name: value for name, value in run.config.items() if name not in _NOT_OF_THE_METHOD}
+        together.setdefault(json.dumps(settings, sort_keys=True, default=str), []).append(run)
+    labels = [_SEED_SUFFIX.sub("", members[0].name) for members in together.values()]
+    return [
+        Group(label if label and labels.count(label) == 1 else members[0].name, figures.style(i), members)
+        for i, (label, members) in enumerate(zip(labels, together.values(), strict=True))
+    ]
+
+
+def summary_row(members: Group) -> dict[str, str]:
+    """One line of the summary table: means over seeds, ± their sample standard deviation."""
+    per_run = [_results(run) for run in members.runs if run.records]
+    row = {"runs": str(len(members.runs))}
+    for column, form in _COLUMNS.items():
+        values = [result[column] for result in per_run if result.get(column) is not None]
+        if not values:
+            row[column] = "–"
+            continue
+        spread = f" ± {form.format(statistics.stdev(values))}" if len(set(values)) > 1 else ""
+        row[column] = form.format(statistics.fmean(values)) + spread
+    return row
+
+
+_COLUMNS = {
+    "final accuracy, %": "{:.2f}",
+    "best, %": "{:.2f}",
+    "linear probe, %": "{:.2f}",
+    "up, bpp": "{:.4f}",
+    "H(flips), bpp": "{:.4f}",
+    "down, bpp": "{:.3f}",
+    "up, MB": "{:.2f}",
+    "down, MB": "{:.2f}",
+    "s a round": "{:.2f}",
+    "rounds": "{:.0f}",
+}
+
+
+def _results(run: Run) -> dict[str, float]:
+    """The numbers of one run, from its records, so that unfinished runs have them as well."""
+    accuracies = [100 * r["accuracy"] for r in run.records if r["accuracy"] is not None]
+    after_head = run.records[1:] or run.records
+    summary = run.summary or {}
+    probe = summary.get("linear_probe_accuracy")
+    return {
+        "final accuracy, %": accuracies[-1] if accuracies else None,
+        "best, %": max(accuracies, default=None),
+        "linear probe, %": None if probe is None else 100 * probe,
+        "up, bpp": statistics.fmean(r["uplink_bpp"] for r in after_head),
+        "H(flips), bpp": summary.get("mean_flip_entropy_bpp"),
+        "down, bpp": statistics.fmean(r["downlink_bpp"] for r in after_head),
+        "up, MB": sum(r["uplink_bytes"] for r in run.records) / 1e6,
+        "down, MB": sum(r["downlink_bytes"] for r in run.records) / 1e6,
+        "s a round": statistics.median(r["seconds"] for r in after_head),
+        "rounds": run.records[-1]["round"],
+    }
+
+
+def differences(tables: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """Name -> each table's value, for the names whose value is not the same in all of them."""
+    names = dict.fromkeys(name for table in tables for name in table)
+    values = {name: [_text(table.get(name, "–")) for table in tables] for name in names}
+    return {name: row for name, row in values.items() if len(set(row)) > 1}
+
+
+def payload(run: Run) -> dict[str, str] | None:
+    """The top left part of the payload's image, pixel for pixel, and a line about it."""
+    path = run.workdir / "payload.png"
+    if not path.exists():
+        return None
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            if width * height > _MOST_PIXELS:
+                return {"uri": "", "caption": f"{width} × {height} bytes: too large to show"}
+            shown = image.crop((0, 0, min(width, _SHOWN_PIXELS), min(height, _SHOWN_PIXELS)))
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        return {"uri": "", "caption": f"payload.png cannot be shown: {error}"}
+    file = io.BytesIO()
+    shown.save(file, "PNG")
+    part = "" if shown.size == (width, height) else f"; its top left {shown.width} × {shown.height} bytes"
+    return {
+        "uri": "data:image/png;base64," + base64.b64encode(file.getvalue()).decode(),
+        "caption": f"last client's payload of the last round, one byte a pixel: {width} × {height}{part}",
+    }
+
+
+def template():
+    """The page's template.
+
+    Raises:
+        ValueError: jinja2 is not installed.
+    """
+    try:
+        import jinja2
+    except ImportError:
+        raise ValueError('the report needs: pip install "deltamask_jax[report]"') from None
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parents[1] / "assets"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return templates.get_template(_TEMPLATE)
+
+
+def load_whole(folders: list[Path]) -> tuple[list[Run], list[str]]:
+    """The runs that can be read, and what is left out, in words.
+
+    Raises:
+        ValueError: no run can be read.
+    """
+    parent = Path(os.path.commonpath([folder.absolute().parent for folder in folders]))
+    runs, left_out = [], []
+    for folder in folders:
+        try:
+            run = load(folder, str(folder.absolute().relative_to(parent)))
+        except (ValueError, OSError) as error:
+            left_out.append(str(error))
+            continue
+        runs.append(run)
+        left_out += [f"{run.name}: {what}" for what in run.left_out]
+    if not runs:
+        raise ValueError("; ".join(left_out))
+    return runs, left_out
+
+
+def render(folders: list[Path]) -> str:
+    """The page. What is damaged is named there and in a warning; the rest is shown.
+
+    Args:
+        folders: of runs, as from `find`.
+
+    Raises:
+        ValueError: no run can be read, or jinja2 is not installed.
+    """
+    page = template()
+    runs, left_out = load_whole(folders)
+    for what in left_out:
+        logging.warning("left out: %s", what)
+    groups = group(runs)
+    with matplotlib.rc_context(figures.RC):
+        return page.render(
+            left_out=left_out,
+            title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs",
+            groups=groups,
+            rows=[(members, summary_row(members)) for members in groups],
+            columns=["runs", *_COLUMNS],
+            curves=figures.comparison(groups),
+            runs=[(run, figures.of_run(run), payload(run)) for run in runs],
+            settings=differences([run.config for run in runs]),
+            unequal=differences([_versions(run) for run in runs]),
+            environment={
+                name: _text(value)
+                for name, value in _versions(runs[0]).items()
+                if all(run.environment.get(name) == value for run in runs)
+            },
+            config={name: _text(value) for name, value in runs[0].config.items()} if len(runs) == 1 else {},
+        )
+
+
+def _versions(run: Run) -> dict[str, Any]:
+    return {name: value for name, value in run.environment.items() if name != "command"}
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m deltamask_jax.report", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("workdir", nargs="+", type=Path, help="folder of a run, or of many runs")
+    parser.add_argument("--out", type=Path, help="default: report.html in the first folder")
+    arguments = parser.parse_args(argv)
+    try:
+        folders = find(arguments.workdir)
+        out = expanded(arguments.out or arguments.workdir[0] / "report.html")
+        out.write_text(render(folders), encoding="utf-8")
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(f"{out}: {len(folders)} run{'s' * (len(folders) > 1)}, {out.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
