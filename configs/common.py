@@ -129,6 +129,13 @@ def get_config() -> ConfigDict:
     config.robust.trim = 0.2  # fraction of clients that 'trimmed' cuts off at each end, 0 … 0.49
     config.robust.max_flip_rate = 0.0  # of the weights; who flips more is rejected; 0 = 5 × the median
 
+    config.downlink = ConfigDict()
+    config.downlink.memory = "keep"  # 'keep': clients keep what they know and are sent the news; 'none'
+    config.downlink.news = (
+        "smaller"  # the cohort's payloads ('relay'), their votes' sum ('tally'), the 'smaller'
+    )
+    config.downlink.hold = 1  # votes that a weight's change waits for; 1 = none, the server loses nothing
+
     # Simulated failures of clients, in the rounds after the head's (docs/reliability.md).
     config.faults = ConfigDict()
     config.faults.dropout = 0.0  # probability that a client never answers in a round

@@ -66,6 +66,7 @@ RANGES = {
     "codec.fpr": (2.0**-32, 1 - 2.0**-32),
     "robust.trim": (0.0, 0.49),
     "robust.max_flip_rate": (0.0, 1.0),
+    "downlink.hold": (1, 1000),
     "faults.dropout": (0.0, 1.0),
     "faults.straggler": (0.0, 1.0),
     "faults.step_seconds": (0.0, 1e12),
@@ -96,6 +97,8 @@ CHOICES = {
     "fedavg.trained": ("kernels", "blocks", "backbone"),
     "fedavg.server": ("sgd", "adam", "yogi"),
     "fedavg.downlink": ("float32", "float16", "bfloat16"),
+    "downlink.memory": ("keep", "none"),
+    "downlink.news": ("smaller", "relay", "tally"),
     "robust.aggregator": ("mean", "trimmed", "median", "clip"),
     "attack.kind": (
         *("none", "corrupt", "truncate", "replay", "wrong_d"),

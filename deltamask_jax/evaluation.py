@@ -44,7 +44,7 @@ def correctness(problem: Problem, method: Method) -> Callable[[Any], np.ndarray]
         return jnp.where(jnp.all(jnp.isfinite(logits), axis=-1), jnp.argmax(logits, axis=-1), -1)
 
     def correct(state) -> np.ndarray:
-        params, head = method.eval_params(state)
+        params, head = method.network(state)
         mine = in_chunks(partial(predict, params, head), inputs, mesh, hosts.block(len(labels)))
         predictions = hosts.exchange_rows(np.asarray(mine))
         if broken := int(np.sum(predictions < 0)):

@@ -20,7 +20,7 @@ from deltamask_jax import codecs, devices, methods, metrics
 from deltamask_jax import config as config_lib
 from deltamask_jax.data import partition
 from deltamask_jax.evaluation import correctness
-from deltamask_jax.federation import hosts
+from deltamask_jax.federation import downlink, hosts
 from deltamask_jax.federation.rounds import Round, play_until_enough
 from deltamask_jax.heads import linear_probe_accuracy, with_head
 from deltamask_jax.paths import expanded
@@ -36,8 +36,8 @@ SECONDS = ("compile_seconds", "codec_seconds", "codec_exposed_seconds")
 def run(config, workdir: str | Path) -> dict[str, Any]:
     """Run the experiment `config` describes and leave its results in `workdir`.
 
-    A run that was interrupted continues; one that is finished is not repeated (workdir/journal.py). Where several
-    processes run it together, all must call this, each with a workdir of its own.
+    A run that was interrupted continues; one that is finished is not repeated (workdir/journal.py). Where
+    several processes run it together, all must call this, each with a workdir of its own.
 
     Returns:
         The contents of summary.json.
@@ -90,8 +90,10 @@ def _run(config, workdir: Path, journal: Journal, trackers: list[Tracker], start
 
     correct_of = correctness(problem, method)
     state, records = method.init(), []
+    memory = downlink.Memory.at_start(config.clients) if config.downlink.memory == "keep" else None
     if saved is not None:
         state, records = restore_state(state, saved.state), saved.records
+        memory = memory and downlink.Memory.of(config.clients, saved.round, saved.held, saved.news)
 
     files.write_json(workdir / "environment.json", environment.describe())
     for flag, value in environment.unusual().items():
@@ -125,6 +127,9 @@ def _run(config, workdir: Path, journal: Journal, trackers: list[Tracker], start
                 "uplink_bpp": metrics.bits_per_parameter(result.uplink_bytes, result.senders, d),
                 "downlink_bytes": result.downlink_bytes,
                 "downlink_bpp": metrics.bits_per_parameter(result.downlink_bytes, result.clients, d),
+                "total_bytes": result.uplink_bytes + result.downlink_bytes,
+                "snapshots": result.snapshots,
+                "news_bpp": result.news_bytes and metrics.bits_per_parameter(result.news_bytes, 1, d),
                 "seconds": seconds,
                 "compile_seconds": compilations.lap(),
                 "codec_seconds": result.codec_seconds,
@@ -138,7 +143,10 @@ def _run(config, workdir: Path, journal: Journal, trackers: list[Tracker], start
             files.append(workdir / "diagnostics.jsonl", {"round": number, **result.diagnostics})
         if last:
             Image.fromarray(codecs.picture(result.payload)).save(workdir / "payload.png")
-        now = Progress(state, problem.task.head, probe_accuracy, list(records), time.time() - started)
+        known = {} if memory is None else {"held": memory.held.tolist(), "news": list(memory.news)}
+        now = Progress(
+            state, problem.task.head, probe_accuracy, list(records), time.time() - started, **known
+        )
         journal.commit(now, last=last)
         for tracker in trackers:
             tracker.log(records[-1])
@@ -152,7 +160,8 @@ def _run(config, workdir: Path, journal: Journal, trackers: list[Tracker], start
     bar = progress.over(remaining, method.name, total=first - 1 + len(remaining))
     for number in bar:
         round_started = time.time()
-        state, result = play_until_enough(problem, method, state, number)
+        state, result = play_until_enough(problem, method, state, number, memory)
+        memory = result.memory
         spent += result.uplink_bytes + result.downlink_bytes
         last = number == rounds or 0 < config.byte_budget <= spent
         evaluation = evaluated(state, number) if last or number % config.eval_every == 0 else {}

@@ -13,14 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deltamask_jax import methods
-from deltamask_jax.codecs import dense
+from deltamask_jax import codecs
 from deltamask_jax.data import partition
 from deltamask_jax.evaluation import evaluator
-from deltamask_jax.federation.rounds import HEAD_PHASE, PROBE_PHASE, Round, play_round
+from deltamask_jax.federation.rounds import Round, play_round
 from deltamask_jax.methods import Method
+from deltamask_jax.methods.linear_probe import linear_probe
+from deltamask_jax.methods.method import contexts, server_context
 from deltamask_jax.private_random import root_key
-from deltamask_jax.task import Problem
+from deltamask_jax.task import HEAD_PHASE, PROBE_PHASE, Cohort, Problem
 
 SHRINKAGE = 0.1  # of the covariance toward a multiple of the identity; small clients leave it singular
 FLATTEST = 1e-3  # least variance of a feature, as a share of its mean square; float32 sums resolve less
@@ -42,7 +43,7 @@ def with_head(problem: Problem) -> tuple[Problem, Round]:
     head, result = (_linear_probing_round if config.head.init == "lp" else _discriminant_round)(problem)
     # The fitted head goes back to every client once.
     vector = np.concatenate([np.ravel(head["bias"]), np.ravel(head["kernel"])])
-    payload = dense.encode(vector, round_number=0, client=dense.SERVER)
+    payload = codecs.get("dense").encode(vector, server_context(_everyone(config, 0), vector.size))
     down = result.downlink_bytes + config.clients * len(payload)
     task = dataclasses.replace(problem.task, head=jax.device_put(head))
     return dataclasses.replace(problem, task=task), dataclasses.replace(result, downlink_bytes=down)
@@ -55,7 +56,7 @@ def linear_probe_accuracy(problem: Problem) -> float:
     accuracy_of, state = evaluator(problem, method), method.init()
     for number in range(1, config.rounds + 1):
         clients = partition.cohort(config.clients, config.participation, config.seed, number)
-        state, _ = play_round(problem, method, state, number, clients, PROBE_PHASE, config.local_epochs)
+        state, _ = play_round(problem, method, state, Cohort(config.seed, number, clients, PROBE_PHASE))
     return accuracy_of(state)
 
 
@@ -86,8 +87,7 @@ def discriminant(counts: np.ndarray, sums: np.ndarray, moment: np.ndarray) -> He
 def _linear_probing_round(problem: Problem) -> tuple[Head, Round]:
     config = problem.config
     method = _linear_probe(problem, config.head.learning_rate)
-    everyone = np.arange(config.clients)
-    state, result = play_round(problem, method, method.init(), 0, everyone, HEAD_PHASE, config.head.epochs)
+    state, result = play_round(problem, method, method.init(), _everyone(config, 0))
     return state.weights, result
 
 
@@ -97,16 +97,14 @@ def _discriminant_round(problem: Problem) -> tuple[Head, Round]:
     features, labels = (np.asarray(x) for x in (problem.inputs["features"][0], problem.labels[0]))
     width = features.shape[1]
     upper = np.triu_indices(width)
-    payloads = []
-    for client, part in enumerate(problem.parts):
+    size = classes * (1 + width) + len(upper[0])
+    codec, payloads = codecs.get("dense"), []
+    known = contexts(_everyone(problem.config, 0), size)
+    for part, its in zip(problem.parts, known, strict=True):
         x, y = features[part], np.eye(classes, dtype=np.float32)[labels[part]]
         statistics = np.concatenate([y.sum(0), (y.T @ x).ravel(), (x.T @ x)[upper]])
-        payloads.append(dense.encode(statistics.astype(np.float32), round_number=0, client=client))
-    size = classes * (1 + width) + len(upper[0])
-    total = sum(
-        dense.decode(payload, size, np.float32, round_number=0, client=client).astype(np.float64)
-        for client, payload in enumerate(payloads)
-    )
+        payloads.append(codec.encode(statistics, its))
+    total = sum(codec.decode(*pair).astype(np.float64) for pair in zip(payloads, known, strict=True))
     counts, sums, half = np.split(total, [classes, classes * (1 + width)])
     moment = np.zeros((width, width))
     moment[upper] = half
@@ -117,7 +115,8 @@ def _discriminant_round(problem: Problem) -> tuple[Head, Round]:
 
 
 def _linear_probe(problem: Problem, learning_rate: float) -> Method:
-    config = problem.config.copy_and_resolve_references()
-    config.method = "linear_probe"
-    config.linear_probe.learning_rate = learning_rate
-    return methods.build(config, problem.task)
+    return linear_probe(problem.task, learning_rate=learning_rate)
+
+
+def _everyone(config, number: int) -> Cohort:
+    return Cohort(config.seed, number, np.arange(config.clients), HEAD_PHASE)

@@ -1,14 +1,19 @@
-"""The values that everything passes: what is trained, and on whose data."""
+"""The values that everything passes: what is trained, on whose data, and who takes part in a round."""
 
 import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from deltamask_jax.data.features import TokensOnDemand
 from deltamask_jax.flat_index import FlatIndex
 from deltamask_jax.models import Model
+from deltamask_jax.private_random import root_key
+from deltamask_jax.public_random import Key, stream_key
+
+HEAD_PHASE, MAIN_PHASE, PROBE_PHASE = range(3)  # each shuffles its examples with a stream of its own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,3 +49,48 @@ class Problem:
     inputs: dict[str, tuple[jax.Array | np.ndarray | TokensOnDemand, ...]]
     labels: tuple[jax.Array, jax.Array]
     parts: list[np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cohort:
+    """Who takes part, and when.
+
+    Attributes:
+        seed: the run's public seed.
+        round: from 1; 0 is the head's.
+        clients: ids, i[k].
+        phase: one of the phases above.
+        attempt: how often this round was played before.
+        examples: how many different examples each client trained on, i64[k]; None before they have.
+    """
+
+    seed: int
+    round: int
+    clients: np.ndarray
+    phase: int = MAIN_PHASE
+    attempt: int = 0
+    examples: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.clients)
+
+    def of(self, rows: Any) -> "Cohort":
+        """The same for some of the clients."""
+        examples = None if self.examples is None else self.examples[rows]
+        return dataclasses.replace(self, clients=self.clients[rows], examples=examples)
+
+    def stream(self, purpose: int, client: int) -> Key:
+        """A public stream of this round, see `public_random`."""
+        return stream_key(self.seed, self.round, int(client), purpose)
+
+    def key(self, client: int) -> jax.Array:
+        """A client's private key of this round."""
+        return jax.random.fold_in(self._root(), client)
+
+    def keys(self) -> jax.Array:
+        """Every client's private key of this round, key[k]."""
+        root = self._root()
+        return jax.vmap(lambda client: jax.random.fold_in(root, client))(jnp.asarray(self.clients))
+
+    def _root(self) -> jax.Array:
+        return jax.random.fold_in(jax.random.fold_in(root_key(self.seed), self.phase), self.round)

@@ -11,9 +11,9 @@ import pytest
 
 from configs import common
 from deltamask_jax import methods, models
-from deltamask_jax.federation.rounds import MAIN_PHASE, play_round
+from deltamask_jax.federation.rounds import play_round
 from deltamask_jax.flat_index import FlatIndex
-from deltamask_jax.task import Problem, Task
+from deltamask_jax.task import Cohort, Problem, Task
 
 
 def tiny_config(**changes):
@@ -62,13 +62,19 @@ def tiny_problem() -> Problem:
     )
 
 
-def play(problem, rounds=2, **changes):
+def cohort_of(clients, number=1, **fields) -> Cohort:
+    """Clients of a round of the main phase of a run with seed 0."""
+    return Cohort(fields.pop("seed", 0), number, np.asarray(clients), **fields)
+
+
+def play(problem, rounds=2, memory=None, **changes):
     """(problem with a changed config, its method, state after some rounds of everyone, the rounds)."""
     config = tiny_config(**changes)
     problem = dataclasses.replace(problem, config=config)
     method = methods.build(config, problem.task)
     state, results, everyone = method.init(), [], np.arange(config.clients)
     for number in range(1, rounds + 1):
-        state, result = play_round(problem, method, state, number, everyone, MAIN_PHASE, config.local_epochs)
+        state, result = play_round(problem, method, state, cohort_of(everyone, number, seed=config.seed), memory)
+        memory = result.memory
         results.append(result)
     return problem, method, state, results

@@ -1,4 +1,4 @@
-"""Codecs: flipped mask positions <-> payload bytes, behind one seam.
+"""Codecs: flips, values and votes <-> payload bytes, behind one seam.
 
 codec = codecs.get("bfuse", bits=8, container="png")
 payload = codec.encode(positions, context)  # positions: u32[n], sorted
@@ -8,8 +8,22 @@ positions = codec.decode(payload, context)  # raises PayloadError on anything in
 import inspect
 from collections.abc import Mapping
 
-from deltamask_jax.codecs import arithmetic, bfuse, bitmap, bloom, rice, side_info, xor
-from deltamask_jax.codecs.codec import Codec, Context, PayloadError
+from deltamask_jax.codecs import (
+    arithmetic,
+    bfuse,
+    bitmap,
+    bloom,
+    dense,
+    eden,
+    qsgd,
+    random_coding,
+    rice,
+    rounded,
+    side_info,
+    signs,
+    xor,
+)
+from deltamask_jax.codecs.codec import SERVER, Codec, Context, PayloadError
 from deltamask_jax.codecs.cohort import (
     attempt,
     decode_cohort,
@@ -28,10 +42,17 @@ REGISTRY = {
     "side_info": side_info.side_info,
     "arithmetic": arithmetic.arithmetic,
     "bitmap": bitmap.bitmap,
+    "random_coding": random_coding.random_coding,
+    "dense": dense.dense,
+    "rounded": rounded.rounded,
+    "qsgd": qsgd.qsgd,
+    "eden": eden.eden,
+    "signs": signs.signs,
 }
 
 __all__ = [
     "REGISTRY",
+    "SERVER",
     "Codec",
     "Context",
     "PayloadError",

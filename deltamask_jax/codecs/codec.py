@@ -1,9 +1,12 @@
-"""The codec seam: what both ends know, what travels, and the one error a payload may cause."""
+"""The codec seam: what both ends know, what travels, and the one error a payload may cause. One seam serves
+flips, values and votes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from deltamask_jax.public_random import Key, stream_key, uniforms_at
 
 
 class PayloadError(ValueError):
@@ -18,36 +21,69 @@ class PayloadError(ValueError):
         self.reason = reason
 
 
+SERVER = 0xFFFFFFFF  # the client number on the way down
+
+
 @dataclass(frozen=True)
 class Context:
-    """What server and client know before a payload travels.
+    """What server and client know before a payload travels. It holds no array that nobody asked for.
 
     Attributes:
-        d: number of masked weights; positions are 0 .. d-1.
+        d: number of masked weights, whose positions are 0 .. d-1; or of values.
         theta: u16[d], probability of the global mask in units of 1/65536, or None.
-        uniforms: u16[d], this client's public uniforms of this round, or None.
+        streams: public streams that masks are drawn from: the client's own, or the one that all share; for
+            the votes of a cohort that of each voter, or the shared one.
         round: round number, u32.
-        client: client number, u32.
+        client: client number, u32; `SERVER` on the way down.
+        seed: the run's public seed.
+        voters: the largest magnitude of a sum of votes.
     """
 
     d: int
     theta: np.ndarray | None = None
-    uniforms: np.ndarray | None = None
+    streams: tuple[Key, ...] = ()
     round: int = 0
     client: int = 0
+    seed: int = 0
+    voters: int = 0
+
+    def uniforms(self, positions: np.ndarray | None = None) -> np.ndarray:
+        """The first stream's public uniforms at `positions` u32[n], by default at all d: u16[n]."""
+        if positions is None:
+            positions = np.arange(self.d, dtype=np.uint32)
+        return uniforms_at(self.streams[0], positions)
+
+    def stream(self, purpose: int) -> Key:
+        """This client's public stream of this round for one purpose, see `public_random`."""
+        return stream_key(self.seed, self.round, self.client, purpose)
+
+    def check(self) -> None:
+        """Refuses a context without θ_g and public uniforms, for the codecs that look at them.
+
+        Raises:
+            ValueError: theta is not u16[d], or there is no stream.
+        """
+        if self.theta is None or self.theta.shape != (self.d,) or self.theta.dtype != np.uint16:
+            raise ValueError(f"this codec needs context.theta as u16[{self.d}]")
+        if not self.streams:
+            raise ValueError("this codec needs context.streams, from which the masks are drawn")
 
 
 @dataclass(frozen=True)
 class Codec:
-    """Flipped positions <-> bytes.
+    """An array <-> bytes.
 
     Attributes:
         name: name with its settings, for tables and logs, for example `bfuse8-png`.
-        encode: (positions u32[n] sorted and unique in 0 .. d-1, Context) -> payload bytes.
-        decode: (payload bytes, Context) -> positions u32[n'] sorted and unique. Exact codecs return
-            what was encoded; filters return it plus false positives. Raises `PayloadError` on
-            anything else than a valid payload.
+        encode: (array, Context) -> payload bytes. Raises `ValueError` for an array that is not of its kind.
+        decode: (payload bytes, Context) -> array. Exact codecs return what was encoded; filters return it
+            plus false positives. Raises `PayloadError` on anything else than a valid payload.
         exact: whether decode(encode(x)) == x always.
+        kind: what the array is.
+            positions  u32[n] sorted and unique in 0 .. d-1: flips
+            values     f32[d], or another type of float
+            theta      u16[d] going in: θ_k; a mask bool[d] coming out
+            votes      i32[d]: what a cohort's masks add up to
         count: (payloads, contexts, counts u16[d]) -> list, adds a cohort's flips per position to
             counts, and returns how many each payload holds, or its PayloadError; None where decoding one
             payload after the other is as good.
@@ -57,19 +93,20 @@ class Codec:
     encode: Callable[[np.ndarray, Context], bytes]
     decode: Callable[[bytes, Context], np.ndarray]
     exact: bool = True
+    kind: str = "positions"
     count: Callable[[Sequence[bytes], Sequence[Context], np.ndarray], list[int | PayloadError]] | None = None
 
 
-def check_values(codec: str, vector: np.ndarray) -> np.ndarray:
-    """Returns the values as f32[n].
+def check_values(codec: str, vector: np.ndarray, context: Context) -> np.ndarray:
+    """Returns the values as f32[d].
 
     Raises:
-        ValueError: not one-dimensional, or a value that is not finite.
+        ValueError: another shape, or a value that is not finite.
     """
     vector = np.asarray(vector, np.float32)
-    if vector.ndim != 1 or not np.isfinite(vector).all():
+    if vector.shape != (context.d,) or not np.isfinite(vector).all():
         raise ValueError(
-            f"{codec} takes finite f32[n], got {list(vector.shape)} or values that are not finite"
+            f"{codec} takes finite f32[{context.d}], got {list(vector.shape)} or values that are not finite"
         )
     return vector
 

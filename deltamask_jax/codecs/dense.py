@@ -4,13 +4,14 @@ The body is the vector's little-endian bytes, byte planes apart (all low bytes, 
 zstd: θ after a posterior reset takes few values, and the planes of the exponents of weights repeat.
 """
 
+from functools import partial
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 
 from deltamask_jax.codecs import containers, envelope
-from deltamask_jax.codecs.codec import PayloadError, check_finite
-
-SERVER = 0xFFFFFFFF  # the envelope's client number on the downlink
+from deltamask_jax.codecs.codec import Codec, Context, PayloadError, check_finite
 
 _CODEC_IDS = {
     np.dtype(np.uint16): "theta",
@@ -20,35 +21,35 @@ _CODEC_IDS = {
 }
 
 
-def encode(vector: np.ndarray, *, round_number: int, client: int) -> bytes:
-    """One payload.
+def dense(dtype: Any = "float32") -> Codec:
+    """Creates the codec of vectors `dtype`[d]; values of another type are cast.
 
     Args:
-        vector: u16[n], f32[n], f16[n] or bf16[n].
-        client: client id, or `SERVER` on the downlink.
+        dtype: float32, float16, bfloat16, or uint16 for θ.
 
     Raises:
-        ValueError: another dtype, or not one-dimensional.
+        ValueError: another type.
     """
-    vector = np.ascontiguousarray(vector)
-    if vector.ndim != 1 or vector.dtype not in _CODEC_IDS:
-        raise ValueError(f"dense codec takes u16[n] or floats [n], got {vector.dtype}{list(vector.shape)}")
+    dtype = jnp.dtype(dtype)
+    if dtype not in _CODEC_IDS:
+        raise ValueError(f"dense: dtype must be one of {', '.join(map(str, _CODEC_IDS))}, got {dtype}")
+    return Codec(f"dense-{dtype}", partial(_encode, dtype), partial(_decode, dtype), kind="values")
+
+
+def _encode(dtype: np.dtype, vector: np.ndarray, context: Context) -> bytes:
+    vector = np.ascontiguousarray(vector, dtype)
+    if vector.shape != (context.d,):
+        raise ValueError(f"dense codec takes {dtype}[{context.d}], got {list(vector.shape)}")
     little = vector.view(f"u{vector.itemsize}").astype(f"<u{vector.itemsize}", copy=False)
     planes = np.ascontiguousarray(little.view(np.uint8).reshape(-1, vector.itemsize).T)
     body = containers.pack(planes.tobytes(), "zstd")
     code = envelope.CODEC_IDS[_CODEC_IDS[vector.dtype]]
-    return envelope.pack(code, 0, vector.size, vector.size, round_number, client, body)
+    return envelope.pack(code, 0, context.d, context.d, context.round, context.client, body)
 
 
-def decode(payload: bytes, size: int, dtype: type, *, round_number: int, client: int) -> np.ndarray:
-    """The vector, `dtype[size]`.
-
-    Raises:
-        PayloadError: not such a payload, or float values that are not finite.
-    """
-    dtype = np.dtype(dtype)
-    code = envelope.CODEC_IDS[_CODEC_IDS[dtype]]
-    parcel = envelope.unpack(payload, codec_id=code, d=size, round=round_number, client=client)
+def _decode(dtype: np.dtype, payload: bytes, context: Context) -> np.ndarray:
+    code, size = envelope.CODEC_IDS[_CODEC_IDS[dtype]], context.d
+    parcel = envelope.unpack(payload, codec_id=code, d=size, round=context.round, client=context.client)
     if parcel.flags or parcel.n != size:
         raise PayloadError(f"dense payload has flags or {parcel.n} values, expected {size}")
     planes = containers.unpack(parcel.body, size * dtype.itemsize, "zstd")

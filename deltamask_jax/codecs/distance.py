@@ -18,16 +18,9 @@ def between(uniforms: np.ndarray, theta: np.ndarray) -> np.ndarray:
     return np.abs(uniform_odds[uniforms].astype(np.int32) - theta_odds[theta])
 
 
-def check(context: Context) -> None:
-    """Refuses a context without side information.
-
-    Raises:
-        ValueError: theta or uniforms are not u16[d].
-    """
-    for name in ("theta", "uniforms"):
-        array = getattr(context, name)
-        if array is None or array.shape != (context.d,) or array.dtype != np.uint16:
-            raise ValueError(f"this codec needs context.{name} as u16[{context.d}]")
+def at(context: Context, positions: np.ndarray) -> np.ndarray:
+    """The distance at positions u32[n] from the context's first stream, i32[n]."""
+    return between(context.uniforms(positions), context.theta[positions])
 
 
 @functools.cache

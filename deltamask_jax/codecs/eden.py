@@ -25,8 +25,16 @@ from scipy.optimize import fsolve
 from scipy.special import ndtr, ndtri
 
 from deltamask_jax.codecs import envelope, rotation
-from deltamask_jax.codecs.codec import PayloadError, check_finite, check_scales, unpack_bits
-from deltamask_jax.public_random import ROTATION, SAMPLE, Key, stream_key, uniforms_at
+from deltamask_jax.codecs.codec import (
+    Codec,
+    Context,
+    PayloadError,
+    check_finite,
+    check_scales,
+    check_values,
+    unpack_bits,
+)
+from deltamask_jax.public_random import ROTATION, SAMPLE, Key, uniforms_at
 
 _ID = envelope.CODEC_IDS["eden"]
 _UNIT = 4096  # bits a value are a multiple of 1/4096
@@ -54,11 +62,9 @@ class _Plan:
     finer: np.ndarray
 
 
-def _plan(n: int, bits: float, seed: int, round_number: int, client: int) -> _Plan:
-    flags = round(bits * _UNIT)
-    if not 1 <= flags <= MOST_BITS * _UNIT:
-        raise ValueError(f"eden takes 1/{_UNIT} … {MOST_BITS} bits a value, got {bits}")
-    signs, chosen = (stream_key(seed, round_number, client, purpose) for purpose in (ROTATION, SAMPLE))
+def _plan(bits: float, context: Context) -> _Plan:
+    n, flags = context.d, round(bits * _UNIT)
+    signs, chosen = context.stream(ROTATION), context.stream(SAMPLE)
     kept = None
     if flags < _UNIT:
         kept = sample(n, max(1, round(n * flags / _UNIT)), chosen)
@@ -85,41 +91,41 @@ def sample(n: int, m: int, key: Key) -> tuple[np.ndarray, np.ndarray]:
     return (start + offset).astype(np.uint32), length.astype(np.float32)
 
 
-def encode(vector: np.ndarray, bits: float, seed: int, *, round_number: int, client: int) -> bytes:
-    """One payload of bits · n bits and a scale a block.
+def eden(bits: float = 1.0) -> Codec:
+    """Creates the codec of values f32[d], d ≥ 1: bits · d bits and a scale per block. Unbiased.
+
+    The rotation is new for every round and client: only then do the errors of a cohort average out.
 
     Args:
-        vector: f32[n], finite, n ≥ 1.
-        bits: a value, 1/4096 … 8, rounded to a multiple of 1/4096.
-        seed: the run's public seed. The rotation is new for every round and client: only then do the errors
-            of a cohort average out.
+        bits: per value, 1/4096 … 8, rounded to a multiple of 1/4096.
 
     Raises:
-        ValueError: not such a vector, or bits out of range.
+        ValueError: bits out of range.
     """
-    vector = np.asarray(vector, np.float32)
-    if vector.ndim != 1 or not vector.size or not np.isfinite(vector).all():
-        raise ValueError(f"eden takes finite f32[n], got {list(vector.shape)} or values that are not finite")
-    plan = _plan(vector.size, bits, seed, round_number, client)
+    if not 1 <= round(bits * _UNIT) <= MOST_BITS * _UNIT:
+        raise ValueError(f"eden takes 1/{_UNIT} … {MOST_BITS} bits a value, got {bits}")
+    name = f"eden-{bits:g}"
+    return Codec(name, partial(_encode, bits), partial(_decode, bits), exact=False, kind="values")
+
+
+def _encode(bits: float, vector: np.ndarray, context: Context) -> bytes:
+    vector = check_values("eden", vector, context)
+    if not vector.size:
+        raise ValueError("eden takes at least one value")
+    plan = _plan(bits, context)
     rotated = vector if plan.kept is None else vector[plan.kept[0]] * plan.kept[1]
     codes, scales = jax.device_get(_quantise(rotated, plan.signs, plan.finer, plan.width))
     body = [scales.astype("<f4").tobytes()]
     for width, chosen in ((plan.width, ~plan.finer), (plan.width + 1, plan.finer)):
         of_width = codes[chosen]
         body += [np.packbits(of_width >> bit & 1).tobytes() for bit in reversed(range(width))]
-    return envelope.pack(_ID, plan.flags, vector.size, vector.size, round_number, client, b"".join(body))
+    return envelope.pack(_ID, plan.flags, context.d, context.d, context.round, context.client, b"".join(body))
 
 
-def decode(
-    payload: bytes, size: int, bits: float, seed: int, *, round_number: int, client: int
-) -> np.ndarray:
-    """The unbiased estimate, f32[size].
-
-    Raises:
-        PayloadError: not such a payload, or its values are not finite.
-    """
-    parcel = envelope.unpack(payload, codec_id=_ID, d=size, round=round_number, client=client)
-    plan = _plan(size, bits, seed, round_number, client)
+def _decode(bits: float, payload: bytes, context: Context) -> np.ndarray:
+    size = context.d
+    parcel = envelope.unpack(payload, codec_id=_ID, d=size, round=context.round, client=context.client)
+    plan = _plan(bits, context)
     if parcel.flags != plan.flags or parcel.n != size:
         raise PayloadError(f"eden payload has {parcel.flags / _UNIT} bits a value, expected {bits}")
     blocks = sum(count for count, _ in rotation.blocks(plan.n))

@@ -56,7 +56,7 @@ def filter_codec(
         positions = check_positions(positions, context.d)
         body = b""
         if window:
-            distance.check(context)
+            context.check()
         if positions.size:
             # Receivers accept no capacity beyond d.
             room = min(max(capacity, len(positions)), context.d)
@@ -64,7 +64,7 @@ def filter_codec(
             table = built.fingerprints.astype(f"<u{bits // 8}", copy=False).tobytes()
             body = _HEAD.pack(built.seed, room) + containers.pack(table, container)
             if window:
-                farthest = distance.between(context.uniforms[positions], context.theta[positions]).max()
+                farthest = distance.at(context, positions).max()
                 body = body[: _HEAD.size] + _WINDOW.pack(farthest) + body[_HEAD.size :]
         n = len(positions)
         return envelope.pack(codec_id, flags, context.d, n, context.round, context.client, body)
@@ -95,13 +95,13 @@ def filter_codec(
 
     def decode(payload: bytes, context: Context) -> np.ndarray:
         if window:
-            distance.check(context)
+            context.check()
         received = read(payload, context)
         if received is None:
             return np.zeros(0, np.uint32)
         hits = membership.query_all(received.filter, context.d)
         if window:
-            apart = distance.between(context.uniforms[hits], context.theta[hits])
+            apart = distance.at(context, hits)
             hits, apart = hits[apart <= received.farthest], apart[apart <= received.farthest]
             if apart.max(initial=-1) != received.farthest:
                 raise PayloadError(f"filter holds no position at distance {received.farthest}, its window")

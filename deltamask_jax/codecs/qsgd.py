@@ -12,43 +12,44 @@ states, u16[...] words. All answers about l ≥ 1 come first, by position, then 
 
 import math
 import struct
+from functools import partial
 
 import numpy as np
 
 from deltamask_jax.codecs import envelope, rans
 from deltamask_jax.codecs.codec import (
+    Codec,
+    Context,
     PayloadError,
     check_scales,
     check_values,
     unpack_bits,
 )
-from deltamask_jax.public_random import QUANTISE, stream_key, uniforms
+from deltamask_jax.public_random import QUANTISE, uniforms
 
 _ID = envelope.CODEC_IDS["qsgd"]
 _HEAD = struct.Struct("<IBB")
 
 
-def encode(
-    vector: np.ndarray, levels: int, bucket: int, seed: int, *, round_number: int, client: int
-) -> bytes:
-    """One payload.
+def qsgd(levels: int = 16, bucket: int = 512) -> Codec:
+    """Creates the codec of values f32[d]. Unbiased.
 
     Args:
-        vector: f32[n], finite.
         levels: s, 1 … 255.
         bucket: values that share a norm.
-        seed: of the stream that rounds; the decoder does not need it.
-
-    Raises:
-        ValueError: not such a vector.
     """
-    vector = check_values("qsgd", vector)
+    encode, decode = (partial(function, levels, bucket) for function in (_encode, _decode))
+    return Codec(f"qsgd-{levels}-{bucket}", encode, decode, exact=False, kind="values")
+
+
+def _encode(levels: int, bucket: int, vector: np.ndarray, context: Context) -> bytes:
+    vector = check_values("qsgd", vector, context)
     n = vector.size
     size = np.abs(np.pad(vector, (0, -n % bucket))).reshape(-1, bucket).astype(np.float64)
     norms = np.sqrt(np.sum(size * size, axis=1)).astype(np.float32)
     scaled = (size * (levels / np.where(norms > 0, norms, 1))[:, None]).reshape(-1)[:n]
     level = np.floor(scaled)
-    up = (uniforms(stream_key(seed, round_number, client, QUANTISE), n) + 0.5) / 65536 < scaled - level
+    up = (uniforms(context.stream(QUANTISE), n) + 0.5) / 65536 < scaled - level
     level = np.minimum(level + up, levels).astype(np.uint8)
 
     counts = np.cumsum(np.bincount(level, minlength=1)[::-1])[::-1]  # counts[k]: values with l ≥ k
@@ -72,18 +73,12 @@ def encode(
             words.astype("<u2").tobytes(),
         )
     )
-    return envelope.pack(_ID, levels, n, n, round_number, client, body)
+    return envelope.pack(_ID, levels, n, n, context.round, context.client, body)
 
 
-def decode(
-    payload: bytes, size: int, levels: int, bucket: int, *, round_number: int, client: int
-) -> np.ndarray:
-    """The unbiased estimate, f32[size].
-
-    Raises:
-        PayloadError: not such a payload.
-    """
-    parcel = envelope.unpack(payload, codec_id=_ID, d=size, round=round_number, client=client)
+def _decode(levels: int, bucket: int, payload: bytes, context: Context) -> np.ndarray:
+    size = context.d
+    parcel = envelope.unpack(payload, codec_id=_ID, d=size, round=context.round, client=context.client)
     body = parcel.body
     if parcel.flags != levels or parcel.n != size or len(body) < _HEAD.size:
         raise PayloadError(f"qsgd payload has {parcel.flags} levels or no header, expected {levels}")

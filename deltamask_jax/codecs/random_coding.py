@@ -16,6 +16,7 @@ Body: u8 g, u8 bits, u8[segments] blocks of each segment less one, deflated, the
 
 import struct
 import zlib
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +24,8 @@ import numpy as np
 
 from deltamask_jax import masks
 from deltamask_jax.codecs import envelope
-from deltamask_jax.codecs.codec import Context, PayloadError
-from deltamask_jax.public_random import Key, candidate_words, uniforms_at
+from deltamask_jax.codecs.codec import Codec, Context, PayloadError
+from deltamask_jax.public_random import CANDIDATES, candidate_words, uniforms_at
 
 _ID = envelope.CODEC_IDS["random_coding"]
 _HEAD = struct.Struct("<BB")
@@ -35,25 +36,23 @@ _CHUNK = 1 << 16  # positions scored in one call, or one segment's
 _SCORES = 1 << 24  # columns times candidates in one call, or one segment's: 4 bytes each, a few times over
 
 
-def encode(
-    theta_k: np.ndarray,
-    key: Key,
-    context: Context,
-    *,
-    bits: int,
-    block_kl: float,
-    rng: np.random.Generator,
-) -> bytes:
-    """One payload.
+def random_coding(bits: int = 8, block_kl: float = 1.0) -> Codec:
+    """Creates the codec: θ_k u16[d] going in, a mask bool[d] drawn from about θ_k coming out.
+
+    The context must hold theta, the prior.
 
     Args:
-        theta_k: the probabilities to draw from, u16[d] in units of 1/65536.
-        key: the public stream of this client and round.
-        context: d, theta (the prior, u16[d]), round and client.
         bits: log2 of the number of candidates.
-        block_kl: nats of KL(θ_k ‖ θ_g) a block, on average over a segment at most.
-        rng: the sender's own randomness, which picks among the candidates.
+        block_kl: nats of KL(θ_k ‖ θ_g) per block, on average over a segment at most.
     """
+    name = f"random_coding-{bits}-{block_kl:g}"
+    return Codec(name, partial(_encode, bits, block_kl), partial(_decode, bits), exact=False, kind="theta")
+
+
+def _encode(bits: int, block_kl: float, theta_k: np.ndarray, context: Context) -> bytes:
+    key = context.stream(CANDIDATES)
+    # The sender's own randomness, which picks among the candidates.
+    rng = np.random.default_rng([context.seed, context.round, context.client, CANDIDATES])
     rows_log2, counts = _plan(np.asarray(_kl(theta_k, context.theta)), block_kl)
     chosen = _choose(theta_k, context.theta, key, rows_log2, counts, bits, rng)
     numbers = chosen[:, None] >> np.arange(bits)[::-1] & 1
@@ -67,12 +66,8 @@ def encode(
     return envelope.pack(_ID, 0, context.d, len(chosen), context.round, context.client, body)
 
 
-def decode(payload: bytes, key: Key, context: Context, *, bits: int) -> np.ndarray:
-    """The mask that was chosen, bool[d].
-
-    Raises:
-        PayloadError: not such a payload.
-    """
+def _decode(bits: int, payload: bytes, context: Context) -> np.ndarray:
+    key = context.stream(CANDIDATES)
     received = envelope.unpack(payload, codec_id=_ID, d=context.d, round=context.round, client=context.client)
     body = bytes(received.body)
     if received.flags or len(body) < _HEAD.size:

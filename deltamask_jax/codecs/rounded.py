@@ -8,27 +8,27 @@ through zstd, which gains where values crowd near zero.
 import numpy as np
 
 from deltamask_jax.codecs import containers, envelope
-from deltamask_jax.codecs.codec import PayloadError, check_finite, check_scales
+from deltamask_jax.codecs.codec import Codec, Context, PayloadError, check_finite, check_scales
+from deltamask_jax.public_random import ROUNDING, uniforms
 
 GROUP = 512  # values that share a step; the steps add 1/16 bit a value
 LEVELS = 127  # steps on either side of zero
 
 
-def encode(vector: np.ndarray, noise: np.ndarray, *, round_number: int, client: int) -> bytes:
-    """One payload.
+def rounded() -> Codec:
+    """Creates the codec of values f32[d]. Unbiased.
 
-    Args:
-        vector: f32[n]. A value that is not finite spoils its group's step, and the receiver refuses that.
-        noise: u16[n], uniform integers that decide what is rounded up.
-        client: client id, or `dense.SERVER` on the downlink.
-
-    Raises:
-        ValueError: not one-dimensional, or noise of another length.
+    A value that is not finite spoils its group's step, and the receiver refuses that.
     """
+    return Codec("rounded", _encode, _decode, exact=False, kind="values")
+
+
+def _encode(vector: np.ndarray, context: Context) -> bytes:
     vector = np.asarray(vector, np.float32)
-    if vector.ndim != 1 or noise.shape != vector.shape:
-        raise ValueError(f"rounding takes f32[n] and as much noise, got {vector.shape}, {noise.shape}")
-    n = vector.size
+    n = context.d
+    if vector.shape != (n,):
+        raise ValueError(f"rounding takes f32[{n}], got {list(vector.shape)}")
+    noise = uniforms(context.stream(ROUNDING), n)
     grouped = np.pad(vector, (0, -n % GROUP)).reshape(-1, GROUP)
     steps = np.abs(grouped).max(axis=1, initial=0) / np.float32(LEVELS)
     divisor = np.where((steps > 0) & np.isfinite(steps), steps, 1)
@@ -37,17 +37,12 @@ def encode(vector: np.ndarray, noise: np.ndarray, *, round_number: int, client: 
     whole = np.floor(ratio)  # the fraction alone meets the noise: a sum would lose its low bits
     levels = np.clip(whole + (up < ratio - whole), -LEVELS, LEVELS).astype(np.int8).reshape(-1)[:n]
     body = containers.pack(steps.astype("<f4").tobytes() + levels.tobytes(), "zstd")
-    return envelope.pack(envelope.CODEC_IDS["rounded"], 0, n, n, round_number, client, body)
+    return envelope.pack(envelope.CODEC_IDS["rounded"], 0, n, n, context.round, context.client, body)
 
 
-def decode(payload: bytes, size: int, *, round_number: int, client: int) -> np.ndarray:
-    """The rounded values, f32[size].
-
-    Raises:
-        PayloadError: not such a payload.
-    """
-    code = envelope.CODEC_IDS["rounded"]
-    parcel = envelope.unpack(payload, codec_id=code, d=size, round=round_number, client=client)
+def _decode(payload: bytes, context: Context) -> np.ndarray:
+    code, size = envelope.CODEC_IDS["rounded"], context.d
+    parcel = envelope.unpack(payload, codec_id=code, d=size, round=context.round, client=context.client)
     if parcel.flags or parcel.n != size:
         raise PayloadError(f"rounded payload has flags or {parcel.n} values, expected {size}")
     groups = -(-size // GROUP)

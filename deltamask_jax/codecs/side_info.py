@@ -37,16 +37,16 @@ _PROBABILITIES = _PROBABILITIES.astype(np.uint16)
 
 
 def side_info() -> Codec:
-    """Creates the codec. It is exact; the context must hold theta and uniforms, u16[d] each."""
+    """Creates the codec. It is exact; the context must hold theta u16[d] and a stream."""
     return Codec("side_info", _encode, _decode)
 
 
 def _encode(positions: np.ndarray, context: Context) -> bytes:
     positions = check_positions(positions, context.d)
-    distance.check(context)
+    context.check()
     body = b""
     if positions.size:
-        flip_distances = distance.between(context.uniforms[positions], context.theta[positions])
+        flip_distances = distance.at(context, positions)
         shift, buckets, near_bits = _choose_buckets(flip_distances, context)
         near, bucket = near_positions(context, shift, buckets)
         is_near = flip_distances >> shift < buckets
@@ -82,7 +82,7 @@ def _encode(positions: np.ndarray, context: Context) -> bytes:
 
 
 def _decode(payload: bytes, context: Context) -> np.ndarray:
-    distance.check(context)
+    context.check()
     received = envelope.unpack(payload, codec_id=_ID, d=context.d, round=context.round, client=context.client)
     body = received.body
     if received.flags:
@@ -120,7 +120,7 @@ def _decode(payload: bytes, context: Context) -> np.ndarray:
         raise PayloadError("side_info payload holds another number of flips than it says")
     gaps = carried[:gap_bytes] + bytes(body[words_end:])
     far_flips = rice.unpack_gaps(gaps, far_count, k, context.d)
-    far = distance.between(context.uniforms[far_flips], context.theta[far_flips]) >> shift >= buckets
+    far = distance.at(context, far_flips) >> shift >= buckets
     if not far.all():
         raise PayloadError("side_info payload codes a near position as a far one")
     return np.sort(np.concatenate((near_flips, far_flips)))
@@ -134,7 +134,7 @@ def _lanes_log2(lanes: int) -> int:
 def near_positions(context: Context, shift: int, buckets: int) -> tuple[np.ndarray, np.ndarray]:
     """Positions whose distance >> shift is below `buckets`, and that bucket: u32[m], u8[m]."""
     if context.d <= _SMALL:
-        bucket = distance.between(context.uniforms, context.theta) >> shift
+        bucket = distance.between(context.uniforms(), context.theta) >> shift
         near = np.flatnonzero(bucket < buckets)
         return near.astype(np.uint32), bucket[near].astype(np.uint8)
 
@@ -142,7 +142,8 @@ def near_positions(context: Context, shift: int, buckets: int) -> tuple[np.ndarr
         # The last chunk is moved back so that every call has the same shape.
         first = min(start, context.d - _CHUNK)
         chunk = slice(max(first, 0), first + _CHUNK)
-        uniforms, theta = context.uniforms[chunk], context.theta[chunk]
+        theta = context.theta[chunk]
+        uniforms = context.uniforms(np.arange(chunk.start, chunk.start + len(theta), dtype=np.uint32))
         if first < 0:
             uniforms, theta = np.pad(uniforms, (0, -first)), np.pad(theta, (0, -first))
         bucket = np.asarray(_bucket_chunk(uniforms, theta, *distance.logit_tables(), np.int32(shift)))
@@ -168,7 +169,7 @@ def _bucket_chunk(uniforms, theta, uniform_odds, theta_odds, shift):
 def _choose_buckets(flip_distances: np.ndarray, context: Context) -> tuple[int, int, int]:
     """Bucket width (as a shift) and near buckets with the least estimated size, and their bits."""
     step = max(1, context.d >> 17) | 1
-    sample = distance.between(context.uniforms[::step], context.theta[::step])
+    sample = distance.at(context, np.arange(0, context.d, step, dtype=np.uint32))
     thinning = max(1, len(flip_distances) >> 16) | 1
     total, flip_distances = len(flip_distances), flip_distances[::thinning]
     # Bits the encoder would pay to have one position fewer to code one by one: time matters at large d.

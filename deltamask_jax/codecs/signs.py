@@ -10,37 +10,30 @@ Where a mean is 0 no bit is set.
 import numpy as np
 
 from deltamask_jax.codecs import envelope
-from deltamask_jax.codecs.codec import PayloadError, check_scales, check_values, unpack_bits
+from deltamask_jax.codecs.codec import Codec, Context, PayloadError, check_scales, check_values, unpack_bits
 
 _ID = envelope.CODEC_IDS["signs"]
 BUCKET = 4096  # values that share a scale
 
 
-def encode(vector: np.ndarray, *, round_number: int, client: int) -> bytes:
-    """One payload of n bits and 32 a bucket.
+def signs() -> Codec:
+    """Creates the codec of values f32[d]: a bit per value, and 32 per bucket."""
+    return Codec("signs", _encode, _decode, exact=False, kind="values")
 
-    Args:
-        vector: f32[n], finite.
 
-    Raises:
-        ValueError: not such a vector.
-    """
-    vector = check_values("signs", vector)
+def _encode(vector: np.ndarray, context: Context) -> bytes:
+    vector = check_values("signs", vector, context)
     n = vector.size
     sums = np.add.reduceat(np.abs(vector), np.arange(0, n, BUCKET), dtype=np.float64) if n else np.zeros(0)
     means = (sums / np.minimum(BUCKET, n - np.arange(0, n, BUCKET))).astype("<f4")
     negative = (vector < 0) & (np.repeat(means, BUCKET)[:n] > 0)
     body = means.tobytes() + np.packbits(negative).tobytes()
-    return envelope.pack(_ID, 0, n, n, round_number, client, body)
+    return envelope.pack(_ID, 0, n, n, context.round, context.client, body)
 
 
-def decode(payload: bytes, size: int, *, round_number: int, client: int) -> np.ndarray:
-    """Signs times their bucket's mean, f32[size].
-
-    Raises:
-        PayloadError: not such a payload.
-    """
-    parcel = envelope.unpack(payload, codec_id=_ID, d=size, round=round_number, client=client)
+def _decode(payload: bytes, context: Context) -> np.ndarray:
+    size = context.d
+    parcel = envelope.unpack(payload, codec_id=_ID, d=size, round=context.round, client=context.client)
     buckets = -(-size // BUCKET)
     if parcel.flags or parcel.n != size or len(parcel.body) != 4 * buckets + -(-size // 8):
         raise PayloadError(f"signs payload of {len(parcel.body)} bytes does not hold {size} values")

@@ -10,6 +10,7 @@ Well-formed lies, for methods whose updates are packed flips (`robust.py` bounds
     collude_near  the same, among positions where their own honest training flips
 """
 
+import dataclasses
 from functools import partial
 from typing import Any
 
@@ -21,8 +22,8 @@ import optax
 from deltamask_jax import robust
 from deltamask_jax.codecs import distance, envelope
 from deltamask_jax.methods import Method
-from deltamask_jax.public_random import EVERY_CLIENT, MASK, stream_key, uniforms
-from deltamask_jax.task import Problem
+from deltamask_jax.public_random import EVERY_CLIENT, MASK, uniforms
+from deltamask_jax.task import Cohort, Problem
 
 MOST_EXAMPLES = 256  # that colluding clients look at
 _HOSTILE, _NOISE = 0x686F7374, 0x6E6F6973
@@ -45,8 +46,7 @@ def strike(
     state: Any,
     updates: Any,
     payloads: list[bytes],
-    round_number: int,
-    clients: np.ndarray,
+    cohort: Cohort,
 ) -> tuple[Any, list[bytes]]:
     """Put what hostile clients send in the place of their honest payloads.
 
@@ -59,31 +59,31 @@ def strike(
     """
     config, payloads = problem.config, list(payloads)
     kind = config.attack.kind
-    rows = np.flatnonzero(np.isin(clients, hostile_clients(config)))
+    rows = np.flatnonzero(np.isin(cohort.clients, hostile_clients(config)))
     if kind in LIES and len(rows):
         updates = np.array(updates)
     if kind in COLLUDE and len(rows):  # they know θ_g and u, and agree on what to send
-        lies = most_damaging(problem, state.theta, updates[rows], round_number, clients[rows])
+        lies = most_damaging(problem, state.theta, updates[rows], cohort.of(rows))
         updates[rows] = lies
     for row in rows:
-        client = clients[row : row + 1]
-        rng = np.random.default_rng([config.seed, _NOISE, round_number, int(client[0])])
+        liar = cohort.of([row])
+        rng = np.random.default_rng([config.seed, _NOISE, cohort.round, int(liar.clients[0])])
         if kind in LIES:
             if kind not in COLLUDE:
                 rate = 1.0 if kind == "all_flip" else config.attack.flip_rate
                 updates[row] = np.packbits(rng.random(8 * updates.shape[1]) < rate)
-            (payloads[row],) = method.encode(state, [updates[row]], round_number, client)
+            (payloads[row],) = method.up.encode(state, [updates[row]], liar)
         elif kind == "replay":
             mine = jax.tree.map(lambda x, row=row: x[row], updates)
-            (payloads[row],) = method.encode(state, [mine], round_number - 1, client)
+            (payloads[row],) = method.up.encode(
+                state, [mine], dataclasses.replace(liar, round=cohort.round - 1)
+            )
         else:
             payloads[row] = _damage(payloads[row], kind, rng)
     return updates, payloads
 
 
-def most_damaging(
-    problem: Problem, theta: np.ndarray, updates: np.ndarray, round_number: int, clients: np.ndarray
-) -> np.ndarray:
+def most_damaging(problem: Problem, theta: np.ndarray, updates: np.ndarray, cohort: Cohort) -> np.ndarray:
     """What colluding clients send: all of them the flips that hurt most, packed, u8[k, ⌈d/8⌉].
 
     They pool their examples and rank positions by how much a flip raises the loss, to first order, in the
@@ -97,16 +97,16 @@ def most_damaging(
     """
     config, task = problem.config, problem.task
     index = task.index
-    rows = np.sort(np.concatenate([problem.parts[client] for client in clients]))[:MOST_EXAMPLES]
+    rows = np.sort(np.concatenate([problem.parts[client] for client in cohort.clients]))[:MOST_EXAMPLES]
     tokens, labels = (jnp.asarray(x[rows]) for x in (problem.inputs["tokens"][0], problem.labels[0]))
     honest = np.unpackbits(updates, axis=1, count=index.d).astype(bool)
     budget = int(config.attack.flip_rate * index.d)
     most = config.robust.max_flip_rate * index.d or robust.most_flips(honest.sum(1), index.d)
     budget = min(budget, int(0.95 * most))
     lies, ranked = [], {}
-    for k, client in enumerate(clients):
+    for k, client in enumerate(cohort.clients):
         word = EVERY_CLIENT if config.mask.uniforms == "shared" else int(client)
-        u = uniforms(stream_key(config.seed, round_number, word, MASK), index.d)
+        u = uniforms(cohort.stream(MASK, word), index.d)
         if word not in ranked:
             network = task.model.suffix, index, task.params, task.head
             ranked[word] = np.asarray(_damage_of(*network, u < theta, tokens, labels))

@@ -24,6 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from deltamask_jax import devices
 from deltamask_jax.federation import chunking
 from deltamask_jax.local_training import LocalTraining
+from deltamask_jax.task import Cohort
 
 Examples = dict[str, jax.Array | np.ndarray]  # inputs [n, ...], on the devices or the host; labels i32[n]
 
@@ -55,36 +56,31 @@ def num_steps(examples: int, epochs: int, batch_size: int) -> int:
 
 def schedule(
     parts: list[np.ndarray],
-    clients: np.ndarray,
+    cohort: Cohort,
     *,
     epochs: int,
     batch_size: int,
-    seed: int,
-    round_number: int,
-    purpose: int,
 ) -> Schedule:
     """Each client's shuffled batches for one round.
 
     Args:
         parts: every client's example indices, not only the cohort's: the array is as long as the largest
             client needs, so that rounds with other cohorts do not compile again.
-        clients: ids of the cohort, i[clients].
         batch_size: examples per step; no larger than the largest client, as the rest would be padding.
-        purpose: keeps the shuffles of different phases of a run apart.
     """
     largest = max(map(len, parts))
     batch_size = max(1, min(batch_size, largest))  # steps stay the same
     longest = num_steps(largest, epochs, batch_size)
-    batches = np.full((len(clients), longest * batch_size), -1, np.int32)
-    steps = np.zeros(len(clients), np.int32)
-    for row, client in enumerate(clients):
+    batches = np.full((len(cohort), longest * batch_size), -1, np.int32)
+    steps = np.zeros(len(cohort), np.int32)
+    for row, client in enumerate(cohort.clients):
         part = parts[client]
-        rng = np.random.default_rng([seed, purpose, round_number, int(client)])
+        rng = np.random.default_rng([cohort.seed, cohort.phase, cohort.round, int(client)])
         stride = num_steps(len(part), 1, batch_size) * batch_size  # epochs start on a new batch
         for epoch in range(epochs):
             batches[row, epoch * stride : epoch * stride + len(part)] = rng.permutation(part)
         steps[row] = num_steps(len(part), epochs, batch_size)
-    return Schedule(batches.reshape(len(clients), longest, batch_size), steps, largest)
+    return Schedule(batches.reshape(len(cohort), longest, batch_size), steps, largest)
 
 
 def train(*arguments: Any, **options: Any) -> tuple[Any, np.ndarray]:

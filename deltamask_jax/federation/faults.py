@@ -9,15 +9,14 @@ import dataclasses
 import numpy as np
 
 from deltamask_jax.federation.cohort import Schedule
+from deltamask_jax.task import Cohort
 
 _LUCK, _SPEED = 0x6661756C, 0x73706565  # keep these streams apart from the shuffles'
 
 NO_EXAMPLES, NO_ANSWER, LATE, NOT_FINITE = "no examples", "no answer", "late", "not finite"
 
 
-def draw(
-    config, plan: Schedule, clients: np.ndarray, round_number: int, attempt: int
-) -> tuple[Schedule, dict[int, str]]:
+def draw(config, plan: Schedule, cohort: Cohort) -> tuple[Schedule, dict[int, str]]:
     """What `config.faults` does to a cohort.
 
     A straggler finishes a uniform share of its steps, at least one. A client needs `step_seconds`, times its
@@ -25,7 +24,6 @@ def draw(
 
     Args:
         plan: what the clients are asked to do.
-        clients: their ids, i[k].
 
     Returns:
         What they do (no steps for those who are lost, so nothing is computed for them), and why rows of the
@@ -33,9 +31,9 @@ def draw(
     """
     options = config.faults
     steps, lost = plan.steps.copy(), {}
-    for row, client in enumerate(clients):
+    for row, client in enumerate(cohort.clients):
         dropped, straggles, share = np.random.default_rng(
-            [config.seed, _LUCK, round_number, attempt, int(client)]
+            [config.seed, _LUCK, cohort.round, cohort.attempt, int(client)]
         ).random(3)
         if straggles < options.straggler:
             steps[row] = np.ceil(share * steps[row])

@@ -1,4 +1,4 @@
-"""One federated round of any method: broadcast → local training → encode → bytes → decode → aggregate."""
+"""One federated round of any method: down → local training → up → votes → merge → news."""
 
 import dataclasses
 import logging
@@ -11,12 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from deltamask_jax.data import partition
-from deltamask_jax.federation import attacks, cohort, faults, hosts, uplink
+from deltamask_jax.federation import attacks, downlink, faults, hosts, uplink
+from deltamask_jax.federation import cohort as training
 from deltamask_jax.methods import Method
-from deltamask_jax.private_random import root_key
-from deltamask_jax.task import Problem
-
-HEAD_PHASE, MAIN_PHASE, PROBE_PHASE = range(3)  # each shuffles its examples with a stream of its own
+from deltamask_jax.task import HEAD_PHASE, MAIN_PHASE, Cohort, Problem
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +32,10 @@ class Round:
         rejected: how many sent bytes that did not count, by reason.
         repeats: how often the round was played again; bytes and counts are sums over the attempts, seconds
             the last one's.
+        snapshots: how many clients were sent a snapshot of the state.
+        news_bytes: what tells this round to a client that knows the one before; None where only a snapshot
+            can.
+        memory: what clients hold after the round; None where they keep nothing.
     """
 
     train_loss: float
@@ -48,11 +50,14 @@ class Round:
     lost: dict[str, int] = dataclasses.field(default_factory=dict)
     rejected: dict[str, int] = dataclasses.field(default_factory=dict)
     repeats: int = 0
+    snapshots: int = 0
+    news_bytes: int | None = None
+    memory: downlink.Memory | None = None
 
     @property
     def codec_exposed_seconds(self) -> float:
         """The part of `codec_seconds` that passed while no client trained."""
-        return sum(self.seconds.get(f"{name}_seconds", 0.0) for name in ("broadcast", "encode", "decode"))
+        return sum(self.seconds.get(f"{name}_seconds", 0.0) for name in ("down", "encode", "decode", "news"))
 
     @property
     def senders(self) -> int:
@@ -73,8 +78,19 @@ class TooFewClients(RuntimeError):
         self.spent = spent
 
 
-def play_until_enough(problem: Problem, method: Method, state: Any, number: int) -> tuple[Any, Round]:
+def play_until_enough(
+    problem: Problem,
+    method: Method,
+    state: Any,
+    number: int,
+    memory: downlink.Memory | None = None,
+) -> tuple[Any, Round]:
     """A round of the main phase, played again with a new cohort while fewer than `min_clients` are merged.
+
+    Args:
+        state: the method's server state.
+        number: of the round, from 1.
+        memory: what clients hold, see `downlink`; None: they keep nothing.
 
     Raises:
         TooFewClients: `max_repeats` repeats did not help.
@@ -83,13 +99,12 @@ def play_until_enough(problem: Problem, method: Method, state: Any, number: int)
     for attempt in range(config.max_repeats + 1):
         clients = partition.cohort(config.clients, config.participation, config.seed, number, attempt)
         try:
-            state, result = play_round(
-                problem, method, state, number, clients, MAIN_PHASE, config.local_epochs, attempt
-            )
+            asked = Cohort(config.seed, number, clients, MAIN_PHASE, attempt)
+            state, result = play_round(problem, method, state, asked, memory)
             return state, _with_failed_attempts(result, spent)
         except TooFewClients as error:
             spent.append(error.spent)
-            reason = error
+            reason, memory = error, error.spent.memory
     raise TooFewClients(
         f"{reason}, after {config.max_repeats} repeats: raise config.max_repeats and give the same command, "
         f"or lower config.min_clients in a new run",
@@ -98,14 +113,7 @@ def play_until_enough(problem: Problem, method: Method, state: Any, number: int)
 
 
 def play_round(
-    problem: Problem,
-    method: Method,
-    state: Any,
-    number: int,
-    clients: np.ndarray,
-    phase: int,
-    epochs: int,
-    attempt: int = 0,
+    problem: Problem, method: Method, state: Any, cohort: Cohort, memory: downlink.Memory | None = None
 ) -> tuple[Any, Round]:
     """One federated round; every byte that crosses the wire exists and is counted.
 
@@ -113,100 +121,105 @@ def play_round(
 
     Args:
         state: the method's server state.
-        number: round number, from 1 (0 for the head's).
-        clients: ids of the cohort, i[k].
-        phase: one of the phases above.
-        epochs: local epochs, E.
-        attempt: how often this round was played before.
+        memory: what clients hold, see `downlink`; None: they keep nothing.
 
     Raises:
         TooFewClients: fewer than `config.min_clients` (outside the main phase: 1) could be merged.
     """
-    config = problem.config
-    plan = cohort.schedule(
-        problem.parts,
-        clients,
-        epochs=epochs,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        round_number=number,
-        purpose=phase,
-    )
+    config, main = problem.config, cohort.phase == MAIN_PHASE
+    epochs = config.head.epochs if cohort.phase == HEAD_PHASE else config.local_epochs
+    plan = training.schedule(problem.parts, cohort, epochs=epochs, batch_size=config.batch_size)
     lost = faults.without_examples(plan)
-    if phase == MAIN_PHASE:
-        plan, failing = faults.draw(config, plan, clients, number, attempt)
+    if main:
+        plan, failing = faults.draw(config, plan, cohort)
         lost = failing | lost
+    cohort = dataclasses.replace(cohort, examples=faults.examples_seen(plan))
     marks = [time.perf_counter()]
-    broadcast = method.broadcast(state, number)
-    received = method.receive(broadcast, number)
+    told = downlink.tell(method, state, cohort, memory)
+    received = method.start(told.state, cohort)
     marks.append(time.perf_counter())
-    round_key = jax.random.fold_in(jax.random.fold_in(root_key(config.seed), phase), number)
-    examples, mine = _examples(problem, method.inputs, plan.of(hosts.share(len(clients))))
-    sent = uplink.train_and_send(config, method, state, received, examples, mine, clients, number, round_key)
+    mine = hosts.share(len(cohort))
+    examples, its = _examples(problem, method.inputs, plan.of(mine))
+    sent = uplink.train_and_send(config, method, state, received, examples, its, cohort)
     for row in np.flatnonzero(~np.isfinite(sent.losses)):
-        key = jax.random.fold_in(round_key, clients[row])
+        client = cohort.clients[row]
         theirs, its = _examples(problem, method.inputs, plan.of([row]))
-        at = cohort.first_not_finite(method.training, method.frozen, received, theirs, its, 0, key)
+        key = cohort.key(client)
+        at = training.first_not_finite(method.client, method.frozen, received, theirs, its, 0, key)
         step, what = at or ("unknown", "loss")
         lost[int(row)] = faults.NOT_FINITE
         logging.warning(
-            "round %d: client %d dropped, its %s is not finite at step %s", number, clients[row], what, step
+            "round %d: client %d dropped, its %s is not finite at step %s", cohort.round, client, what, step
         )
     updates, payloads = sent.updates, sent.payloads
-    if phase == MAIN_PHASE:
-        updates, payloads = attacks.strike(problem, method, state, updates, payloads, number, clients)
+    if main:
+        updates, payloads = attacks.strike(problem, method, state, updates, payloads, cohort)
 
     marks.append(time.perf_counter())
-    senders = np.setdiff1d(np.arange(len(clients)), list(lost)).astype(int)
+    senders = np.setdiff1d(np.arange(len(cohort)), list(lost)).astype(int)
     own = [jax.tree.map(lambda x, k=k: x[k], sent.updates) for k in senders]
-    state = method.remember(state, own, [sent.payloads[k] for k in senders], number, clients[senders])
-    decoded, rejected = None, {}
+    state = method.remember(state, own, [sent.payloads[k] for k in senders], cohort.of(senders))
+    votes, rejected = None, {}
     if len(senders):
-        arrived = [payloads[row] for row in senders]
-        decoded, rejected = method.decode(state, arrived, number, clients[senders])
+        votes, rejected = method.up.decode(state, [payloads[row] for row in senders], cohort.of(senders))
     marks.append(time.perf_counter())
     merged = np.delete(senders, list(rejected))
+    forgetful = [row for row, reason in lost.items() if reason == faults.NO_ANSWER]
     spent = Round(
         train_loss=float(np.mean(sent.losses[senders])) if len(senders) else float("nan"),
         uplink_bytes=sum(len(payloads[row]) for row in senders),
-        downlink_bytes=len(broadcast) * len(clients),
-        clients=len(clients),
+        downlink_bytes=int(told.bytes.sum()),
+        clients=len(cohort),
         details={},
         payload=b"",
         lost=dict(Counter(lost.values())),
         rejected=dict(Counter(error.reason for error in rejected.values())),
+        snapshots=told.snapshots,
+        memory=memory and memory.after(cohort, forgetful, None),
     )
-    needed = config.min_clients if phase == MAIN_PHASE else 1
+    needed = config.min_clients if main else 1
     if len(merged) < needed:
         why = ", ".join(f"{count} {reason}" for reason, count in (spent.lost | spent.rejected).items())
         raise TooFewClients(
-            f"round {number}: {len(merged)} of {len(clients)} clients could be merged, {needed} must be"
+            f"round {cohort.round}: {len(merged)} of {len(cohort)} clients could be merged, {needed} must be"
             + (f" ({why})" if why else ""),
             spent,
         )
-    seen = faults.examples_seen(plan)[merged].tolist()
-    new_state = method.aggregate(state, decoded, clients[merged], seen, number)
+    voters, accepted = cohort.of(merged), [payloads[row] for row in merged]
+    if method.release:
+        state, votes = method.release(state, votes, voters)
+    new_state = method.merge(state, votes, voters)
     marks.append(time.perf_counter())
-    if len(merged) < len(clients):
+    news = None
+    if memory is not None:
+        told = downlink.news_of(method, state, votes, accepted, voters, config.downlink.news)
+        news = downlink.NOTHING if told is None else len(told)
+    marks.append(time.perf_counter())
+    if len(merged) < len(cohort):
         updates = jax.tree.map(lambda x: x[merged], updates)
-    broadcasting, training, decoding, aggregating = np.diff(marks).tolist()
+    telling, teaching, decoding, merging, reporting = np.diff(marks).tolist()
     return new_state, dataclasses.replace(
         spent,
-        payload=payloads[merged[-1]],
+        payload=accepted[-1],
         seconds={
-            "broadcast_seconds": broadcasting,
-            "train_seconds": training - sent.exposed_seconds,
+            "down_seconds": telling,
+            "train_seconds": teaching - sent.exposed_seconds,
             "encode_seconds": sent.exposed_seconds,
             "decode_seconds": decoding,
-            "aggregate_seconds": aggregating,
+            "merge_seconds": merging,
+            "news_seconds": reporting,
         },
-        codec_seconds=broadcasting + sent.codec_seconds + decoding,
-        details=method.describe(updates, decoded),
+        codec_seconds=telling + sent.codec_seconds + decoding + reporting,
+        details=method.report(updates, votes),
         diagnostics=method.diagnose(new_state, updates),
+        news_bytes=None if news == downlink.NOTHING else news,
+        memory=memory and memory.after(cohort, forgetful, news),
     )
 
 
-def _examples(problem: Problem, kind: str, plan: cohort.Schedule) -> tuple[cohort.Examples, cohort.Schedule]:
+def _examples(
+    problem: Problem, kind: str, plan: training.Schedule
+) -> tuple[training.Examples, training.Schedule]:
     """Examples to train on, and the plan with indices into them: all that are cached, or the plan's anew."""
     inputs, labels = problem.inputs[kind][0], problem.labels[0]
     if isinstance(inputs, np.ndarray):
@@ -235,6 +248,7 @@ def _with_failed_attempts(result: Round, failed: list[Round]) -> Round:
             result,
             uplink_bytes=result.uplink_bytes + attempt.uplink_bytes,
             downlink_bytes=result.downlink_bytes + attempt.downlink_bytes,
+            snapshots=result.snapshots + attempt.snapshots,
             clients=result.clients + attempt.clients,
             lost=dict(Counter(result.lost) + Counter(attempt.lost)),
             rejected=dict(Counter(result.rejected) + Counter(attempt.rejected) + Counter(thrown)),

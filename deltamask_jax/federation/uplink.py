@@ -7,16 +7,16 @@ as small as the method makes them (mask flips as packed bits, d/8 bytes a client
 import dataclasses
 import time
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from deltamask_jax import devices
-from deltamask_jax.federation import cohort, hosts
+from deltamask_jax.federation import cohort as training
+from deltamask_jax.federation import hosts
 from deltamask_jax.methods import Method
+from deltamask_jax.task import Cohort
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,30 +43,26 @@ def train_and_send(
     method: Method,
     state: Any,
     received: Any,
-    examples: cohort.Examples,
-    plan: cohort.Schedule,
-    clients: np.ndarray,
-    number: int,
-    round_key: jax.Array,
+    examples: training.Examples,
+    plan: training.Schedule,
+    cohort: Cohort,
 ) -> Sent:
     """Train and encode this process's share of the cohort, and exchange payloads with the others.
 
     Args:
-        received: what every client starts from, `method.receive`'s.
+        received: what every client starts from, `method.start`'s.
         examples, plan: of this process's share, see `cohort.train_in_chunks`.
-        clients: ids of the whole cohort, i[k].
-        number: of the round.
-        round_key: each client's key is this with the client's id folded in.
+        cohort: the whole one.
     """
-    mine = clients[hosts.share(len(clients))]
-    chunks = cohort.train_in_chunks(
-        method.training,
+    mine = cohort.of(hosts.share(len(cohort)))
+    chunks = training.train_in_chunks(
+        method.client,
         method.frozen,
         received,
         examples,
         plan,
-        method.private(number, mine),
-        jax.vmap(partial(jax.random.fold_in, round_key))(jnp.asarray(mine)),
+        method.private(mine),
+        mine.keys(),
         backend=config.cohort.backend,
         chunk=config.cohort.chunk,
         memory=int(config.cohort.memory * 2**30),
@@ -78,7 +74,7 @@ def train_and_send(
         updates = jax.device_get(updates)
         each = [jax.tree.map(lambda x, k=k: x[k], updates) for k in range(len(rows))]
         with devices.host():
-            payloads = method.encode(state, each, number, mine[rows])
+            payloads = method.up.encode(state, each, mine.of(rows))
         return payloads, updates, began, time.perf_counter()
 
     with ThreadPoolExecutor(1) as coder:

@@ -1,20 +1,23 @@
 """Methods: what is trained, what travels, and how the server merges it.
 
 A method is a bundle of functions over an explicit server state, in the spirit of
-`optax.GradientTransformation`. `rounds.py` calls them, and no file but this one knows them by name. To add
-one, write a file with a function `(config, task) -> Method` and add a line to `METHODS`.
+`optax.GradientTransformation`. federation/rounds.py calls them, and no file but this one knows them by name.
+To add one, write a file with a function that returns a `Method` and add a line to `METHODS`.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 from deltamask_jax.methods.deepreduce import deepreduce
 from deltamask_jax.methods.deltamask import deltamask, flip_codecs
 from deltamask_jax.methods.drive import drive
 from deltamask_jax.methods.eden import eden
-from deltamask_jax.methods.fedavg import fedavg, trains_backbone
+from deltamask_jax.methods.fedavg import fedavg
 from deltamask_jax.methods.fedmask import fedmask
 from deltamask_jax.methods.fedpm import fedpm
 from deltamask_jax.methods.klms import klms
 from deltamask_jax.methods.linear_probe import linear_probe
-from deltamask_jax.methods.masking import aggregator
+from deltamask_jax.methods.masking import check_aggregator
 from deltamask_jax.methods.method import Method
 from deltamask_jax.methods.peft import peft, tunes_prefix
 from deltamask_jax.methods.qsgd import qsgd
@@ -24,19 +27,40 @@ from deltamask_jax.task import Task
 
 __all__ = ["METHODS", "Method", "build", "check", "trains_prefix"]
 
-MASK_METHODS = {
-    "deltamask": deltamask,
-    "fedpm": fedpm,
-    "fedmask": fedmask,
-    "deepreduce": deepreduce,
-    "klms": klms,
+
+def _masks(config) -> dict[str, Any]:
+    """What every mask method takes beside its own options."""
+    return {"options": config.mask, "rounds": config.rounds, "participation": config.participation}
+
+
+def _flips(config) -> dict[str, Any]:
+    return _masks(config) | {"bounds": config.robust, "hold": config.downlink.hold}
+
+
+def _weights(config) -> dict[str, Any]:
+    return {"options": config.fedavg, "clients": config.clients}
+
+
+# Which part of a config each method takes.
+METHODS: dict[str, Callable[[Any, Task], Method]] = {
+    "deltamask": lambda c, task: deltamask(task, codec_of=flip_codecs(c), **_flips(c)),
+    "fedpm": lambda c, task: fedpm(task, **_masks(c), **c.fedpm),
+    "fedmask": lambda c, task: fedmask(task, **_masks(c), **c.fedmask),
+    "deepreduce": lambda c, task: deepreduce(
+        task, fpr=c.codec.fpr, clients=c.clients, **c.deepreduce, **_flips(c)
+    ),
+    "klms": lambda c, task: klms(task, **_masks(c), **c.klms),
+    "fedavg": lambda c, task: fedavg(task, **_weights(c)),
+    "eden": lambda c, task: eden(task, **_weights(c), **c.eden),
+    "drive": lambda c, task: drive(task, **_weights(c)),
+    "qsgd": lambda c, task: qsgd(task, **_weights(c), **c.qsgd),
+    "signsgd": lambda c, task: signsgd(task, **_weights(c)),
+    "linear_probe": lambda c, task: linear_probe(task, **c.linear_probe),
+    "peft": lambda c, task: peft(task, c.peft, seed=c.seed),
 }
-WEIGHT_METHODS = {"fedavg": fedavg, "eden": eden, "drive": drive, "qsgd": qsgd, "signsgd": signsgd}
+WEIGHT_METHODS = ("fedavg", "eden", "drive", "qsgd", "signsgd")
 SEND_FLIPS = ("deltamask", "deepreduce")  # updates are packed flips against the global mask
 ABOUT_FLIPS = ("trimmed", "median", "all_flip", "random_flip", "collude", "collude_near")
-METHODS = MASK_METHODS | WEIGHT_METHODS | {"linear_probe": linear_probe, "peft": peft}
-# Methods that may train before the frozen prefix's cut, and when they do.
-TRAINS_PREFIX = {"peft": tunes_prefix} | dict.fromkeys(WEIGHT_METHODS, trains_backbone)
 
 
 def check(config) -> None:
@@ -47,7 +71,7 @@ def check(config) -> None:
     """
     look_up("config.method", config.method, METHODS)
     flip_codecs(config)
-    aggregator(config)
+    check_aggregator(config)
     if config.method not in SEND_FLIPS:
         asked = {"robust.aggregator": config.robust.aggregator, "attack.kind": config.attack.kind}
         for name, value in asked.items():
@@ -60,7 +84,9 @@ def check(config) -> None:
 
 def trains_prefix(config) -> bool:
     """Whether the method trains parameters before the frozen prefix's cut, so that nothing can be cached."""
-    return TRAINS_PREFIX.get(config.method, lambda config: False)(config)
+    if config.method == "peft":
+        return tunes_prefix(config.peft)
+    return config.method in WEIGHT_METHODS and config.fedavg.trained == "backbone"
 
 
 def build(config, task: Task) -> Method:

@@ -21,15 +21,27 @@ repairs what they choose wrongly. The round's `false_flip_rate` is flips receive
 under P1 and P2, whose false flips stand in for lost ones.
 """
 
+from typing import Any
+
 import optax
 
 from deltamask_jax import codecs
-from deltamask_jax.methods.deltamask import flip_method
+from deltamask_jax.methods.deltamask import deltamask
 from deltamask_jax.methods.method import Method
 from deltamask_jax.task import Task
 
 
-def deepreduce(config, task: Task) -> Method:
-    """DeepReduce with the settings of `config.deepreduce` and `config.mask`; κ does not apply."""
-    codec = codecs.get("bloom", fpr=config.codec.fpr, policy=config.deepreduce.policy)
-    return flip_method("deepreduce", config, task, [codec] * config.clients, optax.constant_schedule(1.0))
+def deepreduce(
+    task: Task, options: Any, bounds: Any, *, fpr: float, policy: str, clients: int, **settings: Any
+) -> Method:
+    """DeepReduce; κ does not apply.
+
+    Args:
+        options, bounds, settings: as of `deltamask.deltamask`.
+        fpr: false-positive rate of the Bloom filter.
+        policy: 'P0', 'P1' or 'P2'.
+        clients: N.
+    """
+    codec_of = [codecs.get("bloom", fpr=fpr, policy=policy)] * clients
+    everything = optax.constant_schedule(1.0)
+    return deltamask(task, options, codec_of, bounds, kappa=everything, name="deepreduce", **settings)

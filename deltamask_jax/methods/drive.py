@@ -8,12 +8,14 @@ That is EDEN at one bit: its two centroids ±√(2/π) go into the scale. So the
 Local training, server step and downlink are those of `config.fedavg`.
 """
 
-from deltamask_jax.methods.eden import rotated_wire
-from deltamask_jax.methods.fedavg import fine_tuning
+from typing import Any
+
+from deltamask_jax import codecs
+from deltamask_jax.methods.fedavg import fedavg
 from deltamask_jax.methods.method import Method
 from deltamask_jax.task import Task
 
 
-def drive(config, task: Task) -> Method:
-    """FedAvg whose updates travel as rotated signs."""
-    return fine_tuning("drive", config, task, rotated_wire(1.0, config.seed))
+def drive(task: Task, options: Any, *, clients: int) -> Method:
+    """FedAvg whose updates travel as rotated signs; `options` is `config.fedavg`."""
+    return fedavg(task, options, clients=clients, codec=codecs.get("eden", bits=1.0), name="drive")

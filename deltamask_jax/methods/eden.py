@@ -8,25 +8,14 @@ average out. Any rate: 0.1 bits a weight, 1.5, 4. How, and the bytes: codecs/ede
 Local training, server step and downlink are those of `config.fedavg`.
 """
 
-from deltamask_jax.codecs import eden as codec
-from deltamask_jax.methods.averaging import Wire
-from deltamask_jax.methods.fedavg import fine_tuning
+from typing import Any
+
+from deltamask_jax import codecs
+from deltamask_jax.methods.fedavg import fedavg
 from deltamask_jax.methods.method import Method
 from deltamask_jax.task import Task
 
 
-def eden(config, task: Task) -> Method:
-    """FedAvg whose updates travel at `config.eden.bits` bits a weight."""
-    return fine_tuning("eden", config, task, rotated_wire(config.eden.bits, config.seed))
-
-
-def rotated_wire(bits: float, seed: int) -> Wire:
-    """Updates through EDEN's codec."""
-
-    def encode(update, round_number, client):
-        return codec.encode(update, bits, seed, round_number=round_number, client=client)
-
-    def decode(payload, n, round_number, client):
-        return codec.decode(payload, n, bits, seed, round_number=round_number, client=client)
-
-    return Wire(encode, decode)
+def eden(task: Task, options: Any, *, bits: float, clients: int) -> Method:
+    """FedAvg whose updates travel at `bits` bits per weight; `options` is `config.fedavg`."""
+    return fedavg(task, options, clients=clients, codec=codecs.get("eden", bits=bits), name="eden")

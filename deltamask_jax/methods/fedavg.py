@@ -12,12 +12,14 @@ What is trained, beside the head (`config.fedavg.trained`):
 Bits per parameter always count d, the masked weights, so they exceed 32 for 'blocks' and 'backbone'.
 """
 
-import jax.numpy as jnp
+from typing import Any
+
 import optax
 
+from deltamask_jax import codecs
 from deltamask_jax.flat_index import FlatIndex
 from deltamask_jax.local_training import cross_entropy
-from deltamask_jax.methods.averaging import WHOLE, Wire, averaging
+from deltamask_jax.methods.averaging import WHOLE, averaging
 from deltamask_jax.methods.method import Method
 from deltamask_jax.task import Task
 
@@ -25,17 +27,25 @@ from deltamask_jax.task import Task
 _NO_STATISTICS = r"(?!(.*/)?(mean|var)$)"
 
 
-def fedavg(config, task: Task) -> Method:
-    """Training of weights; updates travel whole."""
-    return fine_tuning("fedavg", config, task)
-
-
-def fine_tuning(name: str, config, task: Task, wire: Wire = WHOLE) -> Method:
-    """FedAvg with the settings of `config.fedavg`, and updates that travel through `wire`.
+def fedavg(
+    task: Task,
+    options: Any,
+    *,
+    clients: int,
+    codec: codecs.Codec = WHOLE,
+    error_feedback: bool = False,
+    name: str = "fedavg",
+) -> Method:
+    """Training of weights; updates travel whole, or through `codec`.
 
     The head's update and those of the kernels are one vector: the head first, then the kernels by path.
+
+    Args:
+        options: `config.fedavg`.
+        clients: N.
+        codec, error_feedback: as of `averaging.averaging`.
     """
-    options, index = config.fedavg, trained_weights(config, task)
+    index = trained_weights(options, task)
 
     def loss_of(params, weights, batch):
         merged = index.merge(params, weights["kernels"])
@@ -49,21 +59,22 @@ def fine_tuning(name: str, config, task: Task, wire: Wire = WHOLE) -> Method:
         frozen=task.params,
         loss_of=loss_of,
         optimizer=optax.adam(options.learning_rate),
-        eval_params=lambda weights: (index.merge(task.params, weights["kernels"]), weights["head"]),
-        wire=wire,
-        downlink=jnp.dtype(options.downlink),
+        network=lambda weights: (index.merge(task.params, weights["kernels"]), weights["head"]),
+        codec=codec,
+        error_feedback=error_feedback,
+        downlink=options.downlink,
         server=server_optimizer(options),
         proximal=options.proximal,
-        clients=config.clients,
+        clients=clients,
     )
 
 
-def trained_weights(config, task: Task) -> FlatIndex:
+def trained_weights(options: Any, task: Task) -> FlatIndex:
     """The parameters that `config.fedavg.trained` names."""
-    if config.fedavg.trained == "kernels":
+    if options.trained == "kernels":
         return task.index
     blocks = task.model.architecture.trained_pattern(task.model.trained_blocks)
-    pattern = blocks if config.fedavg.trained == "blocks" else ".*"
+    pattern = blocks if options.trained == "blocks" else ".*"
     return FlatIndex.create(task.params, f"{_NO_STATISTICS}(?:{pattern})")
 
 
@@ -75,8 +86,3 @@ def server_optimizer(options) -> optax.GradientTransformation:
     if options.server == "yogi":
         return optax.yogi(rate, b1=0.9, b2=0.99, eps=epsilon)
     return optax.sgd(rate)
-
-
-def trains_backbone(config) -> bool:
-    """Whether the weights before the frozen prefix's cut are trained too."""
-    return config.fedavg.trained == "backbone"

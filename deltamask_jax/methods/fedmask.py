@@ -13,6 +13,8 @@ chose: clients start from θ_g held inside [start, 1 − start] (`config.fedmask
 threshold a logit far from 0 would need more steps than a round has before anything happens.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 
 from deltamask_jax import codecs, masks
@@ -21,15 +23,20 @@ from deltamask_jax.methods.method import Method
 from deltamask_jax.task import Task
 
 
-def fedmask(config, task: Task) -> Method:
-    """FedMask with the settings of `config.fedmask` and `config.mask`."""
+def fedmask(task: Task, options: Any, *, start: float, **settings: Any) -> Method:
+    """FedMask.
+
+    Args:
+        options, settings: as of `masking.mask_method`.
+        start: clients start from θ_g inside [start, 1 − start].
+    """
     return whole_mask_method(
         "fedmask",
-        config,
         task,
+        options,
         codecs.get("bitmap"),
         final=lambda theta_k, received, private: jnp.packbits(theta_k > masks.SCALE // 2),
-        private=lambda round_number, clients: (),
-        start_clip=config.fedmask.start,
+        start_clip=start,
         draw=masks.threshold,
+        **settings,
     )

@@ -15,50 +15,57 @@ H(p) supposes; 'given_theta' uses that both ends know θ_g and codes at a freque
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from deltamask_jax import codecs, masks
 from deltamask_jax.methods import masking
-from deltamask_jax.methods.method import Method
+from deltamask_jax.methods.method import Link, Method, contexts
 from deltamask_jax.metrics import binary_entropy
 from deltamask_jax.public_random import uniforms
 from deltamask_jax.registry import look_up
-from deltamask_jax.task import Task
+from deltamask_jax.task import Cohort, Task
 
 
-def fedpm(config, task: Task) -> Method:
-    """FedPM with the settings of `config.fedpm` and `config.mask`."""
-    options, index = config.fedpm, task.index
-    given_theta = look_up("config.fedpm.coding", options.coding, {"marginal": False, "given_theta": True})
+def fedpm(task: Task, options: Any, *, coding: str, straight_through: str, **settings: Any) -> Method:
+    """FedPM.
+
+    Args:
+        options, settings: as of `masking.mask_method`.
+        coding: 'marginal' or 'given_theta'.
+        straight_through: 'sigmoid' or 'times_p'.
+    """
+    given_theta = look_up("config.fedpm.coding", coding, {"marginal": False, "given_theta": True})
     gradients = {"sigmoid": masks.straight_through, "times_p": masks.straight_through_times_p}
 
     def final(theta_k, received, key):
-        return jnp.packbits(masks.draw(theta_k, uniforms(key, index.d, jnp)))
+        return jnp.packbits(masks.draw(theta_k, uniforms(key, task.index.d, jnp)))
 
     return whole_mask_method(
         "fedpm",
-        config,
         task,
+        options,
         codecs.get("arithmetic"),
-        final=final,
-        private=lambda round_number, clients: masking.mask_keys(config, round_number, clients),
         given_theta=given_theta,
-        straight_through=look_up("config.fedpm.straight_through", options.straight_through, gradients),
+        final=final,
+        private=lambda cohort: masking.stacked(masking.mask_streams(cohort)),
+        streams=masking.mask_streams,
+        straight_through=look_up("config.fedpm.straight_through", straight_through, gradients),
+        **settings,
     )
 
 
 def whole_mask_method(
     name: str,
-    config,
     task: Task,
+    options: Any,
     codec: codecs.Codec,
     *,
-    final: Callable,
-    private: Callable,
+    final: Callable[..., Any],
     given_theta: bool = False,
-    **settings,
+    **settings: Any,
 ) -> Method:
     """A mask method whose clients send all d bits of their masks.
 
@@ -68,41 +75,22 @@ def whole_mask_method(
         given_theta: whether the codec may look at θ_g.
         settings: further arguments of `masking.mask_method`.
     """
-    index = task.index
+    d = task.index.d
 
-    def contexts(state, round_number, clients):
-        theta = state.theta if given_theta else None
-        return [codecs.Context(index.d, theta, None, round_number, int(client)) for client in clients]
+    def known(state, cohort: Cohort):
+        return contexts(cohort, d, theta=state.theta if given_theta else None)
 
-    def encode(state, updates, round_number, clients):
-        ones = masking.set_positions(updates, index.d)
-        return codecs.encode_cohort([codec] * len(clients), ones, contexts(state, round_number, clients))
+    def encode(state, updates, cohort: Cohort) -> list[bytes]:
+        return codecs.encode_cohort(codec, list(masking.set_positions(updates, d)), known(state, cohort))
 
-    def decode(state, payloads, round_number, clients):
-        counts, sizes = codecs.decode_counts(codec, payloads, contexts(state, round_number, clients))
-        return counts, codecs.valid_and_rejected(sizes)[1]
+    def decode(state, payloads, cohort: Cohort, accepted: bool = False):
+        counts, sizes = codecs.decode_counts(codec, payloads, known(state, cohort))
+        return masking.Votes(ones=counts.astype(np.int32)), codecs.valid_and_rejected(sizes)[1]
 
-    def tally(state, counts, round_number, clients):
-        global_ones = None
-        if config.mask.aggregator == "control_variate":
-            keys = masking.mask_keys(config, round_number, clients)
-            global_ones = masking.global_ones(jnp.asarray(state.theta), keys)
-        return masking.Tally(jnp.asarray(counts, jnp.int32), global_ones, len(clients))
-
-    def describe(packed, counts):
+    def report(packed, votes: masking.Votes) -> dict[str, float]:
         """Share of ones in the masks that travelled, and H of that share."""
-        ones = float(np.bitwise_count(packed).sum()) / (len(packed) * index.d)
+        ones = float(np.bitwise_count(packed).sum()) / (len(packed) * d)
         return {"mask_rate": ones, "mask_entropy_bpp": binary_entropy(ones)}
 
-    return masking.mask_method(
-        name,
-        config,
-        task,
-        final=final,
-        private=private,
-        encode=encode,
-        decode=decode,
-        tally=tally,
-        describe=describe,
-        **settings,
-    )
+    up = Link(encode, decode)
+    return masking.mask_method(name, task, options, final=final, up=up, report=report, whole=True, **settings)

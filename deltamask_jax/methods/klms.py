@@ -14,61 +14,54 @@ In the paper blocks follow from KLs averaged over clients, as we understand it; 
 own layout. `config.mask.uniforms` does not apply, nor does the control variate: candidates are new draws.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 
-from deltamask_jax import masks
-from deltamask_jax.codecs import Context, PayloadError, random_coding
+from deltamask_jax import codecs, masks
 from deltamask_jax.methods import masking
-from deltamask_jax.methods.method import Method
-from deltamask_jax.public_random import CANDIDATES, stream_key
-from deltamask_jax.task import Task
+from deltamask_jax.methods.method import Link, Method, contexts
+from deltamask_jax.task import Cohort, Task
 
 
-def klms(config, task: Task) -> Method:
-    """KLMS with the settings of `config.klms` and `config.mask`."""
-    options, index = config.klms, task.index
+def klms(task: Task, options: Any, *, bits: int, block_kl: float, **settings: Any) -> Method:
+    """KLMS.
+
+    Args:
+        options, settings: as of `masking.mask_method`.
+        bits: per block; 2^bits candidates.
+        block_kl: nats of KL(θ_k ‖ θ_g) per block.
+    """
+    d, codec = task.index.d, codecs.get("random_coding", bits=bits, block_kl=block_kl)
 
     def final(theta_k, received, private):
         kl = masks.bernoulli_kl(theta_k, received["theta"])
         return {"theta": theta_k, "kl": jnp.sum(kl)}
 
-    def sides(state, round_number, client):
-        """The public stream and what both ends know of a client's payload."""
-        key = stream_key(config.seed, round_number, int(client), CANDIDATES)
-        return key, Context(index.d, state.theta, None, round_number, int(client))
+    def encode(state, updates, cohort: Cohort) -> list[bytes]:
+        known = contexts(cohort, d, theta=state.theta)
+        return [
+            codec.encode(update["theta"], context) for update, context in zip(updates, known, strict=True)
+        ]
 
-    def encode(state, updates, round_number, clients):
-        payloads = []
-        for update, client in zip(updates, clients, strict=True):
-            key, context = sides(state, round_number, client)
-            rng = np.random.default_rng([config.seed, round_number, int(client), CANDIDATES])
-            payloads.append(
-                random_coding.encode(
-                    update["theta"], key, context, bits=options.bits, block_kl=options.block_kl, rng=rng
-                )
-            )
-        return payloads
-
-    def decode(state, payloads, round_number, clients):
-        """Σ m̂_k, i32[d]."""
-        ones, rejected = np.zeros(index.d, np.int32), {}
-        for place, (payload, client) in enumerate(zip(payloads, clients, strict=True)):
+    def decode(state, payloads, cohort: Cohort, accepted: bool = False):
+        ones, rejected = np.zeros(d, np.int32), {}
+        for place, context in enumerate(contexts(cohort, d, theta=state.theta)):
             try:
-                ones += random_coding.decode(payload, *sides(state, round_number, client), bits=options.bits)
-            except PayloadError as error:
+                ones += codec.decode(payloads[place], context)
+            except codecs.PayloadError as error:
                 rejected[place] = error
-        return ones, rejected
+        return masking.Votes(ones=ones), rejected
 
     return masking.mask_method(
         "klms",
-        config,
         task,
+        options,
         final=final,
-        private=lambda round_number, clients: (),
-        encode=encode,
-        decode=decode,
-        tally=lambda state, ones, round_number, clients: masking.Tally(jnp.asarray(ones), None, len(clients)),
+        up=Link(encode, decode),
         # KL(θ_k ‖ θ_g) in bits per weight, beside the bits that were sent
-        describe=lambda updates, ones: {"kl_bpp": float(np.mean(updates["kl"])) / np.log(2) / index.d},
+        report=lambda updates, votes: {"kl_bpp": float(np.mean(updates["kl"])) / np.log(2) / d},
+        whole=True,
+        **settings,
     )

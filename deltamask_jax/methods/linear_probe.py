@@ -11,8 +11,8 @@ from deltamask_jax.methods.method import Method
 from deltamask_jax.task import Task
 
 
-def linear_probe(config, task: Task) -> Method:
-    """Train the head on the frozen network's features."""
+def linear_probe(task: Task, *, learning_rate: float) -> Method:
+    """Train the head on the frozen network's features, by Adam."""
 
     def loss_of(frozen, head, batch):
         return cross_entropy(batch["inputs"] @ head["kernel"] + head["bias"], batch)
@@ -23,6 +23,6 @@ def linear_probe(config, task: Task) -> Method:
         weights=task.head,
         frozen=(),
         loss_of=loss_of,
-        optimizer=optax.adam(config.linear_probe.learning_rate),
-        eval_params=lambda head: (task.params, head),
+        optimizer=optax.adam(learning_rate),
+        network=lambda head: (task.params, head),
     )

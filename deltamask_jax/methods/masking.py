@@ -13,7 +13,7 @@ Such a method (`deltamask`, `fedpm`, `fedmask`, `deepreduce`, `klms`) adds what 
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -22,72 +22,92 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from deltamask_jax import aggregation, masks
-from deltamask_jax.codecs import dense
+from deltamask_jax import aggregation, codecs, masks
+from deltamask_jax.codecs import bundle
+from deltamask_jax.codecs import tally as tally_codec
 from deltamask_jax.local_training import mask_training
-from deltamask_jax.methods.method import Method
-from deltamask_jax.public_random import MASK, stream_key, uniforms
+from deltamask_jax.methods.method import Link, Method, server_context
+from deltamask_jax.public_random import EVERY_CLIENT, MASK, Key, uniforms
 from deltamask_jax.registry import look_up
-from deltamask_jax.task import Task
+from deltamask_jax.task import Cohort, Task
+
+_U16 = codecs.get("dense", dtype="uint16")
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class State:
-    """Server state: θ_g as both ends know it, u16[d], and the posterior it came from."""
+    """Server state.
+
+    Attributes:
+        theta: θ_g as both ends know it, u16[d].
+        posterior: that it came from.
+        held: votes that the server holds back until they amount to `downlink.hold`, i32[d]; None where it
+            holds none.
+    """
 
     theta: np.ndarray
     posterior: aggregation.BetaPosterior
+    held: np.ndarray | None = None
 
 
+@partial(jax.tree_util.register_dataclass, data_fields=["change", "ones"], meta_fields=["flips"])
 @dataclasses.dataclass(frozen=True)
-class Tally:
-    """What a cohort's masks add up to.
+class Votes:
+    """What a cohort's masks add up to; one of the two is given.
 
     Attributes:
-        ones: Σ m_k, i32[d].
-        global_ones: Σ m_g,k, i32[d]; None where no aggregator of the method asks for it.
-        voters: number of masks.
+        change: Σ m̂_k − Σ m_g,k, i32[d]; f32[d] from aggregators that weigh clients.
+        ones: Σ m̂_k, i32[d].
+        flips: how many flips arrived.
     """
 
-    ones: jax.Array
-    global_ones: jax.Array | None
-    voters: int
+    change: np.ndarray | None = None
+    ones: np.ndarray | None = None
+    flips: int = 0
 
 
 def mask_method(
     name: str,
-    config,
     task: Task,
+    options: Any,
     *,
+    rounds: int,
+    participation: float,
     final: Callable[[jax.Array, Any, Any], Any],
-    private: Callable[[int, np.ndarray], Any],
-    encode: Callable[[State, list, int, np.ndarray], list[bytes]],
-    decode: Callable[[State, list[bytes], int, np.ndarray], Any],
-    tally: Callable[[State, Any, int, np.ndarray], Tally],
-    describe: Callable[[Any, Any], dict[str, float]],
+    up: Link,
+    report: Callable[[Any, Votes], dict[str, float]],
+    private: Callable[[Cohort], Any] = lambda cohort: (),
+    streams: Callable[[Cohort], list[Key]] = lambda cohort: [],
+    whole: bool = False,
+    told_by_tally: bool = True,
+    hold: int = 1,
     diagnose: Callable[[State, Any], dict[str, Any]] = lambda state, updates: {},
     schedules: dict[str, optax.Schedule] | None = None,
     start_clip: float | None = None,
-    **training,
+    **training: Any,
 ) -> Method:
     """A method whose clients train mask logits and whose server holds θ_g.
 
     Args:
+        options: `config.mask`.
+        rounds: of the run, over which schedules reach.
+        participation: ρ; the Beta posterior is reset every 1/ρ rounds.
         final: (θ_k u16[d], received, private) -> update, on the client's device.
-        tally: (state, decoded, round, clients) -> sums of masks for the aggregator.
-        schedules: further numbers that `received` holds, by round (from 0).
+        up: as of `Method`; its votes are `Votes`.
+        streams: (cohort) -> public streams the masks m_k are drawn from: one that all share, or one per
+            client; none where masks are not drawn from public uniforms.
+        whole: whether votes are `Votes.ones` (masks travel), not `Votes.change` (flips travel).
+        told_by_tally: whether votes are whole numbers, which a tally can send down.
+        hold: votes that the server holds back until they amount to this; 1 = none.
+        schedules: further numbers that a client starts from, by round (from 0).
         start_clip: clients start from θ_g inside [start_clip, 1 − start_clip]; None: mask.theta_clip.
         training: further settings of `local_training.mask_training`.
-
-    Raises:
-        ValueError: the method has no such aggregator.
     """
-    options, index = config.mask, task.index
-    merge = aggregator(config)
+    index, d = task.index, task.index.d
     low, high = (round(p * masks.SCALE) for p in (options.theta_clip, 1 - options.theta_clip))
     schedules = {
-        "learning_rate": cosine(options.learning_rate, options.learning_rate_final, config.rounds),
+        "learning_rate": cosine(options.learning_rate, options.learning_rate_final, rounds),
         **(schedules or {}),
     }
 
@@ -97,31 +117,92 @@ def mask_method(
     def forward(params, head, tokens):
         return task.model.suffix(params, tokens) @ head["kernel"] + head["bias"]
 
-    def init():
-        theta = clamp(jnp.full(index.d, options.theta_init, jnp.float32))
-        return State(theta, aggregation.prior(index.d, options.lambda0))
+    def init() -> State:
+        theta = clamp(jnp.full(d, options.theta_init, jnp.float32))
+        held = np.zeros(d, np.int32) if hold > 1 else None
+        return State(theta, aggregation.prior(d, options.lambda0), held)
 
-    def broadcast(state, round_number):
-        return dense.encode(state.theta, round_number=round_number, client=dense.SERVER)
+    def keeps_posterior(cohort: Cohort) -> bool:
+        """Whether this round's votes will add to the posterior of rounds before."""
+        if options.aggregator == "control_variate" or cohort.round <= 1:
+            return False
+        return options.aggregator == "running" or not aggregation.resets_at(cohort.round - 1, participation)
 
-    def receive(payload, round_number):
-        theta = dense.decode(payload, index.d, np.uint16, round_number=round_number, client=dense.SERVER)
+    def snapshot(state: State, cohort: Cohort) -> bytes:
+        """θ_g; and the votes since the last reset where the posterior goes on: Σ m̂ [d] and their number."""
+        theta = _U16.encode(state.theta, server_context(cohort, d))
+        if not keeps_posterior(cohort):
+            return theta
+        votes = (np.asarray(state.posterior.alpha), np.asarray(state.posterior.beta))
+        ones, zeros = (np.rint(counts - options.lambda0) for counts in votes)
+        counts = _U16.encode(np.append(ones, ones[0] + zeros[0]), server_context(cohort, d + 1))
+        return bundle.pack([theta, counts], server_context(cohort, d))
+
+    def read_snapshot(payload: bytes, cohort: Cohort) -> State:
+        posterior = aggregation.prior(d, options.lambda0)
+        if keeps_posterior(cohort):
+            payload, counts = bundle.unpack(payload, server_context(cohort, d), parts=2).parts
+            counts = _U16.decode(counts, server_context(cohort, d + 1)).astype(np.float32)
+            if (counts[:-1] > counts[-1]).any():
+                raise codecs.PayloadError("a snapshot counts more ones than votes")
+            posterior = aggregation.vote(posterior, counts[:-1], counts[-1])
+        return State(_U16.decode(payload, server_context(cohort, d)), posterior)
+
+    def start(state: State, cohort: Cohort) -> dict[str, Any]:
         return {
-            "theta": jnp.asarray(theta),
+            "theta": jnp.asarray(state.theta),
             "head": task.head,
-            **{key: schedule(round_number - 1) for key, schedule in schedules.items()},
+            **{key: schedule(cohort.round - 1) for key, schedule in schedules.items()},
         }
 
-    def aggregate(state, decoded, clients, examples, round_number):
-        theta, posterior = merge(state, tally(state, decoded, round_number, clients), round_number)
-        return State(clamp(theta), posterior)
+    def expected_ones(state: State, cohort: Cohort) -> jax.Array:
+        """Σ m_g,k, i32[d]."""
+        keys = streams(cohort)
+        ones = global_ones(jnp.asarray(state.theta), stacked(keys))
+        return ones * (len(cohort) // len(keys))
 
-    def eval_params(state):
+    def known(state: State, cohort: Cohort) -> codecs.Context:
+        return server_context(
+            cohort, d, theta=state.theta, streams=tuple(streams(cohort)), voters=len(cohort)
+        )
+
+    def encode_tally(state: State, votes: Votes, cohort: Cohort) -> bytes:
+        sums = votes.ones if whole else votes.change
+        if whole and streams(cohort):
+            sums = np.asarray(sums - expected_ones(state, cohort))
+        return tally_codec.tally().encode(np.asarray(sums), known(state, cohort))
+
+    def decode_tally(state: State, payload: bytes, cohort: Cohort) -> Votes:
+        sums = tally_codec.tally().decode(payload, known(state, cohort))
+        if not whole:
+            return Votes(change=sums)
+        return Votes(ones=np.asarray(sums + expected_ones(state, cohort)) if streams(cohort) else sums)
+
+    def release(state: State, votes: Votes, cohort: Cohort) -> tuple[State, Votes]:
+        """Votes travel once they amount to `hold`; until then the server keeps them."""
+        total = state.held + votes.change
+        told = np.where(np.abs(total) >= hold, total, 0)
+        return dataclasses.replace(state, held=total - told), dataclasses.replace(votes, change=told)
+
+    def merge(state: State, votes: Votes, cohort: Cohort) -> State:
+        if options.aggregator == "control_variate":
+            change = votes.change if votes.change is not None else votes.ones - expected_ones(state, cohort)
+            theta = jnp.asarray(state.theta) / masks.SCALE + jnp.asarray(change) / len(cohort)
+            return dataclasses.replace(state, theta=clamp(theta))
+        ones = votes.ones if votes.ones is not None else expected_ones(state, cohort) + votes.change
+        posterior = state.posterior
+        if options.aggregator == "beta" and aggregation.resets_at(cohort.round - 1, participation):
+            posterior = aggregation.prior(d, options.lambda0)
+        posterior = aggregation.vote(posterior, jnp.asarray(ones), len(cohort))
+        theta = aggregation.mode(posterior, jnp.asarray(state.theta) / masks.SCALE)
+        return dataclasses.replace(state, theta=clamp(theta), posterior=posterior)
+
+    def network(state: State) -> tuple[Any, dict[str, Any]]:
         multiplier = index.unravel(evaluated_mask(jnp.asarray(state.theta), options.evaluate))
         kernels = jax.tree.map(jnp.multiply, index.kernels(task.params), multiplier)
         return index.merge(task.params, kernels), task.head
 
-    def export(state) -> dict[str, Any]:
+    def export(state: State) -> dict[str, Any]:
         return {
             "mask": np.packbits(np.asarray(state.theta) > masks.SCALE // 2),
             "theta": np.asarray(state.theta),
@@ -133,7 +214,7 @@ def mask_method(
         name=name,
         inputs="tokens",
         frozen={"params": task.params},
-        training=mask_training(
+        client=mask_training(
             forward,
             index,
             optax.scale_by_adam(),
@@ -142,34 +223,34 @@ def mask_method(
             **training,
         ),
         init=init,
-        broadcast=broadcast,
-        receive=receive,
+        down=Link(snapshot, read_snapshot),
+        start=start,
         private=private,
-        encode=encode,
-        decode=decode,
-        aggregate=aggregate,
-        eval_params=eval_params,
-        describe=describe,
+        up=up,
+        merge=merge,
+        network=network,
+        tally=Link(encode_tally, decode_tally) if told_by_tally else None,
+        release=release if hold > 1 else None,
+        report=report,
         export=export,
         diagnose=diagnose,
     )
 
 
-def aggregator(config) -> Callable[[State, Tally, int], tuple[jax.Array, aggregation.BetaPosterior]]:
-    """(state, tally, round) -> (θ f32[d], posterior), as `config.mask.aggregator` says for `config.method`.
+def check_aggregator(config) -> None:
+    """Refuse an aggregator of masks that the method does not have.
 
     Raises:
         ValueError: unknown name, or a control variate for a method whose masks are not drawn from uniforms
             that the server knows.
     """
-    table = {"beta": _beta, "running": _running, "control_variate": _control_variate}
-    chosen = look_up("config.mask.aggregator", config.mask.aggregator, table)
-    if chosen is _control_variate and config.method in ("fedmask", "klms"):
+    names = dict.fromkeys(("beta", "running", "control_variate"))
+    look_up("config.mask.aggregator", config.mask.aggregator, names)
+    if config.mask.aggregator == "control_variate" and config.method in ("fedmask", "klms"):
         raise ValueError(
             f"config.mask.aggregator='control_variate' needs masks drawn from public uniforms, which "
             f"{config.method} does not have: use 'beta' or 'running'"
         )
-    return partial(chosen, config)
 
 
 def set_positions(updates: list[np.ndarray], d: int) -> Iterator[np.ndarray]:
@@ -194,10 +275,15 @@ def cosine(first: float, last: float, rounds: int) -> optax.Schedule:
     return optax.cosine_decay_schedule(first, max(rounds - 1, 1), alpha=last / first)
 
 
-def mask_keys(config, round_number: int, clients: Sequence[int]) -> tuple[jax.Array, jax.Array]:
-    """The public streams that clients' masks are drawn from: two words u32[k]."""
-    keys = [stream_key(config.seed, round_number, int(client), MASK) for client in clients]
-    return tuple(jnp.asarray(words) for words in zip(*keys, strict=True))
+def mask_streams(cohort: Cohort, shared: bool = False) -> list[Key]:
+    """The public streams that masks are drawn from: one that all share, or one per client."""
+    return [cohort.stream(MASK, client) for client in ([EVERY_CLIENT] if shared else cohort.clients)]
+
+
+def stacked(keys: list[Key]) -> tuple[jax.Array, jax.Array]:
+    """The words of streams as u32[k] each, as devices take them."""
+    first, second = zip(*keys, strict=True)
+    return jnp.asarray(first), jnp.asarray(second)
 
 
 @jax.jit
@@ -208,20 +294,3 @@ def global_ones(theta: jax.Array, keys: tuple[jax.Array, jax.Array]) -> jax.Arra
         return total + masks.draw(theta, uniforms(key, theta.size, jnp)), None
 
     return jax.lax.scan(add, jnp.zeros(theta.size, jnp.int32), keys)[0]
-
-
-def _beta(config, state, tally, round_number):
-    """Rounds count from 1; the first starts from the prior, like every reset."""
-    if aggregation.resets_at(round_number - 1, config.participation):
-        state = State(state.theta, aggregation.prior(len(state.theta), config.mask.lambda0))
-    return _running(config, state, tally, round_number)
-
-
-def _running(config, state, tally, round_number):
-    posterior = aggregation.vote(state.posterior, tally.ones, tally.voters)
-    return aggregation.mode(posterior, jnp.asarray(state.theta) / masks.SCALE), posterior
-
-
-def _control_variate(config, state, tally, round_number):
-    change = (tally.ones - tally.global_ones) / tally.voters
-    return jnp.asarray(state.theta) / masks.SCALE + change, state.posterior

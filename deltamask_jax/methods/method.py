@@ -1,4 +1,4 @@
-"""The seam every method fills: the functions it is made of."""
+"""The seam every method fills: the functions it is made of, in the order of a round."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,31 +7,55 @@ from typing import Any
 import numpy as np
 
 from deltamask_jax.codecs import PayloadError
+from deltamask_jax.codecs.codec import SERVER, Context
 from deltamask_jax.local_training import LocalTraining
+from deltamask_jax.task import Cohort
+
+State = Any  # what the server keeps, a pytree of arrays
+Received = Any  # what a client starts from, a pytree of arrays
+Update = Any  # what training leaves of a client, a pytree of NumPy arrays
+Votes = Any  # what the payloads of a cohort say, as `merge` takes it
+Rejected = dict[int, PayloadError]  # by place in the cohort
+
+
+@dataclasses.dataclass(frozen=True)
+class Link:
+    """One way of the wire: `encode` makes real bytes, `decode` reads nothing else. What they take and return
+    stands in `Method`."""
+
+    encode: Callable[..., Any]
+    decode: Callable[..., Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """One federated method.
+    """One federated method. The server's state after a round follows from the state before it, the cohort and
+    its votes alone: so votes are news enough for whoever holds the state before.
 
     Attributes:
         name: as in `config.method`.
         inputs: 'tokens' if local training starts at the frozen prefix's output, 'features' if it needs only
             the network's final features.
-        frozen: pytree of device arrays that no round changes, handed to `training`.
-        training: what one client does.
-        init: () -> server state.
-        broadcast: (state, round) -> the payload every client of the cohort receives.
-        receive: (payload, round) -> pytree local training starts from.
-        private: (round, clients i[k]) -> pytree with leading axis k, handed to `training.final`.
-        encode: (state, updates of k clients as NumPy trees, round, clients) -> k payloads.
-        remember: (state, updates, payloads, round, clients) -> state, with what clients keep for their next
-            round (error feedback); by default nothing. It is simulated: none of it is ever sent.
-        decode: (state, payloads, round, clients) -> what `aggregate` needs of the valid ones, and the
-            `PayloadError` of each of the others by its place. Every payload is decoded once.
-        aggregate: (state, decoded, clients, example counts, round) -> state.
-        eval_params: (state) -> (params, head) of the network that is evaluated.
-        describe: (updates with leading axis k, decoded) -> numbers for the round's line in metrics.jsonl.
+        frozen: pytree of device arrays that no round changes, handed to `client`.
+        client: what one client does.
+        init: () -> the state that every client can make of the config, the checkpoint and the head.
+        down: a snapshot of the state. encode: (state, cohort) -> bytes; decode: (bytes, cohort) -> state, as
+            far as clients may know it.
+        start: (state, cohort) -> what local training starts from.
+        private: (cohort) -> pytree with leading axis k, handed to `client.final`.
+        up: what clients send. encode: (state, k updates, cohort) -> k payloads; decode: (state, k payloads,
+            cohort, accepted=False) -> votes of the valid ones, and why others were rejected. Every payload
+            is decoded once. `accepted`: these are a cohort's valid payloads, so that nothing is judged again.
+        merge: (state, votes, cohort) -> state.
+        network: (state) -> (params, head) of the network that is evaluated.
+        exact: whether `down.decode` gives the state bit for bit, so that clients may follow by news.
+        tally: the votes as news. encode: (state, votes, cohort) -> bytes; decode: (state, bytes, cohort) ->
+            votes. None: only the payloads themselves tell them.
+        release: (state, votes, cohort) -> state, votes that are to be merged; None: all of them are. What it
+            keeps back is the server's alone.
+        remember: (state, updates, payloads, cohort) -> state, with what clients keep for their next round
+            (error feedback); by default nothing. It is simulated: none of it is ever sent.
+        report: (updates with leading axis k, votes) -> numbers for the round's line in metrics.jsonl.
         export: (state) -> named arrays worth keeping, saved as safetensors.
         diagnose: (state after the round, updates with leading axis k) -> what goes to diagnostics.jsonl.
     """
@@ -39,18 +63,30 @@ class Method:
     name: str
     inputs: str
     frozen: Any
-    training: LocalTraining
-    init: Callable[[], Any]
-    broadcast: Callable[[Any, int], bytes]
-    receive: Callable[[bytes, int], Any]
-    private: Callable[[int, np.ndarray], Any]
-    encode: Callable[[Any, list, int, np.ndarray], list[bytes]]
-    decode: Callable[[Any, list[bytes], int, np.ndarray], tuple[Any, dict[int, PayloadError]]]
-    aggregate: Callable[[Any, Any, np.ndarray, list[int], int], Any]
-    eval_params: Callable[[Any], tuple[Any, dict[str, Any]]]
-    describe: Callable[[Any, Any], dict[str, float]]
-    export: Callable[[Any], dict[str, np.ndarray]]
-    remember: Callable[[Any, list, list[bytes], int, np.ndarray], Any] = (
-        lambda state, updates, payloads, round_number, clients: state
+    client: LocalTraining
+    init: Callable[[], State]
+    down: Link
+    start: Callable[[State, Cohort], Received]
+    up: Link
+    merge: Callable[[State, Votes, Cohort], State]
+    network: Callable[[State], tuple[Any, dict[str, Any]]]
+    private: Callable[[Cohort], Any] = lambda cohort: ()
+    exact: bool = True
+    tally: Link | None = None
+    release: Callable[[State, Votes, Cohort], tuple[State, Votes]] | None = None
+    remember: Callable[[State, list[Update], list[bytes], Cohort], State] = (
+        lambda state, updates, payloads, cohort: state
     )
-    diagnose: Callable[[Any, Any], dict[str, Any]] = lambda state, updates: {}
+    report: Callable[[Update, Votes], dict[str, float]] = lambda updates, votes: {}
+    export: Callable[[State], dict[str, np.ndarray]] = lambda state: {}
+    diagnose: Callable[[State, Update], dict[str, Any]] = lambda state, updates: {}
+
+
+def contexts(cohort: Cohort, d: int, **known: Any) -> list[Context]:
+    """What both ends know of each client's payload; `known` as of `codecs.Context`."""
+    return [Context(d, round=cohort.round, client=int(k), seed=cohort.seed, **known) for k in cohort.clients]
+
+
+def server_context(cohort: Cohort, d: int, **known: Any) -> Context:
+    """What both ends know of a payload on the way down."""
+    return Context(d, round=cohort.round, client=SERVER, seed=cohort.seed, **known)

@@ -11,6 +11,7 @@ rounding to 8 bits is unbiased, so its errors average out over clients and round
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,31 +20,30 @@ from flax import traverse_util
 from jax.flatten_util import ravel_pytree
 
 from deltamask_jax import aggregation, codecs
-from deltamask_jax.codecs import dense, rounded
 from deltamask_jax.local_training import cross_entropy, weight_training
-from deltamask_jax.methods.method import Method
+from deltamask_jax.methods.method import Link, Method, contexts, server_context
 from deltamask_jax.models import adapters
 from deltamask_jax.models.vit import ViTConfig
-from deltamask_jax.public_random import EVERY_CLIENT, PARTS, ROUNDING, stream_key, uniforms
-from deltamask_jax.task import Task
+from deltamask_jax.public_random import EVERY_CLIENT, PARTS, stream_key
+from deltamask_jax.task import Cohort, Task
 
 
-def tunes_prefix(config) -> bool:
+def tunes_prefix(options: Any) -> bool:
     """Whether training reaches before the cut of the frozen prefix, whose outputs then cannot be cached."""
-    return config.peft.kind != "head" and config.peft.scope == "network"
+    return options.kind != "head" and options.scope == "network"
 
 
-def initial_parts(config, task: Task) -> adapters.Parts:
+def initial_parts(options: Any, seed: int, task: Task) -> adapters.Parts:
     """What is tuned beside the head, as both ends know it before the first round.
 
     Raises:
         ValueError: a kind that this network cannot have.
     """
-    options, model = config.peft, task.model
+    model = task.model
     network, tuned = model.architecture, model.trained_blocks
-    if tunes_prefix(config) and tuned != network.depth:
+    if tunes_prefix(options) and tuned != network.depth:
         raise ValueError("config.peft.scope='network' needs a model whose every block is in the suffix")
-    key = stream_key(config.seed, 0, EVERY_CLIENT, PARTS)
+    key = stream_key(seed, 0, EVERY_CLIENT, PARTS)
     blocks = range(network.depth - tuned, network.depth)
     if options.kind == "head":
         return {}
@@ -60,24 +60,23 @@ def initial_parts(config, task: Task) -> adapters.Parts:
     return adapters.low_rank(key, task.params, blocks, options.lora_rank)
 
 
-def peft(config, task: Task) -> Method:
-    """Parameter-efficient tuning with the settings of `config.peft`."""
-    options = config.peft
-    start = jax.device_get({"head": task.head, "parts": initial_parts(config, task)})
+def peft(task: Task, options: Any, *, seed: int) -> Method:
+    """Parameter-efficient tuning.
+
+    Args:
+        options: `config.peft`.
+        seed: of the initial values, public.
+    """
+    start = jax.device_get({"head": task.head, "parts": initial_parts(options, seed, task)})
     vector, unravel = ravel_pytree(start)
+    n = vector.size
+    codec = codecs.get("rounded") if options.wire == "8bit" else codecs.get("dense", dtype=options.wire)
 
-    def pack(change, round_number, client):
-        values = np.asarray(ravel_pytree(change)[0])
-        if options.wire == "8bit":
-            noise = uniforms(stream_key(config.seed, round_number, client, ROUNDING), vector.size)
-            return rounded.encode(values, noise, round_number=round_number, client=client)
-        return dense.encode(values.astype(options.wire), round_number=round_number, client=client)
+    def pack(change, known: codecs.Context) -> bytes:
+        return codec.encode(np.asarray(ravel_pytree(change)[0]), known)
 
-    def unpack(payload, round_number, client):
-        header = {"round_number": round_number, "client": client}
-        if options.wire == "8bit":
-            return unravel(rounded.decode(payload, vector.size, **header))
-        return unravel(dense.decode(payload, vector.size, options.wire, **header).astype(np.float32))
+    def unpack(payload: bytes, known: codecs.Context):
+        return unravel(codec.decode(payload, known).astype(np.float32))
 
     def loss_of(params, weights, batch):
         features = batch["inputs"]
@@ -88,44 +87,36 @@ def peft(config, task: Task) -> Method:
     def change(frozen, received, carry, private):
         return jax.tree.map(lambda trained, before: trained - before, carry[0], received)
 
-    def broadcast(state, round_number):
-        return pack(jax.tree.map(np.subtract, state, start), round_number, dense.SERVER)
+    def snapshot(state, cohort: Cohort) -> bytes:
+        return pack(jax.tree.map(np.subtract, state, start), server_context(cohort, n))
 
-    def receive(payload, round_number):
-        return jax.tree.map(np.add, start, unpack(payload, round_number, dense.SERVER))
+    def read_snapshot(payload: bytes, cohort: Cohort):
+        return jax.tree.map(np.add, start, unpack(payload, server_context(cohort, n)))
 
-    def encode(state, updates, round_number, clients):
-        return [
-            pack(update, round_number, int(client)) for update, client in zip(updates, clients, strict=True)
-        ]
+    def encode(state, updates, cohort: Cohort) -> list[bytes]:
+        return [pack(update, known) for update, known in zip(updates, contexts(cohort, n), strict=True)]
 
-    def decode(state, payloads, round_number, clients):
+    def decode(state, payloads, cohort: Cohort, accepted: bool = False):
         return codecs.valid_and_rejected(
-            [
-                codecs.attempt(unpack, payload, round_number, int(client))
-                for payload, client in zip(payloads, clients, strict=True)
-            ]
+            [codecs.attempt(unpack, *pair) for pair in zip(payloads, contexts(cohort, n), strict=True)]
         )
 
-    def aggregate(state, changes, clients, examples, round_number):
-        return jax.tree.map(np.add, state, aggregation.weighted_mean(changes, examples))
+    def merge(state, changes, cohort: Cohort):
+        return jax.tree.map(np.add, state, aggregation.weighted_mean(changes, cohort.examples.tolist()))
 
     return Method(
         name="peft",
         inputs="features" if options.kind == "head" else "tokens",
         frozen=() if options.kind == "head" else task.params,
-        training=dataclasses.replace(
-            weight_training(loss_of, optax.adam(options.learning_rate)), final=change
-        ),
+        client=dataclasses.replace(weight_training(loss_of, optax.adam(options.learning_rate)), final=change),
         init=lambda: start,
-        broadcast=broadcast,
-        receive=receive,
-        private=lambda round_number, clients: (),
-        encode=encode,
-        decode=decode,
-        aggregate=aggregate,
-        eval_params=lambda state: (adapters.grow(task.params, state["parts"]), state["head"]),
-        describe=lambda updates, changes: {"tuned_parameters": vector.size},
+        down=Link(snapshot, read_snapshot),
+        start=lambda state, cohort: state,
+        up=Link(encode, decode),
+        merge=merge,
+        network=lambda state: (adapters.grow(task.params, state["parts"]), state["head"]),
+        exact=False,  # what travels down is the change, rounded
+        report=lambda updates, changes: {"tuned_parameters": n},
         export=lambda state: {
             path.replace("parts/", ""): np.asarray(leaf)
             for path, leaf in traverse_util.flatten_dict(state, sep="/").items()

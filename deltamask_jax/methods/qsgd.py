@@ -8,25 +8,15 @@ of single steps; here, as in FedAvg, it is what a round of local training came t
 Local training, server step and downlink are those of `config.fedavg`.
 """
 
-from deltamask_jax.codecs import qsgd as codec
-from deltamask_jax.methods.averaging import Wire
-from deltamask_jax.methods.fedavg import fine_tuning
+from typing import Any
+
+from deltamask_jax import codecs
+from deltamask_jax.methods.fedavg import fedavg
 from deltamask_jax.methods.method import Method
 from deltamask_jax.task import Task
 
 
-def qsgd(config, task: Task) -> Method:
-    """FedAvg whose updates travel as levels, with the settings of `config.qsgd`."""
-    return fine_tuning("qsgd", config, task, level_wire(config.qsgd.levels, config.qsgd.bucket, config.seed))
-
-
-def level_wire(levels: int, bucket: int, seed: int) -> Wire:
-    """Updates through QSGD's codec."""
-
-    def encode(update, round_number, client):
-        return codec.encode(update, levels, bucket, seed, round_number=round_number, client=client)
-
-    def decode(payload, n, round_number, client):
-        return codec.decode(payload, n, levels, bucket, round_number=round_number, client=client)
-
-    return Wire(encode, decode)
+def qsgd(task: Task, options: Any, *, levels: int, bucket: int, clients: int) -> Method:
+    """FedAvg whose updates travel at few levels; `options` is `config.fedavg`."""
+    codec = codecs.get("qsgd", levels=levels, bucket=bucket)
+    return fedavg(task, options, clients=clients, codec=codec, name="qsgd")

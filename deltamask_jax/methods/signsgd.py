@@ -11,24 +11,15 @@ signs instead of 1802.04434's majority vote.
 Local training, server step and downlink are those of `config.fedavg`.
 """
 
-from deltamask_jax.codecs import signs
-from deltamask_jax.methods.averaging import Wire
-from deltamask_jax.methods.fedavg import fine_tuning
+from typing import Any
+
+from deltamask_jax import codecs
+from deltamask_jax.methods.fedavg import fedavg
 from deltamask_jax.methods.method import Method
 from deltamask_jax.task import Task
 
 
-def _encode(update, round_number, client):
-    return signs.encode(update, round_number=round_number, client=client)
-
-
-def _decode(payload, n, round_number, client):
-    return signs.decode(payload, n, round_number=round_number, client=client)
-
-
-SIGN_WIRE = Wire(_encode, _decode, error_feedback=True)
-
-
-def signsgd(config, task: Task) -> Method:
-    """FedAvg whose updates travel as scaled signs, with error feedback."""
-    return fine_tuning("signsgd", config, task, SIGN_WIRE)
+def signsgd(task: Task, options: Any, *, clients: int) -> Method:
+    """FedAvg whose updates travel as scaled signs, with error feedback; `options` is `config.fedavg`."""
+    signs = codecs.get("signs")
+    return fedavg(task, options, clients=clients, codec=signs, error_feedback=True, name="signsgd")

@@ -35,8 +35,8 @@ from deltamask_jax.private_random import root_key
 from deltamask_jax.workdir import files, sigterm
 from deltamask_jax.workdir.claim import LINES, WAYS_OUT, claim, lines
 
-FORMAT = 2  # of a checkpoint; raised when an older program could not read a newer one, or the reverse
-READABLE = (1, 2)  # the checksum of format 1 covers the arrays alone
+FORMAT = 3  # of a checkpoint; raised when an older program could not read a newer one, or the reverse
+READABLE = (1, 2, 3)  # the checksum of format 1 covers the arrays alone; 1 and 2 know no client's memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Progress:
         records: the lines of metrics.jsonl, the ledger of bytes and accuracies; the last is of the round that
             this progress is.
         seconds: spent so far, by all processes that worked on the run.
+        held, news: the fields of `downlink.Memory`; empty where clients keep nothing.
     """
 
     state: Any
@@ -57,6 +58,8 @@ class Progress:
     probe_accuracy: float
     records: list[dict[str, Any]]
     seconds: float
+    held: list[int] = dataclasses.field(default_factory=list)
+    news: list[int] = dataclasses.field(default_factory=list)
 
     @property
     def round(self) -> int:
@@ -183,6 +186,8 @@ class Journal:
             "probe_accuracy": progress.probe_accuracy,
             "records": progress.records,
             "seconds": progress.seconds,
+            "held": progress.held,
+            "news": progress.news,
         }
         ledger = files.finite(ledger)
         ledger["checksum"] = _checksum_of(ledger, arrays)

@@ -16,10 +16,11 @@ import pytest
 import zstandard
 
 from deltamask_jax import methods
-from tests.conftest import tiny_config, tiny_problem
+from tests.conftest import cohort_of, tiny_config, tiny_problem
 
 RECORD = Path(__file__).with_name("golden_rounds.json")
 CLIENTS = np.array([0, 2, 5])
+COHORT = cohort_of(CLIENTS, examples=np.array([20, 7, 3]))
 ZSTD = b"\x28\xb5\x2f\xfd"
 SETTINGS = {
     "deltamask": {"codec__container": "raw"},
@@ -49,17 +50,17 @@ def played(problem, name: str) -> dict[str, str]:
     task = dataclasses.replace(problem.task, params=params, head=head)
     method = methods.build(tiny_config(**settings), task)
     state = method.init()
-    broadcast = method.broadcast(state, 1)
-    received = method.receive(broadcast, 1)
-    one = jax.tree.map(lambda x: x[0], method.private(1, CLIENTS[:1]))
-    carry = method.training.init(method.frozen, received)
-    shapes = jax.eval_shape(method.training.final, method.frozen, received, carry, one)
+    broadcast = method.down.encode(state, COHORT)
+    received = method.start(method.down.decode(broadcast, COHORT), COHORT)
+    one = jax.tree.map(lambda x: x[0], method.private(COHORT.of(slice(1))))
+    carry = method.client.init(method.frozen, received)
+    shapes = jax.eval_shape(method.client.final, method.frozen, received, carry, one)
     updates = [drawn(shapes, np.random.default_rng(int(client))) for client in CLIENTS]
-    payloads = method.encode(state, updates, 1, CLIENTS)
-    state = method.remember(state, updates, payloads, 1, CLIENTS)
-    decoded, rejected = method.decode(state, payloads, 1, CLIENTS)
+    payloads = method.up.encode(state, updates, COHORT)
+    state = method.remember(state, updates, payloads, COHORT)
+    votes, rejected = method.up.decode(state, payloads, COHORT)
     assert not rejected
-    state = method.aggregate(state, decoded, CLIENTS, [20, 7, 3], 1)
+    state = method.merge(state, votes, COHORT)
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
     # A mean of fractions may still differ in its last bit.
     leaves = [np.round(x, 5) + 0.0 if x.dtype.kind == "f" else x for x in leaves]
