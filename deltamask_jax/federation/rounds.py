@@ -142,11 +142,14 @@ def play_round(
     marks.append(time.perf_counter())
     round_key = jax.random.fold_in(jax.random.fold_in(root_key(config.seed), phase), number)
     examples, mine = _examples(problem, method.inputs, plan.of(hosts.share(len(clients))))
-    sent = uplink.train_and_send(config, method, state, received, examples, mine, clients, number, round_key)
+    sent = uplink.train_and_send(
+        problem.engine, method, state, received, examples, mine, clients, number, round_key
+    )
     for row in np.flatnonzero(~np.isfinite(sent.losses)):
         key = jax.random.fold_in(round_key, clients[row])
         theirs, its = _examples(problem, method.inputs, plan.of([row]))
-        at = cohort.first_not_finite(method.training, method.frozen, received, theirs, its, 0, key)
+        replayed = problem.engine, method.training, method.frozen
+        at = cohort.first_not_finite(*replayed, received, theirs, its, 0, key)
         step, what = at or ("unknown", "loss")
         lost[int(row)] = faults.NOT_FINITE
         logging.warning(

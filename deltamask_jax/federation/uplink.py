@@ -16,6 +16,7 @@ import numpy as np
 
 from deltamask_jax import devices
 from deltamask_jax.federation import cohort, hosts
+from deltamask_jax.federation.engine import Engine
 from deltamask_jax.methods import Method
 
 
@@ -39,7 +40,7 @@ class Sent:
 
 
 def train_and_send(
-    config,
+    engine: Engine,
     method: Method,
     state: Any,
     received: Any,
@@ -60,6 +61,7 @@ def train_and_send(
     """
     mine = clients[hosts.share(len(clients))]
     chunks = cohort.train_in_chunks(
+        engine,
         method.training,
         method.frozen,
         received,
@@ -67,10 +69,6 @@ def train_and_send(
         plan,
         method.private(number, mine),
         jax.vmap(partial(jax.random.fold_in, round_key))(jnp.asarray(mine)),
-        backend=config.cohort.backend,
-        chunk=config.cohort.chunk,
-        memory=int(config.cohort.memory * 2**30),
-        mesh=devices.mesh(config.cohort.weight_shards),
     )
 
     def encode(rows, updates):
