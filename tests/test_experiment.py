@@ -152,7 +152,6 @@ def held() -> dict[str, int]:
     }
 
 
-@pytest.mark.xfail(strict=True, reason="caches of the module keep each run's network and programs")
 def test_a_run_leaves_nothing_of_itself_in_the_process(tmp_path, monkeypatch):
     """Of three runs, what the first and the second leave are caches of the functions that all runs share."""
     set_up, build, made, after = experiment.set_up, methods.build, {}, []
