@@ -13,18 +13,16 @@ medians of a few repetitions in this process; compare them with the C library's 
 import argparse
 import ctypes
 import json
-import os
 import shutil
 import statistics
 import subprocess
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from deltamask_jax import codecs
+from deltamask_jax import codecs, threads
 from deltamask_jax.codecs import distance, filter_builder, fingerprints
 from deltamask_jax.public_random import EVERY_CLIENT, MASK, stream_key, uniforms
 
@@ -200,8 +198,8 @@ def c_library_loop(built: fingerprints.Filter, d: int) -> float | None:
         flags = ["-O3", "-march=native", "-shared", "-fPIC"]
         subprocess.run([compiler, *flags, "-o", library, source], check=True)
         loop = ctypes.CDLL(str(library)).loop
-    hits, shape, threads = np.zeros(d, np.uint8), built.geometry, os.cpu_count()
-    bounds = np.linspace(0, d, threads + 1).astype(int)
+    hits, shape, workers = np.zeros(d, np.uint8), built.geometry, threads.count()
+    bounds = np.linspace(0, d, workers + 1).astype(int)
 
     def part(k: int) -> None:
         loop(
@@ -214,8 +212,8 @@ def c_library_loop(built: fingerprints.Filter, d: int) -> float | None:
             hits.ctypes.data_as(ctypes.c_void_p),
         )
 
-    with ThreadPoolExecutor(threads) as pool:
-        return timed(lambda: list(pool.map(part, range(threads))), 3)[1]
+    with threads.pool(workers) as pool:
+        return timed(lambda: list(pool.map(part, range(workers))), 3)[1]
 
 
 def measure_cohort(clients: int, d: int, n: int, repeats: int) -> dict:

@@ -53,9 +53,9 @@ def measure(model: str, clients: int, examples: int, batch: int, dtype: str, rou
     }
 
 
-def train_seconds(problem, method, state, clients: int, mesh=None) -> float:
-    """Seconds of local training a client, without codec and server; on all devices unless a mesh is given."""
-    config = problem.config
+def train_seconds(problem, method, state, clients: int, engine=None) -> float:
+    """Seconds of local training a client, without codec and server; without an engine, on the problem's."""
+    config, engine = problem.config, engine or problem.engine
     received = method.receive(method.broadcast(state, 1), 1)
     plan = cohort.schedule(
         problem.parts,
@@ -72,6 +72,7 @@ def train_seconds(problem, method, state, clients: int, mesh=None) -> float:
 
     def once():
         training = cohort.train_in_chunks(
+            engine,
             method.training,
             method.frozen,
             received,
@@ -79,8 +80,6 @@ def train_seconds(problem, method, state, clients: int, mesh=None) -> float:
             plan,
             private,
             keys,
-            chunk=config.cohort.chunk,
-            mesh=mesh or devices.mesh(),
         )
         for _ in training:
             pass

@@ -31,6 +31,7 @@ from benchmarks.round import train_seconds
 from deltamask_jax import devices, methods
 from deltamask_jax.data import partition
 from deltamask_jax.federation import cohort
+from deltamask_jax.federation.engine import Engine
 from deltamask_jax.federation.rounds import MAIN_PHASE, play_round
 
 
@@ -76,8 +77,7 @@ def against_d(model: str, batch: int = 8) -> dict:
     row = {"scaling": "d", "model": model, "d": problem.task.index.d, "batch": batch}
     row["two clients a chunk, GiB"] = chunk_bytes(problem, method, state) / 2**30
     row["their step s"] = 2 * train_seconds(problem, method, state, 2)
-    problem.config.cohort.chunk = 1
-    row["step s"] = train_seconds(problem, method, state, 1)
+    row["step s"] = train_seconds(problem, method, state, 1, Engine(problem.engine.mesh, chunk=1))
     return row
 
 
@@ -94,9 +94,8 @@ def chunk_bytes(problem, method, state) -> int:
         method.private(1, np.arange(2)),
         jax.random.split(jax.random.key(0), 2),
     )
-    lowered = cohort._train_chunk.lower(
-        method.training, mesh, method.frozen, received, examples, *devices.divided(own, mesh)
-    )
+    train_chunk = Engine(mesh).compiled(cohort._train_chunk, method.training, mesh)
+    lowered = train_chunk.lower(method.frozen, received, examples, *devices.divided(own, mesh))
     used = lowered.compile().memory_analysis()
     return used.temp_size_in_bytes + used.output_size_in_bytes
 
@@ -107,7 +106,7 @@ def against_devices() -> list[dict]:
     state, rows, everywhere = method.init(), [], jax.local_devices()
     for count in (n for n in (1, 2, 4, 8) if n <= len(everywhere)):
         mesh = devices.mesh(devices=everywhere[:count])
-        seconds = 8 * train_seconds(problem, method, state, 8, mesh)
+        seconds = 8 * train_seconds(problem, method, state, 8, Engine(mesh))
         rows.append({"scaling": "devices", "devices": count, "8 clients s": seconds})
     return rows
 

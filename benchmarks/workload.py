@@ -17,6 +17,7 @@ import numpy as np
 
 from configs import common
 from deltamask_jax import devices, methods, models
+from deltamask_jax.federation import engine
 from deltamask_jax.flat_index import FlatIndex
 from deltamask_jax.task import Problem, Task
 
@@ -52,7 +53,8 @@ def problem(
     config.model.image_size, config.model.dtype = pixels, dtype
     config.cohort.update(cohort)
     network = models.build(config.model)
-    params = devices.spread(network.init(jax.random.key(0)), devices.mesh(config.cohort.weight_shards))
+    run = engine.from_config(config)
+    params = devices.spread(network.init(jax.random.key(0)), run.mesh)
     n = clients * examples
     image = jax.ShapeDtypeStruct((n, pixels, pixels, 3), jnp.float32)
     shape = jax.eval_shape(network.prefix, params, image).shape
@@ -65,6 +67,7 @@ def problem(
         inputs={"tokens": (tokens, tokens[:1])},
         labels=(labels, labels[:1]),
         parts=list(np.arange(n).reshape(clients, examples)),
+        engine=run,
     )
 
 

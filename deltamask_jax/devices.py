@@ -133,15 +133,20 @@ def keep_compilations() -> None:
 class Compilations:
     """The seconds this process spends compiling with XLA, or reading what an earlier one compiled."""
 
-    def __init__(self):
-        self._seconds = 0.0
-        jax.monitoring.register_event_duration_secs_listener(self._heard)
+    _so_far = 0.0  # of the process: one listener serves every run
 
-    def _heard(self, event: str, seconds: float, **_) -> None:
+    def __init__(self):
+        self._last = Compilations._so_far
+
+    @staticmethod
+    def _heard(event: str, seconds: float, **_) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
-            self._seconds += seconds
+            Compilations._so_far += seconds
 
     def lap(self) -> float:
         """Seconds since the last lap, or the start."""
-        seconds, self._seconds = self._seconds, 0.0
-        return seconds
+        before, self._last = self._last, Compilations._so_far
+        return self._last - before
+
+
+jax.monitoring.register_event_duration_secs_listener(Compilations._heard)

@@ -35,7 +35,7 @@ def correctness(problem: Problem, method: Method) -> Callable[[Any], np.ndarray]
     them class 0.
     """
     inputs, labels = problem.inputs[method.inputs][1], np.asarray(problem.labels[1])
-    mesh = devices.mesh(problem.config.cohort.weight_shards)
+    mesh = problem.engine.mesh
     forward = problem.task.model.suffix if method.inputs == "tokens" else lambda params, x: x
 
     @jax.jit

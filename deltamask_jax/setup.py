@@ -1,6 +1,7 @@
 """From a config to a federated problem: data, split, frozen network, cached prefix."""
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -8,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jax.tree_util import Partial
 from tqdm import tqdm
 
 from deltamask_jax import data, devices, methods, models, pretrained
 from deltamask_jax.data import features, partition
 from deltamask_jax.evaluation import chunk_of, in_chunks
+from deltamask_jax.federation import engine
 from deltamask_jax.flat_index import FlatIndex
 from deltamask_jax.heads import random_head
 from deltamask_jax.paths import expanded
@@ -23,7 +24,8 @@ from deltamask_jax.task import Problem, Task
 def set_up(config, workdir: Path) -> Problem:
     """Everything the rounds need; the head is still random. The split is drawn in `workdir`."""
     model = models.build(config.model)  # what needs nothing is checked before anything is read
-    mesh = devices.mesh(config.cohort.weight_shards)
+    run = engine.from_config(config)
+    mesh = run.mesh
     dataset = data.load(config.data, cache_dir=config.data_dir or None)
     dataset = data.subset(dataset, config.train_examples, config.test_examples, config.seed)
     parts = partition.split(
@@ -43,7 +45,8 @@ def set_up(config, workdir: Path) -> Problem:
     if methods.trains_prefix(config):
         model = _without_prefix(_without_cut(config, model))
     on_devices = _fit_on_devices(config, model, params, len(dataset.train) + len(dataset.test))
-    tokens_of = partial(_tokens, config, model, params, mesh, directory, on_devices)
+    prefix = partial(jax.jit(lambda *inputs: model.prefix(*inputs).astype(config.model.dtype)), params)
+    tokens_of = partial(_tokens, config, model, params, prefix, mesh, directory, on_devices)
     test = tokens_of(dataset.test)  # before the larger split: what there is no room for is refused early
     tokens = (tokens_of(dataset.train), test)
     suffix = partial(jax.jit(model.suffix), params)
@@ -62,6 +65,7 @@ def set_up(config, workdir: Path) -> Problem:
         },
         labels=devices.everywhere((dataset.train.labels, dataset.test.labels), mesh),
         parts=parts,
+        engine=run,
     )
 
 
@@ -99,6 +103,7 @@ def _tokens(
     config,
     model: models.Model,
     params,
+    prefix: Callable[[jax.Array], jax.Array],
     mesh: Mesh,
     directory: Path | None,
     on_devices: bool,
@@ -109,7 +114,7 @@ def _tokens(
 
     def compute(part: data.Split, **options) -> np.ndarray:
         return features.prefix_features(
-            Partial(model.prefix, params),
+            prefix,
             part.images,
             model.preprocessing,
             chunk=chunk,

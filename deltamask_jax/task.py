@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deltamask_jax.data.features import TokensOnDemand
+from deltamask_jax.federation.engine import Engine
 from deltamask_jax.flat_index import FlatIndex
 from deltamask_jax.models import Model
 from deltamask_jax.private_random import root_key
@@ -42,6 +43,7 @@ class Problem:
             are NumPy arrays, and with config.prefix_cache='off' `TokensOnDemand`.
         labels: (train i32[n], test i32[m]).
         parts: each client's training indices.
+        engine: the devices, and what is compiled for them.
     """
 
     config: Any
@@ -49,6 +51,7 @@ class Problem:
     inputs: dict[str, tuple[jax.Array | np.ndarray | TokensOnDemand, ...]]
     labels: tuple[jax.Array, jax.Array]
     parts: list[np.ndarray]
+    engine: Engine
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ import pytest
 
 from configs import common
 from deltamask_jax import methods, models
+from deltamask_jax.federation import engine
 from deltamask_jax.federation.rounds import play_round
 from deltamask_jax.flat_index import FlatIndex
 from deltamask_jax.task import Cohort, Problem, Task
@@ -59,6 +60,7 @@ def tiny_problem() -> Problem:
         inputs={"tokens": (tokens, tokens), "features": (features, features)},
         labels=(jax.numpy.asarray(labels), jax.numpy.asarray(labels)),
         parts=parts,
+        engine=engine.from_config(config),
     )
 
 
@@ -70,11 +72,13 @@ def cohort_of(clients, number=1, **fields) -> Cohort:
 def play(problem, rounds=2, memory=None, **changes):
     """(problem with a changed config, its method, state after some rounds of everyone, the rounds)."""
     config = tiny_config(**changes)
-    problem = dataclasses.replace(problem, config=config)
+    problem = dataclasses.replace(problem, config=config, engine=engine.from_config(config))
     method = methods.build(config, problem.task)
     state, results, everyone = method.init(), [], np.arange(config.clients)
     for number in range(1, rounds + 1):
-        state, result = play_round(problem, method, state, cohort_of(everyone, number, seed=config.seed), memory)
+        state, result = play_round(
+            problem, method, state, cohort_of(everyone, number, seed=config.seed), memory
+        )
         memory = result.memory
         results.append(result)
     return problem, method, state, results

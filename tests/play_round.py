@@ -22,15 +22,15 @@ def main(out: str, *arguments: str) -> None:
         hosts.start(places[0], int(places[1]), int(places[2]))
 
     import jax
-    from jax.tree_util import Partial
 
     from deltamask_jax import devices, evaluation, methods
     from deltamask_jax.data.features import TokensOnDemand, prefix_features
+    from deltamask_jax.federation import engine
     from deltamask_jax.federation.rounds import MAIN_PHASE, play_round
     from tests.conftest import tiny_config, tiny_problem
 
     config = tiny_config(**{name: ast.literal_eval(value) for name, value in changes.items()})
-    problem = dataclasses.replace(tiny_problem(), config=config)
+    problem = dataclasses.replace(tiny_problem(), config=config, engine=engine.from_config(config))
     on_host, computed = np.asarray(problem.inputs["tokens"][0]), []
 
     def compute(rows):
@@ -41,10 +41,10 @@ def main(out: str, *arguments: str) -> None:
         train = TokensOnDemand(compute, len(on_host)) if kind == "demand" else on_host
         problem = dataclasses.replace(problem, inputs=problem.inputs | {"tokens": (train, on_host)})
     method = methods.build(config, problem.task)
-    model, mesh = problem.task.model, devices.mesh(config.cohort.weight_shards)
+    model, mesh = problem.task.model, problem.engine.mesh
     suffix = partial(jax.jit(model.suffix), devices.spread(problem.task.params, mesh))
     tokens = prefix_features(
-        Partial(model.prefix, problem.task.params),
+        partial(jax.jit(model.prefix), problem.task.params),
         np.random.default_rng(0).integers(0, 256, (55, 6, 6), dtype=np.uint8),
         model.preprocessing,
         chunk=4 * mesh.shape[devices.CLIENTS],

@@ -1,13 +1,17 @@
 """End to end on a tiny random network and real digits: what a run leaves behind."""
 
+import gc
 import json
+import weakref
 
+import jax
 import numpy as np
 import pytest
+from jax._src.monitoring import get_event_duration_listeners
 from PIL import Image
 from safetensors.numpy import load_file
 
-from deltamask_jax import experiment
+from deltamask_jax import experiment, methods
 from deltamask_jax.reporting import report
 from deltamask_jax.workdir.claim import MARKER, written
 from tests.conftest import tiny_config
@@ -136,3 +140,39 @@ def test_every_file_is_json_without_rounds_and_without_a_trained_head(tmp_path, 
     assert experiment.run(config, "~/run") == summary  # what a later command reads
     report.main([str(tmp_path / "run"), "--out=~/page.html"])
     assert "run" in (tmp_path / "page.html").read_text()
+
+
+def held() -> dict[str, int]:
+    """What this process holds on to."""
+    gc.collect()
+    return {
+        "bytes of arrays": sum(array.nbytes for array in jax.live_arrays()),
+        "compiled programs": len(jax.local_devices()[0].client.live_executables()),
+        "listeners": len(get_event_duration_listeners()),
+    }
+
+
+def test_a_run_leaves_nothing_of_itself_in_the_process(tmp_path, monkeypatch):
+    """Of three runs, what the first and the second leave are caches of the functions that all runs share."""
+    set_up, build, made, after = experiment.set_up, methods.build, {}, []
+
+    def watched_problem(config, workdir):
+        problem = set_up(config, workdir)
+        model, params = problem.task.model, jax.tree.leaves(problem.task.params)
+        for name, what in {"prefix": model.prefix, "suffix": model.suffix, "weights": params[0]}.items():
+            made[workdir.name, name] = weakref.ref(what)
+        return problem
+
+    def watched_method(config, task):
+        method = build(config, task)
+        made[config.method, len(made)] = weakref.ref(method.training.step)
+        return method
+
+    monkeypatch.setattr(experiment, "set_up", watched_problem)
+    monkeypatch.setattr(methods, "build", watched_method)
+    for seed, method in enumerate(("deltamask", "fedavg", "deltamask")):
+        config = tiny_config(method=method, seed=seed, clients=2, rounds=1, model__trained_blocks=1)
+        experiment.run(config, tmp_path / f"run{seed}")
+        after.append(held())
+    assert len(made) > 9 and [name for name, what in made.items() if what() is not None] == []
+    assert after[2] == after[1]

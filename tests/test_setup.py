@@ -51,9 +51,9 @@ def test_examples_too_large_for_a_device_stay_on_the_host_and_the_rounds_are_the
     folder = tmp_path / "cache"
     received, train_in_chunks = [], cohort.train_in_chunks
 
-    def watched(training, frozen, start, examples, *arguments, **options):
+    def watched(engine, training, frozen, start, examples, *arguments):
         received.append(examples["inputs"])
-        return train_in_chunks(training, frozen, start, examples, *arguments, **options)
+        return train_in_chunks(engine, training, frozen, start, examples, *arguments)
 
     monkeypatch.setattr(cohort, "train_in_chunks", watched)
     rounds = two_rounds(tmp_path, str(folder) if cache == "folder" else cache, memory=1e-6)
@@ -81,9 +81,9 @@ def test_without_a_prefix_cache_a_round_computes_only_what_its_clients_train_on(
         computed.append(rows)
         return train.compute(rows)
 
-    def watched_train(training, frozen, received, examples, *arguments, **options):
+    def watched_train(engine, training, frozen, received, examples, *arguments):
         shapes.add(examples["inputs"].shape)
-        return train_in_chunks(training, frozen, received, examples, *arguments, **options)
+        return train_in_chunks(engine, training, frozen, received, examples, *arguments)
 
     train_in_chunks = cohort.train_in_chunks
     watched = problem.inputs | {"tokens": (dataclasses.replace(train, compute=compute), test)}

@@ -14,14 +14,13 @@ number of the policy. No body where there are no flips.
 
 import functools
 import math
-import os
 import struct
-from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deltamask_jax import threads
 from deltamask_jax.codecs import envelope, membership
 from deltamask_jax.codecs.codec import Codec, Context, PayloadError, check_positions
 from deltamask_jax.codecs.fingerprints import murmur64
@@ -135,7 +134,7 @@ def _query_all(table: np.ndarray, m: int, hashes: int, d: int) -> np.ndarray:
         found = np.asarray(_contains_chunk(padded, np.uint32(start), np.uint32(m), hashes=hashes))
         return np.flatnonzero(found[: d - start]).astype(np.uint32) + np.uint32(start)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with threads.pool() as pool:
         return np.concatenate(list(pool.map(hits, range(0, d, membership.CHUNK))))
 
 

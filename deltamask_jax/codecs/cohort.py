@@ -1,14 +1,13 @@
 """Encoding and decoding a cohort's payloads together. Each payload is decoded once: what is wrong with one
 stands in its place and does not touch the others."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from deltamask_jax.codecs.codec import Codec, Context, PayloadError
+from deltamask_jax.threads import pool as thread_pool
 
 
 def attempt(decode: Callable[..., Any], *arguments: Any) -> Any:
@@ -43,7 +42,7 @@ def encode_cohort(
         Payloads in the clients' order.
     """
     per_client = [codec] * len(positions) if isinstance(codec, Codec) else codec
-    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+    with thread_pool(threads) as pool:
         jobs = zip(per_client, positions, contexts, strict=True)
         return list(pool.map(lambda job: job[0].encode(job[1], job[2]), jobs))
 
@@ -62,7 +61,7 @@ def decode_cohort(
         payloads, contexts: one per client.
     """
     per_client = [codec] * len(payloads) if isinstance(codec, Codec) else codec
-    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+    with thread_pool(threads) as pool:
         jobs = zip(per_client, payloads, contexts, strict=True)
         yield from pool.map(lambda job: attempt(job[0].decode, job[1], job[2]), jobs)
 

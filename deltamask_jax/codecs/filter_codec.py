@@ -7,14 +7,13 @@ bit 4 set for 4-wise, bit 5 set for a window.
 Not exact: each position that is not a flip is reported with probability 2**-bits.
 """
 
-import os
 import struct
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 
+from deltamask_jax import threads
 from deltamask_jax.codecs import containers, distance, envelope, membership
 from deltamask_jax.codecs.codec import Codec, Context, PayloadError, check_positions
 from deltamask_jax.codecs.cohort import attempt
@@ -108,7 +107,7 @@ def filter_codec(
         return hits
 
     def count(payloads, contexts, counts: np.ndarray) -> list[int | PayloadError]:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # unpacking the containers takes its time
+        with threads.pool() as pool:  # unpacking the containers takes its time
             received = list(pool.map(lambda *pair: attempt(read, *pair), payloads, contexts))
         full = [k for k, item in enumerate(received) if isinstance(item, _Received)]
         filters, announced = [received[k].filter for k in full], [received[k].n for k in full]

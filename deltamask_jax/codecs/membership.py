@@ -14,14 +14,13 @@ rows lie in.
 
 import functools
 import math
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deltamask_jax import threads
 from deltamask_jax.codecs.fingerprints import Filter, contains, mix64, slots64
 
 CHUNK = 1 << 20  # positions a call, one filter
@@ -44,7 +43,7 @@ def query_all(filter: Filter, d: int) -> np.ndarray:
         found = np.flatnonzero(np.asarray(found)[: d - start])
         return found.astype(np.uint32) + np.uint32(start)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with threads.pool() as pool:
         return np.concatenate(list(pool.map(hits, range(0, d, CHUNK))))
 
 
@@ -92,7 +91,7 @@ def _count_cohort(cohort: list[Filter], counts: np.ndarray) -> int:
     on_cpu, d = jax.default_backend() == "cpu", len(counts)
     table = jnp.asarray(pad_table(client_rows([filter.fingerprints for filter in cohort])))
     present = jnp.arange(table.shape[1]) < len(cohort)
-    share = -(-d // os.cpu_count())  # of a core
+    share = -(-d // threads.count())  # of a core
     chunk = min(_SORTED_CHUNK, 1 << (share - 1).bit_length()) if on_cpu else _COHORT_CHUNK
     orders = _orders(cohort[0].seed, d, chunk) if on_cpu else {}
 
@@ -105,7 +104,7 @@ def _count_cohort(cohort: list[Filter], counts: np.ndarray) -> int:
         counts[start : start + chunk] += hits
         return int(hits.sum())
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with threads.pool() as pool:
         return sum(pool.map(add, range(0, d, chunk)))
 
 
@@ -141,7 +140,7 @@ def _orders(seed: int, d: int, chunk: int) -> dict[int, np.ndarray]:
             regions = np.asarray(_regions(np.uint64(start), np.uint64(seed), chunk=chunk))
         return np.argsort(regions, kind="stable").astype(np.uint32)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with threads.pool() as pool:
         return dict(zip(range(0, d, chunk), pool.map(order, range(0, d, chunk)), strict=True))
 
 

@@ -13,14 +13,13 @@ number of bytes), then what the lanes could not carry of the gap code. No body w
 flips.
 """
 
-import os
 import struct
-from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deltamask_jax import threads
 from deltamask_jax.codecs import distance, envelope, rans, rice
 from deltamask_jax.codecs.codec import Codec, Context, PayloadError, check_positions
 
@@ -152,7 +151,7 @@ def near_positions(context: Context, shift: int, buckets: int) -> tuple[np.ndarr
         near = np.flatnonzero(bucket < buckets)
         return near.astype(np.uint32) + np.uint32(start), bucket[near]
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with threads.pool() as pool:
         parts = list(pool.map(near_in, range(0, context.d, _CHUNK)))
     return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 

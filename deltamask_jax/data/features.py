@@ -6,7 +6,6 @@ so without train-time augmentation their outputs serve every round, every run on
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import math
 import os
@@ -18,7 +17,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 from tqdm import tqdm
 
 from deltamask_jax import devices
@@ -59,11 +57,11 @@ def prefix_features(
     dtype: Any = "float32",
     progress: bool = True,
 ) -> np.ndarray:
-    """Runs the frozen prefix over all images, in chunks through one compiled function.
+    """Runs the frozen prefix over all images, in chunks of one shape.
 
     Args:
-        prefix_fn: f32[chunk, size, size, 3] → [chunk, ...]. Given as `jax.tree_util.Partial(prefix,
-            params)`, the weights are an argument of the compiled function, not constants inside it.
+        prefix_fn: f32[chunk, size, size, 3] → [chunk, ...], jitted by the caller, whose call it is how long
+            what is compiled lives.
         images: what `Split.images` holds.
         preprocessing: applied to each chunk.
         key: `fingerprint` of what the result depends on besides `preprocessing` and `dtype`: the
@@ -128,7 +126,6 @@ def _refuse_more_than(free: int, where: str, shape: tuple[int, ...], dtype: np.d
 def _compute(prefix_fn, images, preprocessing, chunk, place, dtype, create, progress) -> np.ndarray:
     """Fills `create(shape, dtype)` with the features of all images."""
     n, dtype = len(images), jnp.dtype(dtype)
-    prefix_fn = prefix_fn if isinstance(prefix_fn, Partial) else Partial(prefix_fn)
     shape = (chunk, preprocessing.size, preprocessing.size, 3)
     outputs = jax.eval_shape(prefix_fn, jax.ShapeDtypeStruct(shape, jnp.float32))
     features = create((n, *outputs.shape[1:]), dtype)
@@ -143,18 +140,13 @@ def _compute(prefix_fn, images, preprocessing, chunk, place, dtype, create, prog
                 size = len(batch)
                 if size < chunk:
                     batch = np.pad(batch, [(0, chunk - size)] + [(0, 0)] * 3)
-                computed = start, size, _run(prefix_fn, place(batch), dtype)
+                computed = start, size, prefix_fn(place(batch))
             if waiting is not None:
                 first, size, outputs = waiting
                 features[first : first + size] = np.asarray(outputs)[:size]
                 bar.update(size)
             waiting = computed
     return features
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _run(prefix_fn: Partial, pixels: jax.Array, dtype: np.dtype) -> jax.Array:
-    return prefix_fn(pixels).astype(dtype)
 
 
 def _stored(path: Path, dtype: np.dtype) -> np.ndarray | None:

@@ -3,13 +3,13 @@
 import functools
 import hashlib
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from deltamask_jax import threads
 from deltamask_jax.data import stratify
 from deltamask_jax.data.dataset import DataError, Dataset, LazyImages, Split, labelled
 from deltamask_jax.data.tree import Folder, Layout, find, shown, walk
@@ -90,7 +90,7 @@ def _found(directory: Path, root: Folder, layout: Layout, dataset: Dataset) -> s
 
 def _refuse_bad_files(directory: Path, paths: list[Path]) -> None:
     """Checks all files on as many threads as there are cores, and names the bad ones together."""
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with threads.pool() as pool:
         checked = tqdm(
             pool.map(_fault, paths), desc="images", total=len(paths), unit=" files", leave=False, disable=None
         )
@@ -135,7 +135,7 @@ def _ends_as_jpeg(path: Path) -> bool:
 
 
 def _read(paths: list[Path], positions: list[int]) -> list[np.ndarray]:
-    with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter lock
+    with threads.pool() as pool:  # Pillow decodes outside the interpreter lock
         return list(pool.map(lambda position: decode(paths[position]), positions))
 
 

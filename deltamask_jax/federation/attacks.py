@@ -11,7 +11,6 @@ Well-formed lies, for methods whose updates are packed flips (`robust.py` bounds
 """
 
 import dataclasses
-from functools import partial
 from typing import Any
 
 import jax
@@ -108,8 +107,8 @@ def most_damaging(problem: Problem, theta: np.ndarray, updates: np.ndarray, coho
         word = EVERY_CLIENT if config.mask.uniforms == "shared" else int(client)
         u = uniforms(cohort.stream(MASK, word), index.d)
         if word not in ranked:
-            network = task.model.suffix, index, task.params, task.head
-            ranked[word] = np.asarray(_damage_of(*network, u < theta, tokens, labels))
+            damage_of = problem.engine.compiled(_damage_of, task.model.suffix, index)
+            ranked[word] = np.asarray(damage_of(task.params, task.head, u < theta, tokens, labels))
         damage = ranked[word]
         allowed = damage > 0
         if config.attack.kind == "collude_near":
@@ -121,7 +120,6 @@ def most_damaging(problem: Problem, theta: np.ndarray, updates: np.ndarray, coho
     return np.stack(lies)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
 def _damage_of(suffix, index, params, head, mask, tokens, labels):
     """First-order change of the mean loss by flipping each mask bit, f32[d]."""
     kernels = index.kernels(params)

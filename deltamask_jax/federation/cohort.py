@@ -19,10 +19,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from deltamask_jax import devices
-from deltamask_jax.federation import chunking
+from deltamask_jax.federation.engine import Engine
 from deltamask_jax.local_training import LocalTraining
 from deltamask_jax.task import Cohort
 
@@ -83,18 +83,19 @@ def schedule(
     return Schedule(batches.reshape(len(cohort), longest, batch_size), steps, largest)
 
 
-def train(*arguments: Any, **options: Any) -> tuple[Any, np.ndarray]:
+def train(engine: Engine, *arguments: Any) -> tuple[Any, np.ndarray]:
     """Train a cohort and wait for all of it; arguments as of `train_in_chunks`.
 
     Returns:
         The updates, a pytree of NumPy arrays with leading axis `clients`, and each client's mean loss over
         its steps, f32[clients] (0 for a client without examples).
     """
-    _, updates, losses = zip(*jax.device_get(list(train_in_chunks(*arguments, **options))), strict=True)
+    _, updates, losses = zip(*jax.device_get(list(train_in_chunks(engine, *arguments))), strict=True)
     return jax.tree.map(lambda *xs: np.concatenate(xs), *updates), np.concatenate(losses)
 
 
 def train_in_chunks(
+    engine: Engine,
     training: LocalTraining,
     frozen: Any,
     received: Any,
@@ -102,15 +103,11 @@ def train_in_chunks(
     plan: Schedule,
     private: Any,
     keys: jax.Array,
-    *,
-    backend: str = "vmap",
-    chunk: int = 1,
-    memory: int = 0,
-    mesh: Mesh | None = None,
 ) -> Iterator[tuple[np.ndarray, Any, jax.Array]]:
     """Train a cohort and give out each chunk of clients as soon as it is trained.
 
     Args:
+        engine: what they train on, and how many at once.
         training: what one client does.
         frozen: pytree all clients share and no round changes.
         received: pytree all clients start the round from.
@@ -118,11 +115,6 @@ def train_in_chunks(
         plan: each client's batches.
         private: pytree with leading axis `clients`, passed to `training.final`.
         keys: one key a client, already folded with round and client id.
-        backend: 'vmap', or 'loop': one client and one step after another in Python, for debugging.
-        chunk: clients each device trains at once by vmap; 0 = see `chunking.choose`. It is halved, and the
-            clients concerned start again, when a device runs out of memory.
-        memory: bytes a device may use for chosen chunks; 0 = what is free.
-        mesh: see `devices.mesh`; None = the first device alone.
 
     Yields:
         Rows of the cohort i[k], in order; their updates, a pytree of device arrays with leading axis k; and
@@ -133,10 +125,11 @@ def train_in_chunks(
     Raises:
         MemoryError: one client alone does not fit into a device's memory.
     """
-    if backend == "loop":
-        yield from _train_loop(training, frozen, received, examples, plan, private, keys)
+    if engine.backend == "loop":
+        yield from _train_loop(engine, training, frozen, received, examples, plan, private, keys)
         return
-    mesh = mesh or devices.mesh(devices=jax.local_devices()[:1])
+    mesh = engine.mesh
+    train_chunk = engine.compiled(_train_chunk, training, mesh)
     frozen, received = devices.spread(frozen, mesh), devices.spread(received, mesh)
     shared = devices.everywhere(examples, mesh) if _on_devices(examples) else {}
     clients, lanes = len(plan.steps), mesh.shape[devices.CLIENTS]
@@ -149,7 +142,7 @@ def train_in_chunks(
         return jax.ShapeDtypeStruct((*rows.shape, *array.shape[1:]), array.dtype, sharding=sharding)
 
     def arguments(start: int, chunk: int, taken=send):
-        """Arguments of `_train_chunk` for the clients from `start` on; absent ones have no steps."""
+        """Arguments of `train_chunk` for the clients from `start` on; absent ones have no steps."""
         rows = np.arange(start, start + chunk * lanes)
         present = np.minimum(rows, clients - 1)
         steps = np.where(rows < clients, plan.steps[present], 0).astype(np.int32)
@@ -159,27 +152,27 @@ def train_in_chunks(
             batches, rows = _own_rows(batches, steps, plan.largest)
             own = {name: taken(array, rows) for name, array in examples.items()}
         divided = devices.divided((steps, batches, *mine), mesh)
-        return training, mesh, frozen, received, shared, own, *divided
+        return frozen, received, shared, own, *divided
 
     def memory_of(chunk: int) -> int:
         inputs = arguments(0, chunk, taken=shape_of)
-        used = _train_chunk.lower(*inputs).compile().memory_analysis()
-        own = sum(x.size * x.dtype.itemsize for x in inputs[5].values()) // lanes
+        used = train_chunk.lower(*inputs).compile().memory_analysis()
+        own = sum(x.size * x.dtype.itemsize for x in inputs[3].values()) // lanes
         return used.temp_size_in_bytes + used.output_size_in_bytes + 2 * own  # the next chunk's too
 
-    program = (training, mesh, plan.batches.shape[1:], bool(shared))
-    chunk = chunking.choose(program, chunk, clients, mesh, received, memory_of, memory)
+    program = (training, plan.batches.shape[1:], bool(shared))
+    chunk = engine.clients_at_once(program, clients, received, memory_of)
     start, ready = 0, None
     while start < clients:
         end = min(start + chunk * lanes, clients)
         try:
-            trained = _train_chunk(*(ready or arguments(start, chunk)))
+            trained = train_chunk(*(ready or arguments(start, chunk)))
             ready = None
             with contextlib.suppress(jax.errors.JaxRuntimeError):  # no room for two chunks: read it later
                 ready = arguments(end, chunk) if end < clients else None  # while the devices train
             jax.block_until_ready(trained)
         except jax.errors.JaxRuntimeError as error:
-            chunk, ready = chunking.halve(program, chunk, error), None
+            chunk, ready = engine.halve(program, chunk, error), None
             continue
         yield np.arange(start, end), *jax.tree.map(itemgetter(slice(end - start)), trained)
         start = end
@@ -238,7 +231,6 @@ def _alone(function):
     return mapped
 
 
-@partial(jax.jit, static_argnums=(0, 1))
 def _train_chunk(training, mesh, frozen, received, shared, own, steps, batches, private, keys):
     """A chunk of clients on every device. Nothing crosses from client to client.
 
@@ -272,15 +264,13 @@ def _train_chunk(training, mesh, frozen, received, shared, own, steps, batches, 
     )(frozen, received, shared, own, steps, batches, private, keys)
 
 
-_loop_step = jax.jit(_client_step, static_argnums=0)
-
-
-def _train_loop(training, frozen, received, examples, plan, private, keys):
+def _train_loop(engine, training, frozen, received, examples, plan, private, keys):
+    client_step = engine.compiled(_client_step, training)
     for k, steps in enumerate(plan.steps):
         carry = (training.init(frozen, received), jnp.float32(0))
         own, batches = _of_one(examples, plan, k)
         for step in range(int(steps)):
-            carry = _loop_step(training, frozen, received, own, batches, keys[k], step, carry)
+            carry = client_step(frozen, received, own, batches, keys[k], step, carry)
         mine = jax.tree.map(lambda x, k=k: x[k], private)
         state, total = _only_finite(training.init(frozen, received), *carry)
         update = training.final(frozen, received, state, mine)
@@ -296,16 +286,19 @@ def _of_one(examples: Examples, plan: Schedule, row: int) -> tuple[Examples, np.
     return {name: jnp.asarray(array[rows]) for name, array in examples.items()}, batches
 
 
-def first_not_finite(training, frozen, received, examples, plan, row, key) -> tuple[int, str] | None:
+def first_not_finite(
+    engine: Engine, training, frozen, received, examples, plan, row, key
+) -> tuple[int, str] | None:
     """Replay one client step by step: the first step, from 1, that leaves a value not finite.
 
     Returns:
         (step, 'loss' or 'training state'), or None where every step is finite.
     """
+    client_step = engine.compiled(_client_step, training)
     carry = (training.init(frozen, received), jnp.float32(0))
     own, batches = _of_one(examples, plan, row)
     for step in range(int(plan.steps[row])):
-        carry = _loop_step(training, frozen, received, own, batches, key, step, carry)
+        carry = client_step(frozen, received, own, batches, key, step, carry)
         if not jnp.isfinite(carry[1]):
             return step + 1, "loss"
         if not jnp.isfinite(_only_finite(carry[0], *carry)[1]):

@@ -140,12 +140,12 @@ def play_round(
     marks.append(time.perf_counter())
     mine = hosts.share(len(cohort))
     examples, its = _examples(problem, method.inputs, plan.of(mine))
-    sent = uplink.train_and_send(config, method, state, received, examples, its, cohort)
+    sent = uplink.train_and_send(problem.engine, method, state, received, examples, its, cohort)
     for row in np.flatnonzero(~np.isfinite(sent.losses)):
         client = cohort.clients[row]
         theirs, its = _examples(problem, method.inputs, plan.of([row]))
-        key = cohort.key(client)
-        at = training.first_not_finite(method.client, method.frozen, received, theirs, its, 0, key)
+        replayed = problem.engine, method.client, method.frozen
+        at = training.first_not_finite(*replayed, received, theirs, its, 0, cohort.key(client))
         step, what = at or ("unknown", "loss")
         lost[int(row)] = faults.NOT_FINITE
         logging.warning(

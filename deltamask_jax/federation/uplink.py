@@ -15,6 +15,7 @@ import numpy as np
 from deltamask_jax import devices
 from deltamask_jax.federation import cohort as training
 from deltamask_jax.federation import hosts
+from deltamask_jax.federation.engine import Engine
 from deltamask_jax.methods import Method
 from deltamask_jax.task import Cohort
 
@@ -39,7 +40,7 @@ class Sent:
 
 
 def train_and_send(
-    config,
+    engine: Engine,
     method: Method,
     state: Any,
     received: Any,
@@ -56,6 +57,7 @@ def train_and_send(
     """
     mine = cohort.of(hosts.share(len(cohort)))
     chunks = training.train_in_chunks(
+        engine,
         method.client,
         method.frozen,
         received,
@@ -63,10 +65,6 @@ def train_and_send(
         plan,
         method.private(mine),
         mine.keys(),
-        backend=config.cohort.backend,
-        chunk=config.cohort.chunk,
-        memory=int(config.cohort.memory * 2**30),
-        mesh=devices.mesh(config.cohort.weight_shards),
     )
 
     def encode(rows, updates):

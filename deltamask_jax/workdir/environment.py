@@ -1,6 +1,5 @@
 """What a run ran on: versions, commit, hardware."""
 
-import os
 import platform
 import shlex
 import subprocess
@@ -12,6 +11,7 @@ from typing import Any
 import jax
 
 import deltamask_jax
+from deltamask_jax import threads
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "pyfusefilter")
 # What jax reads from the environment and a run cannot do without: types, and what is drawn from a key.
@@ -78,7 +78,7 @@ def describe() -> dict[str, Any]:
         **program(),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cpu_cores": os.cpu_count(),
+        "cpu_cores": threads.count(),
         "devices": f"{len(devices)} × {devices[0].device_kind}",
         "command": _command(sys.argv),
         **unusual(),

@@ -8,7 +8,9 @@ import numpy as np
 import optax
 import pytest
 
+from deltamask_jax import devices
 from deltamask_jax.federation import cohort
+from deltamask_jax.federation.engine import Engine
 from deltamask_jax.local_training import cross_entropy, mask_training, weight_training
 from deltamask_jax.public_random import MASK, stream_key
 
@@ -67,7 +69,10 @@ def training(problem):
     )
 
 
-def run(problem, training, clients, backend, chunk=1, place=lambda inputs: inputs):
+ONE_DEVICE = devices.mesh(devices=jax.local_devices()[:1])
+
+
+def run(problem, training, clients, backend, chunk=1, place=lambda inputs: inputs, engine=None):
     received = {
         "theta": jnp.full(problem.task.index.d, 60000, jnp.uint16),
         "head": problem.task.head,
@@ -76,6 +81,7 @@ def run(problem, training, clients, backend, chunk=1, place=lambda inputs: input
     keys = jax.vmap(lambda c: jax.random.fold_in(jax.random.key(3), c))(jnp.asarray(clients))
     words = jnp.asarray([stream_key(0, 1, int(c), MASK)[0] for c in clients])
     (theta, private), losses = cohort.train(
+        engine or Engine(ONE_DEVICE, backend, chunk),
         training,
         {"params": problem.task.params},
         received,
@@ -83,8 +89,6 @@ def run(problem, training, clients, backend, chunk=1, place=lambda inputs: input
         plan(problem, clients),
         words,
         keys,
-        backend=backend,
-        chunk=chunk,
     )
     np.testing.assert_array_equal(private, words)  # each client got its own
     return np.asarray(theta).astype(np.int64), losses
@@ -155,7 +159,7 @@ def test_padding_examples_do_not_move_the_weights():
     w = jnp.zeros((4, 2))
     examples = {"inputs": jnp.asarray(inputs), "labels": jnp.asarray(labels)}
     keys = jax.random.split(jax.random.key(0), 1)
-    updates, _ = cohort.train(training, (), w, examples, schedule, (), keys)
+    updates, _ = cohort.train(Engine(ONE_DEVICE), training, (), w, examples, schedule, (), keys)
     for _ in range(4):
         p = jax.nn.softmax(inputs @ w)
         w = w - 0.5 * inputs.T @ (p - jax.nn.one_hot(labels, 2)) / 3
@@ -177,8 +181,9 @@ def test_a_client_without_examples_returns_what_it_received():
     )
     examples = {"inputs": jnp.ones((2, 3)), "labels": jnp.zeros(2, jnp.int32)}
     start = jnp.ones((3, 2))
+    keys = jax.random.split(jax.random.key(0), 2)
     updates, losses = cohort.train(
-        training, (), start, examples, schedule, (), jax.random.split(jax.random.key(0), 2), chunk=2
+        Engine(ONE_DEVICE, chunk=2), training, (), start, examples, schedule, (), keys
     )
     np.testing.assert_array_equal(updates[1], start)
     assert losses[1] == 0 and (updates[0] != start).any()
@@ -186,7 +191,7 @@ def test_a_client_without_examples_returns_what_it_received():
 
 @pytest.mark.parametrize("place", [lambda inputs: inputs, np.asarray], ids=["on devices", "on the host"])
 def test_rounds_do_not_compile_again(problem, training, place):
-    run(problem, training, np.array([0, 1]), "vmap", place=place)
-    before = cohort._train_chunk._cache_size()
-    run(problem, training, np.array([4, 2]), "vmap", place=place)  # other sizes, same program
-    assert cohort._train_chunk._cache_size() == before
+    engine = Engine(ONE_DEVICE)
+    for clients in ([0, 1], [4, 2]):  # other sizes, same program
+        run(problem, training, np.array(clients), "vmap", place=place, engine=engine)
+    assert engine.compiled(cohort._train_chunk, training, ONE_DEVICE)._cache_size() == 1

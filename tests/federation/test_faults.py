@@ -98,6 +98,7 @@ def test_the_merge_is_the_weighted_mean_of_the_survivors(problem):
         seen = struck.batches[client][: struck.steps[client]]
         count = len(np.unique(seen[seen >= 0]))
         alone = cohort.train(
+            problem.engine,
             method.training,
             method.frozen,
             method.receive(method.broadcast(method.init(), 1), 1),

@@ -1,7 +1,10 @@
-"""The chunk: chosen from memory and backend, halved when memory runs out, coded while the next trains."""
+"""The engine: programs compiled once; the chunk chosen from memory and backend, halved when memory runs out,
+coded while the next trains."""
 
 import dataclasses
+import gc
 import threading
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -9,17 +12,17 @@ import numpy as np
 import pytest
 
 from deltamask_jax import devices, methods
-from deltamask_jax.federation import chunking, cohort, uplink
+from deltamask_jax.federation import cohort, engine, uplink
+from deltamask_jax.federation.engine import Engine
 from tests.federation.test_cohort import plan, watched
 
 MESH = devices.mesh(devices=jax.local_devices()[:1])
-SMALL, LARGE = np.zeros(1000, np.uint16), np.zeros(chunking.CPU_BYTES // 4, np.uint16)
+SMALL, LARGE = np.zeros(1000, np.uint16), np.zeros(engine.CPU_BYTES // 4, np.uint16)
 
 
-def choose(asked=0, clients=30, received=SMALL, per_client=1, memory=1000, program=None):
-    return chunking.choose(
-        program or object(), asked, clients, MESH, received, lambda chunk: chunk * per_client, memory
-    )
+def choose(asked=0, clients=30, received=SMALL, per_client=1, memory=1000):
+    its = Engine(MESH, chunk=asked, memory=memory)
+    return its.clients_at_once("program", clients, received, lambda chunk: chunk * per_client)
 
 
 def test_choice():
@@ -31,22 +34,38 @@ def test_choice():
 
 
 def test_accelerators_leave_chunks_to_code_behind():
-    assert chunking._wanted(30, LARGE, "gpu") == 8
-    assert chunking._wanted(2, LARGE, "gpu") == 1
+    assert engine._wanted(30, LARGE, "gpu") == 8
+    assert engine._wanted(2, LARGE, "gpu") == 1
 
 
 def test_out_of_memory_halves_for_good_and_ends_at_one_client():
-    program, full = (
-        object(),
-        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"),
-    )
-    assert choose(program=program, asked=8) == 8
-    assert chunking.halve(program, 8, full) == 4
-    assert choose(program=program, asked=8) == 4 and choose(program=program) == 4
-    with pytest.raises(MemoryError, match="config.batch_size"):
-        chunking.halve(program, 1, full)
-    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
-        chunking.halve(program, 8, jax.errors.JaxRuntimeError("INTERNAL: something else"))
+    full = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
+    for asked in (8, 0):
+        its = Engine(MESH, chunk=asked, memory=8)
+        assert its.clients_at_once("program", 30, SMALL, lambda chunk: chunk) == 8
+        assert its.halve("program", 8, full) == 4
+        assert its.clients_at_once("program", 30, SMALL, lambda chunk: chunk) == 4
+        assert its.clients_at_once("another", 30, SMALL, lambda chunk: chunk) == 8
+        with pytest.raises(MemoryError, match="config.batch_size"):
+            its.halve("program", 1, full)
+        with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+            its.halve("program", 8, jax.errors.JaxRuntimeError("INTERNAL: something else"))
+
+
+def test_a_program_is_compiled_once_and_goes_with_the_engine():
+    def scaled(factor, x):
+        return x * factor(x)
+
+    def factor(x):
+        return 3.0
+
+    its, gone = Engine(MESH), weakref.ref(factor)
+    assert its.compiled(scaled, factor)(2.0) == 6 == its.compiled(scaled, factor)(jnp.float32(2))
+    assert its.compiled(scaled, factor) is its.compiled(scaled, factor)
+    assert its.compiled(scaled, factor) is not Engine(MESH).compiled(scaled, factor)
+    del its, factor
+    gc.collect()
+    assert gone() is None
 
 
 @pytest.fixture
@@ -66,41 +85,46 @@ def arguments(problem, method, clients):
     )
 
 
-def test_clients_that_ran_out_of_memory_train_again_in_smaller_chunks(problem, method, monkeypatch):
+class Watched(Engine):
+    """An engine of four clients a chunk that notes how many it is given, and is out of memory when told."""
+
+    def __init__(self, mesh, tried, full):
+        super().__init__(mesh, chunk=4)
+        self.__dict__.update(tried=tried, full=full)
+
+    def compiled(self, *function):
+        program = super().compiled(*function)
+
+        def watched(*inputs):
+            self.tried.append(len(inputs[4]))
+            if self.full():
+                raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+            return program(*inputs)
+
+        return watched
+
+
+def test_clients_that_ran_out_of_memory_train_again_in_smaller_chunks(problem, method):
     """A device with room for two clients, asked for four at once."""
     clients = np.arange(5)
-    expected, losses = cohort.train(*arguments(problem, method, clients), chunk=2)
-    train_chunk, tried = cohort._train_chunk, []
-
-    def with_room_for_two(*inputs):
-        tried.append(len(inputs[6]))
-        if tried[-1] > 2:
-            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
-        return train_chunk(*inputs)
-
-    monkeypatch.setattr(cohort, "_train_chunk", with_room_for_two)
-    updates, again = cohort.train(*arguments(problem, method, clients), chunk=4)
+    expected, losses = cohort.train(Engine(MESH, chunk=2), *arguments(problem, method, clients))
+    tried = []
+    full = Watched(MESH, tried, lambda: tried[-1] > 2)
+    updates, again = cohort.train(full, *arguments(problem, method, clients))
     assert tried == [4, 2, 2, 2]
     np.testing.assert_array_equal(updates, expected)
     np.testing.assert_array_equal(again, losses)
 
 
-def test_a_chunk_after_one_that_ran_out_of_memory_trains_on_its_own_examples(problem, method, monkeypatch):
+def test_a_chunk_after_one_that_ran_out_of_memory_trains_on_its_own_examples(problem, method):
     """The second chunk's arguments are there already, for four clients, when its memory runs out."""
     clients = np.array([0, 1, 2, 3, 4, 5])
     inputs = list(arguments(problem, method, clients))
-    expected, losses = cohort.train(*inputs, chunk=2)
+    expected, losses = cohort.train(Engine(MESH, chunk=2), *inputs)
     inputs[3] = jax.tree.map(np.asarray, inputs[3])
-    train_chunk, tried = cohort._train_chunk, []
-
-    def full_the_second_time(*inputs):
-        tried.append(len(inputs[6]))
-        if len(tried) == 2:
-            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
-        return train_chunk(*inputs)
-
-    monkeypatch.setattr(cohort, "_train_chunk", full_the_second_time)
-    updates, again = cohort.train(*inputs, chunk=4)
+    tried = []
+    full_the_second_time = Watched(MESH, tried, lambda: len(tried) == 2)
+    updates, again = cohort.train(full_the_second_time, *inputs)
     assert tried == [4, 4, 2]
     np.testing.assert_array_equal(updates[4:], expected[4:])
     np.testing.assert_array_equal(again[4:], losses[4:])
@@ -109,7 +133,7 @@ def test_a_chunk_after_one_that_ran_out_of_memory_trains_on_its_own_examples(pro
 def test_examples_without_room_for_two_chunks_are_read_when_the_first_is_done(problem, method, monkeypatch):
     clients, divided, fails = np.arange(3), devices.divided, iter([False, True, False])
     inputs = list(arguments(problem, method, clients))
-    expected, _ = cohort.train(*inputs, chunk=1)
+    expected, _ = cohort.train(Engine(MESH), *inputs)
     inputs[3] = jax.tree.map(np.asarray, inputs[3])
 
     def full_the_second_time(tree, mesh):
@@ -118,7 +142,7 @@ def test_examples_without_room_for_two_chunks_are_read_when_the_first_is_done(pr
         return divided(tree, mesh)
 
     monkeypatch.setattr(devices, "divided", full_the_second_time)
-    updates, _ = cohort.train(*inputs, chunk=1)
+    updates, _ = cohort.train(Engine(MESH), *inputs)
     np.testing.assert_array_equal(updates, expected)
     assert next(fails, "used up") == "used up"
 
@@ -126,16 +150,16 @@ def test_examples_without_room_for_two_chunks_are_read_when_the_first_is_done(pr
 def test_the_memory_of_a_chunk_counts_its_examples_on_the_host_and_reads_none(problem, method, monkeypatch):
     inputs, measured, read = list(arguments(problem, method, np.arange(4))), [], []
 
-    def choose(program, asked, clients, mesh, received, memory_of, memory):
+    def choose(self, program, clients, received, memory_of):
         measured.append(memory_of(2))
         assert not read
         return 2
 
-    monkeypatch.setattr(chunking, "choose", choose)
-    cohort.train(*inputs, chunk=0)
+    monkeypatch.setattr(Engine, "clients_at_once", choose)
+    cohort.train(Engine(MESH), *inputs)
     tokens, labels = map(np.asarray, inputs[3].values())
     inputs[3] = {"inputs": watched(tokens, read), "labels": labels}
-    cohort.train(*inputs, chunk=0)
+    cohort.train(Engine(MESH), *inputs)
     assert len(read) == 2
     a_client = 20 * (tokens[0].nbytes + 4)  # the largest has 20 examples and their labels
     on_devices, on_host = measured
@@ -159,7 +183,7 @@ def test_a_chunk_is_encoded_while_the_next_trains(problem, method, monkeypatch):
     watched, key = dataclasses.replace(method, encode=encode), jax.random.key(0)
     schedule = plan(problem, clients, epochs=1)
     sent = uplink.train_and_send(
-        problem.config, watched, method.init(), None, None, schedule, clients, 1, key
+        problem.engine, watched, method.init(), None, None, schedule, clients, 1, key
     )
     assert len(sent.payloads) == len(sent.updates) == len(sent.losses) == 4
     assert 0 <= sent.exposed_seconds <= sent.codec_seconds

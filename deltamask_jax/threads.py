@@ -1,0 +1,77 @@
+"""Threads for work on the host: as many as this process has cores, however deep the calls that ask for them.
+
+A cohort's payloads are encoded side by side, and each of them works on its positions side by side. There are
+two pools for that in a process, one for the outer work and one for what that work divides in turn. Deeper
+calls run on the thread that makes them, so that no thread waits for a pool it fills itself.
+"""
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+LEVELS = 2  # pools; 2 × count() threads at most
+
+
+class Pool(Protocol):
+    """What `pool` gives: `ThreadPoolExecutor.map`, or the builtin `map`."""
+
+    def map(self, function: Callable, *iterables: Iterable) -> Iterator[Any]: ...
+
+
+def count() -> int:
+    """Cores this process may run on, which `taskset` and containers restrict."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def pool(threads: int | None = None) -> Iterator[Pool]:
+    """Threads to map a function over.
+
+    Args:
+        threads: how many, of the caller's own; None = the process's for this depth.
+    """
+    level = getattr(_here, "level", 0)
+    if level == LEVELS:
+        yield _Inline
+    elif threads:
+        with _started(threads, level + 1) as own:
+            yield own
+    else:
+        yield _shared(level)
+
+
+class _Inline:
+    map = map
+
+
+_here = threading.local()  # level: how many pools this thread is inside of
+_pools: dict[int, ThreadPoolExecutor] = {}
+_lock = threading.Lock()
+
+
+def _shared(level: int) -> ThreadPoolExecutor:
+    with _lock:
+        if level not in _pools:
+            _pools[level] = _started(count(), level + 1)
+        return _pools[level]
+
+
+def _started(threads: int, level: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "host", lambda: setattr(_here, "level", level))
+
+
+def _forget() -> None:
+    """A forked child has the pools but not their threads."""
+    global _lock
+    _lock = threading.Lock()
+    _pools.clear()
+    _here.__dict__.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
