@@ -40,7 +40,7 @@ def start(coordinator: str, processes: int | None, process: int | None, patience
     """
     global _others
     if not coordinator:
-        if (processes, process) != (None, None) and processes != 1:
+        if (processes, process) not in ((None, None), (1, None), (1, 0)):
             raise ValueError(
                 "--processes and --process need --coordinator=HOST:PORT of process 0, or --coordinator=auto: "
                 "without it this process would run alone"

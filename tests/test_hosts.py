@@ -77,6 +77,18 @@ def test_incomplete_addresses_are_refused():
             hosts.start(coordinator, 2, 0)
 
 
+@pytest.mark.parametrize("numbers", [(2, None), (None, 0), (None, 3), (2, 0), (1, 3), (1, -1), (0, None)])
+def test_numbers_of_processes_without_a_coordinator_are_refused(numbers):
+    with pytest.raises(ValueError, match="need --coordinator=HOST:PORT"):
+        hosts.start("", *numbers)
+
+
+@pytest.mark.parametrize("numbers", [(None, None), (1, None), (1, 0)])
+def test_one_process_needs_no_coordinator(numbers):
+    hosts.start("", *numbers)
+    assert hosts.count() == 1
+
+
 RUN = """
 import os, signal, sys
 import jax
