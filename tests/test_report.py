@@ -131,7 +131,7 @@ def test_a_torn_line_ends_what_is_shown_and_is_named(tmp_path, caplog):
     "file, text",
     [("summary.json", "{"), ("split.json", "[1]"), ("config.json", "3"), ("split.json", "\udcff")],
 )
-def test_a_broken_run_does_not_cost_the_others(tmp_path, caplog, file, text):
+def test_a_broken_run_does_not_cost_the_others(tmp_path, caplog, capsys, file, text):
     write_run(tmp_path / "whole")
     write_run(tmp_path / "broken")
     (tmp_path / "broken" / file).write_text(text, errors="surrogateescape")
@@ -141,6 +141,7 @@ def test_a_broken_run_does_not_cost_the_others(tmp_path, caplog, file, text):
     assert f"Left out: {tmp_path}/broken holds a damaged file" in page and "80.00" in page
     assert "payload.png cannot be shown" in page
     assert f"{tmp_path}/broken" in caplog.text
+    assert "page.html: 1 run (1 left out), " in capsys.readouterr().out
 
 
 def test_the_command_line_names_what_is_wrong(tmp_path, capsys):
@@ -152,7 +153,8 @@ def test_the_command_line_names_what_is_wrong(tmp_path, capsys):
         report.main([str(tmp_path)])
     (tmp_path / "one" / "summary.json").unlink()
     report.main([str(tmp_path)])
-    assert (tmp_path / "report.html").stat().st_size > 20_000 and "1 run" in capsys.readouterr().out
+    assert (tmp_path / "report.html").stat().st_size > 20_000
+    assert "report.html: 1 run, " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("field, value", [("uplink_bytes", "many"), ("seconds", None), ("accuracy", [1])])
