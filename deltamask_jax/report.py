@@ -104,7 +104,10 @@ def load(workdir: Path, name: str) -> Run:
         path = workdir / file
         if not path.exists():
             return default
-        value = json.loads(path.read_text())
+        try:
+            value = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{file} is not JSON ({error})") from None
         if not isinstance(value, dict):
             raise TypeError(f"{file} is no JSON object")
         return value
@@ -124,7 +127,7 @@ def load(workdir: Path, name: str) -> Run:
             workdir=workdir,
             config=config_lib.flatten(ConfigDict(read("config.json", {}))),
             records=lines("metrics.jsonl", _NEEDED),
-            summary=read("summary.json", None),
+            summary=workdirs.summary_of(workdir),
             diagnostics=lines("diagnostics.jsonl", {"round"}),
             environment=read("environment.json", {}),
             split=[client["labels"] for client in split["clients"]] if split else None,

@@ -28,6 +28,7 @@ from ml_collections import ConfigDict
 
 from deltamask_jax import config as config_lib
 from deltamask_jax import config_files, experiment, methods, metrics, report
+from deltamask_jax import workdir as workdirs
 from deltamask_jax.paths import expanded
 
 # The quick start's network and data, made small enough that a run takes seconds once it is compiled.
@@ -121,7 +122,7 @@ def is_done(workdir: Path, config: ConfigDict) -> bool:
     Raises:
         ValueError: it holds another one, or a damaged one.
     """
-    if not (workdir / "summary.json").exists():
+    if workdirs.summary_of(workdir) is None:
         return False
     found = config_lib.flatten(ConfigDict(settings_in(workdir)))
     wanted = config_lib.flatten(ConfigDict(json.loads(json.dumps(config.to_dict()))))

@@ -170,11 +170,18 @@ def test_numbers_that_are_none_leave_out_their_run_alone(field, value, tmp_path)
 
 
 @pytest.mark.parametrize("file", ["config.json", "summary.json", "split.json", "environment.json"])
-@pytest.mark.parametrize("content", [b"[1]", b"3", b"\xff"])
+@pytest.mark.parametrize("content", [b"[1]", b"3", b"\xff", b"{"])
 def test_json_that_is_something_else_leaves_out_its_run(file, content, tmp_path):
     write_run(tmp_path / "one")
     (tmp_path / "one" / file).write_bytes(content)
-    with pytest.raises(ValueError, match="one holds a damaged file"):
+    with pytest.raises(ValueError, match=f"one holds a damaged file: .*{file} is "):
+        report.load(tmp_path / "one", "one")
+
+
+def test_a_summary_that_lacks_all_leaves_out_its_run(tmp_path):
+    write_run(tmp_path / "one")
+    (tmp_path / "one" / "summary.json").write_text("{}")
+    with pytest.raises(ValueError, match="summary.json is damaged.* remove it, and the run's own command"):
         report.load(tmp_path / "one", "one")
 
 

@@ -136,6 +136,9 @@ def test_damaged_runs_cost_only_themselves(tmp_path, monkeypatch, capsys):
     (tmp_path / "a" / "seed0" / "config.json").write_text("[1]")
     with pytest.raises(SystemExit, match="config.json is not a run's"):
         runner.main("doc", lambda smoke: RUNS, [f"--out={tmp_path}"])
+    (tmp_path / "a" / "seed0" / "summary.json").write_text("{}")
+    with pytest.raises(SystemExit, match="a/seed0/summary.json is damaged"):
+        runner.main("doc", lambda smoke: RUNS, [f"--out={tmp_path}"])
 
 
 @pytest.mark.parametrize(
