@@ -11,6 +11,7 @@ rounding to 8 bits is unbiased, so its errors average out over clients and round
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -33,6 +34,18 @@ def tunes_prefix(config) -> bool:
     return config.peft.kind != "head" and config.peft.scope == "network"
 
 
+def check_kind(kind: str, network: Any, name: str) -> None:
+    """Refuse what a network of this architecture cannot have beside its head.
+
+    Raises:
+        ValueError: naming what it can have.
+    """
+    if kind in ("head", "bias"):
+        return
+    if not isinstance(network, ViTConfig) or (network.scenic and kind != "lora"):
+        raise ValueError(f"config.peft.kind={kind!r} is not for {name}: use 'head' or 'bias'")
+
+
 def initial_parts(config, task: Task) -> adapters.Parts:
     """What is tuned beside the head, as both ends know it before the first round.
 
@@ -50,8 +63,7 @@ def initial_parts(config, task: Task) -> adapters.Parts:
     if options.kind == "bias":
         everything = options.scope == "network"
         return adapters.biases(task.params, ".*" if everything else network.trained_pattern(tuned))
-    if not isinstance(network, ViTConfig) or (network.scenic and options.kind != "lora"):
-        raise ValueError(f"config.peft.kind={options.kind!r} is not for {model.name}: use 'head' or 'bias'")
+    check_kind(options.kind, network, model.name)
     if options.kind == "adapter":
         return adapters.bottlenecks(key, network.width, blocks, options.adapter_width)
     if options.kind == "prompt":
