@@ -114,20 +114,30 @@ def available_ram() -> int:
 def keep_compilations() -> None:
     """Compiled programs stay in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR names another
     ('' = none). Without a folder that can be written the run compiles anew, and says so."""
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    named = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if named == "" or "://" in (named or ""):  # none, or a bucket, which is for jax to open
         return
     try:
-        folder = expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "deltamask_jax" / "xla"
+        folder = Path(named) if named else _usual_cache()
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(1 << 16))
     except (OSError, ValueError) as error:
+        if named:
+            jax.config.update("jax_compilation_cache_dir", None)  # else jax warns of every program
         logging.warning(
-            "compiled programs are not kept (%s); JAX_COMPILATION_CACHE_DIR names a folder", error
+            "compiled programs are not kept (%s); JAX_COMPILATION_CACHE_DIR %s",
+            error,
+            "must name a folder that can be written" if named else "names a folder",
         )
         return
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if not named:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _usual_cache() -> Path:
+    return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "deltamask_jax" / "xla"
 
 
 class Compilations:

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from deltamask_jax import models, pretrained
 from deltamask_jax.paths import expanded
 from deltamask_jax.pretrained.tensors import one_line, read_safetensors
+from deltamask_jax.workdir import claim
 
 
 def export(workdir: str | Path, out: str | Path | None = None) -> list[Path]:
@@ -59,6 +60,7 @@ def _finished(workdir: Path) -> tuple[ConfigDict, models.Model, dict[str, np.nda
     Raises:
         ValueError: it is not there, not finished, damaged, or learned no mask.
     """
+    claim.summary_of(workdir)  # a damaged one is refused
     try:
         config, split = (json.loads((workdir / file).read_text()) for file in ("config.json", "split.json"))
         config = ConfigDict(config)

@@ -68,8 +68,8 @@ def parse_flags(argv: list[str]) -> list[str]:
     except (AttributeError, KeyError):  # an override of a setting that does not exist
         known = config_lib.flatten(config_files.defaults())
         for arg in argv:
-            name = arg.lstrip("-").split("=")[0].removeprefix("config.")
-            if arg.lstrip("-").startswith("config.") and name not in known:
+            section, dot, name = arg.lstrip("-").split("=")[0].partition(".")
+            if dot and section in ("config", "noconfig") and name not in known:  # --noconfig.x: x = False
                 _stop(f"unknown setting config.{name}: {config_lib.nearest(name, known)}")
         raise
     except OSError as error:

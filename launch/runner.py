@@ -30,7 +30,7 @@ from deltamask_jax import config as config_lib
 from deltamask_jax import config_files, experiment, methods
 from deltamask_jax.paths import expanded
 from deltamask_jax.reporting import report
-from deltamask_jax.workdir import files
+from deltamask_jax.workdir import claim, files
 
 # The quick start's network and data, made small enough that a run takes seconds once it is compiled.
 SMOKE_CONFIG = "configs/quickstart.py"
@@ -123,7 +123,7 @@ def is_done(workdir: Path, config: ConfigDict) -> bool:
     Raises:
         ValueError: it holds another one, or a damaged one.
     """
-    if not (workdir / "summary.json").exists():
+    if claim.summary_of(workdir) is None:
         return False
     found = config_lib.flatten(ConfigDict(settings_in(workdir)))
     wanted = config_lib.flatten(ConfigDict(json.loads(json.dumps(config.to_dict()))))

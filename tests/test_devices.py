@@ -56,3 +56,23 @@ def test_without_a_cache_folder_a_line_says_so(kept, monkeypatch, tmp_path, capl
     devices.keep_compilations()
     (line,) = caplog.messages
     assert not kept and reason in line and "JAX_COMPILATION_CACHE_DIR" in line
+
+
+@pytest.mark.parametrize("made_unusable", [a_file, a_full_disk])
+def test_a_named_cache_folder_that_cannot_be_written_is_not_used(
+    kept, monkeypatch, tmp_path, caplog, made_unusable
+):
+    """jax itself would warn of every program it compiles."""
+    made_unusable(monkeypatch, tmp_path)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
+    devices.keep_compilations()
+    (line,) = caplog.messages
+    assert kept == {"jax_compilation_cache_dir": None}
+    assert line.endswith("JAX_COMPILATION_CACHE_DIR must name a folder that can be written")
+
+
+@pytest.mark.parametrize("named", ["", "gs://bucket/xla", "{}/new/folder"])
+def test_a_named_cache_is_left_to_jax(kept, monkeypatch, tmp_path, caplog, named):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", named.format(tmp_path))
+    devices.keep_compilations()
+    assert not kept and not caplog.text

@@ -78,6 +78,7 @@ def test_errors_are_one_line(finished, tmp_path, capsys):
         ("split.json", b'{"class_names": 3}', "holds no run, or a damaged one"),
         ("split.json", b'{"class_names": ["a"]}', "its head has not 1 classes"),
         ("split.json", None, "holds no finished run"),
+        ("summary.json", b"{}", "summary.json is damaged"),
         ("deltamask.safetensors", None, "there is no deltamask.safetensors yet"),
         ("deltamask.safetensors", b"", "deltamask.safetensors is no readable safetensors file: it is empty"),
         ("deltamask.safetensors", {"mask": np.zeros(9, np.uint8)}, "lacks theta, head/kernel, head/bias"),
@@ -85,7 +86,7 @@ def test_errors_are_one_line(finished, tmp_path, capsys):
 )
 def test_folders_that_are_no_runs_or_damaged_are_told_in_one_line(finished, file, content, message, capsys):
     workdir, *_ = finished
-    (workdir / file).unlink()
+    (workdir / file).unlink(missing_ok=True)
     if isinstance(content, dict):
         save_file(content, workdir / file)
     elif content is not None:

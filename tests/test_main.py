@@ -21,6 +21,8 @@ def run(*arguments, **environment):
         (["--config=configs/nope.py"], "nope.py"),
         (["--config=configs/quickstart.py", "--config.round=3"], "did you mean 'rounds'"),
         (["--config=configs/quickstart.py", "--config.mask.theta=1"], "did you mean 'mask.theta_"),
+        (["--config=configs/quickstart.py", "--noconfig.tensorbord"], "did you mean 'tensorboard'"),
+        (["--config=configs/quickstart.py", "--noconfig.mask.theta"], "did you mean 'mask.theta_"),
         (["--config=configs/quickstart.py", "--config.rounds=x"], "invalid literal"),
         (["--config=configs/quickstart.py", "--confg.rounds=1"], "Unknown command line flag"),
         (["--config=configs/quickstart.py:smoke"], "takes no options"),

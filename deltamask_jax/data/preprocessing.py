@@ -2,19 +2,22 @@
 
 The resize is Pillow's, which the published CLIP, DINOv2, ViT and ConvMixer weights were evaluated
 with: a separable filter widened when shrinking (antialiased), rounded to 8 bits after each pass,
-width before height (Pillow 13 turns the order for some tall images, which moves a fifth of their
-pixels by one grey level). Here a pass is one matrix product over all images of a size.
+width before height (Pillow 13 by itself turns the order for some tall images, which moves a fifth of
+their pixels by one grey level).
 """
 
 import dataclasses
-import functools
 import math
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 
-_SUPPORT = {"bilinear": 1.0, "bicubic": 2.0}  # half-width of the filter, in source pixels
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_AT_ONCE = 16  # images a thread takes
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Preprocessing:
     def __post_init__(self):
         if self.resize not in ("exact", "shorter"):
             raise ValueError(f"resize must be 'exact' or 'shorter', got {self.resize!r}")
-        if self.filter not in _SUPPORT:
+        if self.filter not in _FILTERS:
             raise ValueError(f"filter must be 'bilinear' or 'bicubic', got {self.filter!r}")
         if self.size < 1 or not 0 < self.crop <= 1:
             raise ValueError(f"size must be ≥ 1 and crop in (0, 1], got {self.size} and {self.crop}")
@@ -83,12 +86,18 @@ def apply(images: np.ndarray | Sequence[np.ndarray], preprocessing: Preprocessin
     """
     p = preprocessing
     if isinstance(images, np.ndarray):
-        pixels = _resize_and_crop(_with_channels(images, 3), p)
-        pixels = np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels
+        images = _with_channels(images, 3)
     else:
-        pixels = np.empty((len(images), p.size, p.size, 3), np.uint8)
-        for i, image in enumerate(images):
-            pixels[i] = _resize_and_crop(_with_channels(image, 2)[None], p)[0]
+        images = [_with_channels(image, 2) for image in images]
+    pixels = np.empty((len(images), p.size, p.size, 3), np.uint8)
+
+    def fill(start: int) -> None:
+        for i in range(start, min(start + _AT_ONCE, len(images))):
+            pixels[i] = _resize_and_crop(images[i], p)
+
+    # Pillow resizes outside the interpreter lock.
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        list(pool.map(fill, range(0, len(images), _AT_ONCE)))
     # A row of pixels at a time: NumPy's inner loop over three channels alone is eight times slower.
     mean, std = (np.tile(np.asarray(value, np.float32), p.size) for value in (p.mean, p.std))
     rows = pixels.reshape(len(pixels), p.size, 3 * p.size).astype(np.float32)
@@ -113,64 +122,23 @@ def _with_channels(images: np.ndarray, ndim: int) -> np.ndarray:
     return images
 
 
-def _resize_and_crop(images: np.ndarray, p: Preprocessing) -> np.ndarray:
-    """u8[n, h, w, c] → u8[n, size, size, c]."""
-    height, width = images.shape[1:3]
+def _resize_and_crop(image: np.ndarray, p: Preprocessing) -> np.ndarray:
+    """u8[h, w, c] → u8[size, size, c]; only what the crop keeps is computed."""
+    height, width, channels = image.shape
     if p.resize == "exact":
         rows, columns = p.size, p.size
     else:
         short = max(p.size, math.floor(p.size / p.crop + 1e-6))
         rows, columns = short * height // min(height, width), short * width // min(height, width)
-    top, left = (rows - p.size) // 2, (columns - p.size) // 2
-    above, down = _weights(height, rows, top, p.size, p.filter)
-    before, across = _weights(width, columns, left, p.size, p.filter)
-    images = images[:, above : above + down.shape[1], before : before + across.shape[1]]
-    if width != columns:
-        images = _round(np.einsum("xw,nhwc->nhxc", across, images.astype(np.float32), optimize=True))
-    if height != rows:
-        images = _round(np.einsum("yh,nhxc->nyxc", down, images.astype(np.float32), optimize=True))
-    return images
+    above, below = _kept(height, rows, p.size)
+    left, right = _kept(width, columns, p.size)
+    picture = Image.fromarray(image if channels == 3 else image[..., 0])
+    picture = picture.resize((p.size, height), _FILTERS[p.filter], (left, 0, right, height))
+    picture = picture.resize((p.size, p.size), _FILTERS[p.filter], (0, above, p.size, below))
+    return np.asarray(picture).reshape(p.size, p.size, channels)
 
 
-def _round(values: np.ndarray) -> np.ndarray:
-    np.add(values, np.float32(0.5), out=values)
-    np.clip(values, 0, 255, out=values)  # the filter overshoots at edges
-    return values.astype(np.uint8)
-
-
-@functools.lru_cache(maxsize=64)  # a photograph's matrix may take megabytes
-def _weights(source: int, target: int, start: int, size: int, filter: str) -> tuple[int, np.ndarray]:
-    """One pass of the resize as a matrix, only what the crop keeps and only over the pixels that it reads.
-
-    Args:
-        source, target: length before and after, pixels.
-        start, size: which pixels of the result the crop keeps.
-
-    Returns:
-        The first source pixel read, and f32[size, pixels read]; rows sum to 1. Where source equals target,
-        it is the identity over what is kept.
-    """
-    if source == target:
-        return start, np.eye(size, dtype=np.float32)
-    scale = source / target
-    stretch = max(scale, 1.0)
-    centre = (np.arange(start, start + size) + 0.5)[:, None] * scale
-    support = _SUPPORT[filter] * stretch
-    first, last = (np.floor(centre + side + 0.5).astype(np.int64) for side in (-support, support))
-    pixel = first + np.arange((last - first).max())  # Pillow's window
-    inside = (pixel >= 0) & (pixel < np.minimum(last, source))
-    weights = np.where(inside, _KERNEL[filter](np.abs((pixel + 0.5 - centre) / stretch)), 0.0)
-    weights /= weights.sum(axis=1, keepdims=True)
-    low, high = max(first[0, 0], 0), min(last[-1, 0], source)
-    matrix = np.zeros((size, high - low), np.float32)
-    matrix[np.nonzero(inside)[0], pixel[inside] - low] = weights[inside]
-    return int(low), matrix
-
-
-def _bicubic(x: np.ndarray, a: float = -0.5) -> np.ndarray:
-    near = ((a + 2) * x - (a + 3)) * x * x + 1
-    far = (((x - 5) * x + 8) * x - 4) * a
-    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
-
-
-_KERNEL = {"bilinear": lambda x: np.maximum(1 - x, 0.0), "bicubic": _bicubic}
+def _kept(source: int, target: int, size: int) -> tuple[float, float]:
+    """What part of a side of so many pixels the central `size` of `target` pixels come from."""
+    start = (target - size) // 2
+    return start * source / target, min((start + size) * source / target, source)

@@ -40,7 +40,7 @@ def start(coordinator: str, processes: int | None, process: int | None, patience
     """
     global _others
     if not coordinator:
-        if (processes, process) != (None, None) and processes != 1:
+        if (processes, process) not in ((None, None), (1, None), (1, 0)):
             raise ValueError(
                 "--processes and --process need --coordinator=HOST:PORT of process 0, or --coordinator=auto: "
                 "without it this process would run alone"
@@ -66,9 +66,15 @@ def _cluster(patience: float) -> tuple[str, int, int]:
     """Coordinator, number of processes, and which this is, from the cluster that started them."""
     from jax._src.clusters import ClusterEnv  # jax.distributed would start its own service as well
 
-    coordinator, processes, process, devices = ClusterEnv.auto_detect_unset_distributed_params(
-        None, None, None, None, None, int(patience)
-    )
+    try:
+        coordinator, processes, process, devices = ClusterEnv.auto_detect_unset_distributed_params(
+            None, None, None, None, None, int(patience)
+        )
+    except (RuntimeError, LookupError, ValueError) as error:  # the cluster's variables, as jax reads them
+        why = f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"--coordinator=auto: jax cannot read this cluster ({why}); give HOST:PORT of process 0"
+        ) from None
     if None in (coordinator, processes, process):
         raise ValueError("--coordinator=auto: jax finds no cluster here; give HOST:PORT of process 0")
     if devices:  # several processes on one host: a GPU each

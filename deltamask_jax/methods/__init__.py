@@ -19,9 +19,10 @@ from deltamask_jax.methods.klms import klms
 from deltamask_jax.methods.linear_probe import linear_probe
 from deltamask_jax.methods.masking import check_aggregator
 from deltamask_jax.methods.method import Method
-from deltamask_jax.methods.peft import peft, tunes_prefix
+from deltamask_jax.methods.peft import check_kind, peft, tunes_prefix
 from deltamask_jax.methods.qsgd import qsgd
 from deltamask_jax.methods.signsgd import signsgd
+from deltamask_jax.models import PRESETS
 from deltamask_jax.registry import look_up
 from deltamask_jax.task import Task
 
@@ -72,6 +73,8 @@ def check(config) -> None:
     look_up("config.method", config.method, METHODS)
     flip_codecs(config)
     check_aggregator(config)
+    if config.method == "peft":
+        check_kind(config.peft.kind, look_up("model", config.model.name, PRESETS), config.model.name)
     if config.method not in SEND_FLIPS:
         asked = {"robust.aggregator": config.robust.aggregator, "attack.kind": config.attack.kind}
         for name, value in asked.items():

@@ -33,6 +33,20 @@ def tunes_prefix(options: Any) -> bool:
     return options.kind != "head" and options.scope == "network"
 
 
+def check_kind(kind: str, network: Any, name: str) -> None:
+    """Refuse what a network of this architecture cannot have beside its head.
+
+    Raises:
+        ValueError: naming what it can have.
+    """
+    if kind in ("head", "bias"):
+        return
+    if not isinstance(network, ViTConfig):
+        raise ValueError(f"config.peft.kind={kind!r} is not for {name}: use 'head' or 'bias'")
+    if network.scenic and kind != "lora":
+        raise ValueError(f"config.peft.kind={kind!r} is not for {name}: use 'head', 'bias' or 'lora'")
+
+
 def initial_parts(options: Any, seed: int, task: Task) -> adapters.Parts:
     """What is tuned beside the head, as both ends know it before the first round.
 
@@ -50,8 +64,7 @@ def initial_parts(options: Any, seed: int, task: Task) -> adapters.Parts:
     if options.kind == "bias":
         everything = options.scope == "network"
         return adapters.biases(task.params, ".*" if everything else network.trained_pattern(tuned))
-    if not isinstance(network, ViTConfig) or (network.scenic and options.kind != "lora"):
-        raise ValueError(f"config.peft.kind={options.kind!r} is not for {model.name}: use 'head' or 'bias'")
+    check_kind(options.kind, network, model.name)
     if options.kind == "adapter":
         return adapters.bottlenecks(key, network.width, blocks, options.adapter_width)
     if options.kind == "prompt":

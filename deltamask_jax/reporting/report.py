@@ -104,7 +104,10 @@ def load(workdir: Path, name: str) -> Run:
         path = workdir / file
         if not path.exists():
             return default
-        value = json.loads(path.read_text())
+        try:
+            value = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{file} is not JSON ({error})") from None
         if not isinstance(value, dict):
             raise TypeError(f"{file} is no JSON object")
         return value
@@ -124,7 +127,7 @@ def load(workdir: Path, name: str) -> Run:
             workdir=workdir,
             config=config_lib.flatten(ConfigDict(read("config.json", {}))),
             records=lines("metrics.jsonl", _NEEDED),
-            summary=read("summary.json", None),
+            summary=claim.summary_of(workdir),
             diagnostics=lines("diagnostics.jsonl", {"round"}),
             environment=read("environment.json", {}),
             split=[client["labels"] for client in split["clients"]] if split else None,
@@ -279,8 +282,11 @@ def render(folders: list[Path]) -> str:
     Raises:
         ValueError: no run can be read, or jinja2 is not installed.
     """
+    return _page(*load_whole(folders))
+
+
+def _page(runs: list[Run], left_out: list[str]) -> str:
     page = template()
-    runs, left_out = load_whole(folders)
     for what in left_out:
         logging.warning("left out: %s", what)
     groups = group(runs)
@@ -322,10 +328,12 @@ def main(argv: list[str] | None = None) -> None:
     try:
         folders = find(arguments.workdir)
         out = expanded(arguments.out or arguments.workdir[0] / "report.html")
-        out.write_text(render(folders), encoding="utf-8")
+        runs, left_out = load_whole(folders)
+        out.write_text(_page(runs, left_out), encoding="utf-8")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    print(f"{out}: {len(folders)} run{'s' * (len(folders) > 1)}, {out.stat().st_size / 1e6:.1f} MB")
+    missing = f" ({len(folders) - len(runs)} left out)" if len(runs) < len(folders) else ""
+    print(f"{out}: {len(runs)} run{'s' * (len(runs) > 1)}{missing}, {out.stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

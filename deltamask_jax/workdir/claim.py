@@ -83,6 +83,27 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def summary_of(workdir: Path) -> dict[str, Any] | None:
+    """summary.json, or None where the run is not finished.
+
+    Raises:
+        ValueError: the file is not one that a run wrote; the message says what to do.
+    """
+    path = workdir / "summary.json"
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text())
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or "linear_probe_accuracy" not in found:
+        raise ValueError(
+            f"{path} is damaged, it is not what a run writes: remove it, and the run's own command makes it "
+            "again from the last checkpoint"
+        )
+    return found
+
+
 def _holds_a_run(workdir: Path) -> bool:
     """Whether a run has begun here: it left its marker, or what a version before the marker left."""
     if (workdir / MARKER).exists():

@@ -33,7 +33,8 @@ _USUAL = {
 
 
 def check() -> None:
-    """Refuse a jax without the device it was told to use, or whose settings change types or randomness.
+    """Refuse a jax without the CPU or the device it was told to use, or whose settings change types or
+    randomness.
 
     Call it after `hosts.start`: it starts jax's devices.
 
@@ -54,6 +55,13 @@ def check() -> None:
         raise ValueError(
             f"jax cannot start (JAX_PLATFORMS: {asked}): {why}; unset JAX_PLATFORMS or set it to cpu"
         ) from error
+    try:
+        jax.local_devices(backend="cpu")
+    except RuntimeError:
+        asked = jax.config.jax_platforms
+        raise ValueError(
+            f"JAX_PLATFORMS={asked} hides the CPU that codecs need: use JAX_PLATFORMS={asked},cpu"
+        ) from None
 
 
 def unusual() -> dict[str, Any]:

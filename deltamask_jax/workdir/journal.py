@@ -33,7 +33,7 @@ from absl import logging as absl_logging
 from deltamask_jax.federation import hosts
 from deltamask_jax.private_random import root_key
 from deltamask_jax.workdir import files, sigterm
-from deltamask_jax.workdir.claim import LINES, WAYS_OUT, claim, lines
+from deltamask_jax.workdir.claim import LINES, WAYS_OUT, claim, lines, summary_of
 
 FORMAT = 3  # of a checkpoint; raised when an older program could not read a newer one, or the reverse
 READABLE = (1, 2, 3)  # the checksum of format 1 covers the arrays alone; 1 and 2 know no client's memory
@@ -76,7 +76,7 @@ class Journal:
         summary: of a run that is finished already, else None.
 
     Raises:
-        ValueError, OSError: as `workdir.claim`.
+        ValueError, OSError: as `workdir.claim` and `workdir.summary_of`.
     """
 
     def __init__(self, workdir: Path, config):
@@ -84,8 +84,11 @@ class Journal:
         self._workdir, self._config = workdir, config
         self._lines = workdir / "metrics.jsonl"
         self._cleanup.callback(os.close, claim(workdir, config))
-        done = workdir / "summary.json"
-        self.summary = _of_first(json.loads(done.read_text()) if done.exists() else None)
+        try:
+            self.summary = _of_first(summary_of(workdir) if hosts.index() == 0 else None)
+        except ValueError:
+            self._cleanup.close()
+            raise
         self._writing = threading.Lock()  # held while files change; SIGTERM waits for it
         self._last: Progress | None = None  # committed, in no checkpoint yet
         self._saved = -1  # round of the newest checkpoint

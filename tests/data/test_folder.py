@@ -146,6 +146,28 @@ def test_all_bad_files_are_named_before_any_is_used(tmp_path):
     assert "a/10.png" not in str(caught.value)
 
 
+def test_a_jpeg_damaged_in_its_middle_is_named_when_it_is_used(tmp_path):
+    """It ends as it should, so that only decoding finds out."""
+    _write(tmp_path, "a", 5)
+    _write(tmp_path, "b", 5)
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    for i in range(5):
+        noise.save(tmp_path / f"b/{i:02}.jpg")
+    dataset = data.load(f"folder:{tmp_path}")
+    for i in range(5):
+        file = tmp_path / f"b/{i:02}.jpg"
+        whole = file.read_bytes()
+        middle = len(whole) // 2
+        file.write_bytes(whole[:middle] + b"\xff\xd8" * 100 + whole[middle + 200 :])
+    damaged = data.load(f"folder:{tmp_path}")
+    for images in (dataset.train.images, damaged.train.images):
+        with pytest.raises(
+            data.DataError, match=r"b/0\d.jpg cannot be decoded \(broken .*\); replace or remove it$"
+        ) as caught:
+            images[:]
+        assert "\n" not in str(caught.value)
+
+
 def test_what_was_found_is_printed(tmp_path, capsys):
     _write(tmp_path / "train", "a", 3)
     _write(tmp_path / "train", "b", 2)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 
+import jax
 import numpy as np
 import pytest
 
@@ -76,6 +77,68 @@ def test_incomplete_addresses_are_refused():
     for coordinator in ("localhost", ":1", "localhost:x"):
         with pytest.raises(ValueError, match="must be HOST:PORT"):
             hosts.start(coordinator, 2, 0)
+
+
+@pytest.mark.parametrize("numbers", [(2, None), (None, 0), (None, 3), (2, 0), (1, 3), (1, -1), (0, None)])
+def test_numbers_of_processes_without_a_coordinator_are_refused(numbers):
+    with pytest.raises(ValueError, match="need --coordinator=HOST:PORT"):
+        hosts.start("", *numbers)
+
+
+@pytest.mark.parametrize("numbers", [(None, None), (1, None), (1, 0)])
+def test_one_process_needs_no_coordinator(numbers):
+    hosts.start("", *numbers)
+    assert hosts.count() == 1
+
+
+OPEN_MPI = {
+    "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911",
+    "OMPI_COMM_WORLD_SIZE": "4",
+    "OMPI_COMM_WORLD_RANK": "3",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+}
+
+
+@pytest.fixture
+def no_cluster(monkeypatch):
+    for name in [name for name in os.environ if name.startswith(("OMPI_", "SLURM_", "JAX_COORD", "KUBERN"))]:
+        monkeypatch.delenv(name)
+
+
+def test_auto_reads_what_open_mpi_sets(monkeypatch, no_cluster):
+    told = {}
+    monkeypatch.setattr(jax.config, "update", told.__setitem__)
+    for name, value in OPEN_MPI.items():
+        monkeypatch.setenv(name, value)
+    port = 1531576320 // 2**12 % 2**12 + 65535 - 2**12 + 1  # jax makes it from the number of the job
+    assert hosts._cluster(5) == (f"10.96.0.1:{port}", 4, 3)
+    assert told == {"jax_cuda_visible_devices": "1", "jax_rocm_visible_devices": "1"}  # a GPU each
+    joined = []
+    monkeypatch.setattr(hosts.peers, "join", lambda *arguments: joined.append(arguments))
+    hosts.start("auto", None, None, 5)
+    assert joined == [("10.96.0.1", port, 3, 4, 5)]
+
+
+def test_auto_without_a_cluster_says_so(no_cluster):
+    with pytest.raises(ValueError, match="^--coordinator=auto: jax finds no cluster here; give HOST:PORT"):
+        hosts.start("auto", None, None, 5)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [("OMPI_MCA_orte_hnp_uri", "7.0;x"), ("OMPI_COMM_WORLD_SIZE", "x"), ("OMPI_COMM_WORLD_RANK", None)],
+)
+def test_auto_in_half_a_cluster_is_told_in_one_line(monkeypatch, no_cluster, name, value):
+    for variable, usual in OPEN_MPI.items():
+        monkeypatch.setenv(variable, usual)
+    if value is None:
+        monkeypatch.delenv(name)
+    else:
+        monkeypatch.setenv(name, value)
+    with pytest.raises(
+        ValueError, match="^--coordinator=auto: jax cannot read this cluster .*; give HOST:PORT"
+    ):
+        hosts.start("auto", None, None, 5)
 
 
 RUN = """

@@ -126,6 +126,14 @@ def test_bad_arguments_are_told_before_anything_starts(tmp_path, monkeypatch, ca
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_without_what_the_report_needs_nothing_starts(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner.experiment, "run", lambda *_: pytest.fail("started"))
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(SystemExit, match=r"^error: the report needs: pip install .deltamask_jax\[report\]"):
+        runner.main("doc", lambda smoke: RUNS, [f"--out={tmp_path}/new"])
+    assert not any(tmp_path.iterdir())
+
+
 def test_damaged_runs_cost_only_themselves(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(runner.experiment, "run", pretend([]))
     runner.main("doc", lambda smoke: RUNS, [f"--out={tmp_path}"])
@@ -135,6 +143,9 @@ def test_damaged_runs_cost_only_themselves(tmp_path, monkeypatch, capsys):
     assert list(json.loads((tmp_path / "table.json").read_text())) == ["b"]
     (tmp_path / "a" / "seed0" / "config.json").write_text("[1]")
     with pytest.raises(SystemExit, match="config.json is not a run's"):
+        runner.main("doc", lambda smoke: RUNS, [f"--out={tmp_path}"])
+    (tmp_path / "a" / "seed0" / "summary.json").write_text("{}")
+    with pytest.raises(SystemExit, match="a/seed0/summary.json is damaged"):
         runner.main("doc", lambda smoke: RUNS, [f"--out={tmp_path}"])
 
 

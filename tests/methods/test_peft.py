@@ -129,6 +129,17 @@ def test_what_a_network_cannot_have_is_refused(problem):
         methods.build(tiny_config(method="peft", peft__kind="prompt"), task)
 
 
+@pytest.mark.parametrize(
+    "model, kind", [("convmixer_768_32", "adapter"), ("convmixer_768_32", "lora"), ("scenic_vit", "prompt")]
+)
+def test_a_kind_that_the_network_cannot_have_is_refused_before_anything_is_read(model, kind):
+    config = tiny_config(method="peft", peft__kind=kind, model__name=model)
+    with pytest.raises(ValueError, match=f"config.peft.kind='{kind}' is not for {model}: use 'head' or"):
+        methods.check(config)
+    methods.check(tiny_config(method="peft", peft__kind="bias", model__name=model))
+    methods.check(tiny_config(method="deltamask", peft__kind=kind, model__name=model))
+
+
 def small(**changes):
     return tiny_config(train_examples=36, test_examples=30, **changes)
 

@@ -131,7 +131,7 @@ def test_a_torn_line_ends_what_is_shown_and_is_named(tmp_path, caplog):
     "file, text",
     [("summary.json", "{"), ("split.json", "[1]"), ("config.json", "3"), ("split.json", "\udcff")],
 )
-def test_a_broken_run_does_not_cost_the_others(tmp_path, caplog, file, text):
+def test_a_broken_run_does_not_cost_the_others(tmp_path, caplog, capsys, file, text):
     write_run(tmp_path / "whole")
     write_run(tmp_path / "broken")
     (tmp_path / "broken" / file).write_text(text, errors="surrogateescape")
@@ -141,6 +141,7 @@ def test_a_broken_run_does_not_cost_the_others(tmp_path, caplog, file, text):
     assert f"Left out: {tmp_path}/broken holds a damaged file" in page and "80.00" in page
     assert "payload.png cannot be shown" in page
     assert f"{tmp_path}/broken" in caplog.text
+    assert "page.html: 1 run (1 left out), " in capsys.readouterr().out
 
 
 def test_the_command_line_names_what_is_wrong(tmp_path, capsys):
@@ -152,7 +153,8 @@ def test_the_command_line_names_what_is_wrong(tmp_path, capsys):
         report.main([str(tmp_path)])
     (tmp_path / "one" / "summary.json").unlink()
     report.main([str(tmp_path)])
-    assert (tmp_path / "report.html").stat().st_size > 20_000 and "1 run" in capsys.readouterr().out
+    assert (tmp_path / "report.html").stat().st_size > 20_000
+    assert "report.html: 1 run, " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("field, value", [("uplink_bytes", "many"), ("seconds", None), ("accuracy", [1])])
@@ -168,11 +170,18 @@ def test_numbers_that_are_none_leave_out_their_run_alone(field, value, tmp_path)
 
 
 @pytest.mark.parametrize("file", ["config.json", "summary.json", "split.json", "environment.json"])
-@pytest.mark.parametrize("content", [b"[1]", b"3", b"\xff"])
+@pytest.mark.parametrize("content", [b"[1]", b"3", b"\xff", b"{"])
 def test_json_that_is_something_else_leaves_out_its_run(file, content, tmp_path):
     write_run(tmp_path / "one")
     (tmp_path / "one" / file).write_bytes(content)
-    with pytest.raises(ValueError, match="one holds a damaged file"):
+    with pytest.raises(ValueError, match=f"one holds a damaged file: .*{file} is "):
+        report.load(tmp_path / "one", "one")
+
+
+def test_a_summary_that_lacks_all_leaves_out_its_run(tmp_path):
+    write_run(tmp_path / "one")
+    (tmp_path / "one" / "summary.json").write_text("{}")
+    with pytest.raises(ValueError, match="summary.json is damaged.* remove it, and the run's own command"):
         report.load(tmp_path / "one", "one")
 
 

@@ -46,3 +46,17 @@ def test_a_platform_that_is_not_there_is_named(monkeypatch, error):
     with pytest.raises(ValueError, match="^jax cannot start .JAX_PLATFORMS: ") as caught:
         environment.check()
     assert "\n" not in str(caught.value)
+
+
+def test_a_platform_that_hides_the_cpu_is_refused(monkeypatch):
+    """As where JAX_PLATFORMS=cuda on a machine with a GPU."""
+
+    def local_devices(backend=None):
+        if backend == "cpu":
+            raise RuntimeError("Unknown backend cpu")
+        return jax.devices()
+
+    monkeypatch.setattr(jax, "local_devices", local_devices)
+    monkeypatch.setattr(type(jax.config), "jax_platforms", "cuda")
+    with pytest.raises(ValueError, match="^JAX_PLATFORMS=cuda hides the CPU .*: use JAX_PLATFORMS=cuda,cpu$"):
+        environment.check()
