@@ -310,14 +310,14 @@ def test_a_mistyped_first_command_leaves_nothing_in_the_way(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"{", b"{}", b"[1]", b"\xff"])
 def test_a_damaged_summary_is_named_with_the_way_out(tmp_path, content):
     config = tiny_config()
-    checkpoint.Journal(tmp_path, config).__exit__()
+    journal.Journal(tmp_path, config).__exit__()
     (tmp_path / "summary.json").write_bytes(content)
     for _ in range(2):  # it does not hold the workdir's lock
         with pytest.raises(ValueError, match=f"^{tmp_path}/summary.json is damaged, .*: remove it") as caught:
-            checkpoint.Journal(tmp_path, config)
+            journal.Journal(tmp_path, config)
     assert "\n" not in str(caught.value)
     (tmp_path / "summary.json").unlink()
-    checkpoint.Journal(tmp_path, config).__exit__()
+    journal.Journal(tmp_path, config).__exit__()
 
 
 def test_two_processes_cannot_share_a_workdir(tmp_path):
