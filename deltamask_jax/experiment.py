@@ -123,11 +123,11 @@ def _run(config, workdir: Path, journal: Journal, trackers: list[Tracker], start
                 "lost": result.lost,
                 "rejected": result.rejected,
                 "repeats": result.repeats,
+                "total_bytes": result.uplink_bytes + result.downlink_bytes,
                 "uplink_bytes": result.uplink_bytes,
                 "uplink_bpp": metrics.bits_per_parameter(result.uplink_bytes, result.senders, d),
                 "downlink_bytes": result.downlink_bytes,
                 "downlink_bpp": metrics.bits_per_parameter(result.downlink_bytes, result.clients, d),
-                "total_bytes": result.uplink_bytes + result.downlink_bytes,
                 "snapshots": result.snapshots,
                 "news_bpp": result.news_bytes and metrics.bits_per_parameter(result.news_bytes, 1, d),
                 "seconds": seconds,
@@ -168,7 +168,7 @@ def _run(config, workdir: Path, journal: Journal, trackers: list[Tracker], start
         record(number, result, evaluation, time.time() - round_started, last)
         shown = next(r["accuracy"] for r in reversed(records) if r["accuracy"] is not None)
         bar.set_postfix_str(
-            f"accuracy {shown:.1%}, loss {result.train_loss:.3f}, {records[-1]['uplink_bpp']:.4f} bpp up"
+            f"accuracy {shown:.1%}, loss {result.train_loss:.3f}, {spent / 1e6:.4g} MB up and down so far"
         )
         if last:
             break
@@ -216,8 +216,10 @@ def _summarise(config, records, details, probe_accuracy, d, seconds) -> dict[str
         "best_accuracy": max(accuracies),
         "linear_probe_accuracy": probe_accuracy,
         "initial_accuracy": accuracies[0],
-        "uplink_bytes": sum(r["uplink_bytes"] for r in records),
-        "downlink_bytes": sum(r["downlink_bytes"] for r in records),
+        **{
+            f"{way}_bytes": sum(r[f"{way}_bytes"] for r in records) for way in ("total", "uplink", "downlink")
+        },
+        "total_bytes_per_client": sum(r["total_bytes"] for r in records) / config.clients,
         **{
             f"mean_{key}": metrics.mean(r.get(key) for r in records[1:])
             for key in ("uplink_bpp", "downlink_bpp", *details)
@@ -232,22 +234,24 @@ def _summarise(config, records, details, probe_accuracy, d, seconds) -> dict[str
 
 def _closing_table(summary: dict[str, Any], workdir: Path) -> str:
     """What the run came to, for the screen."""
-    megabytes = {way: summary[f"{way}_bytes"] / 1e6 for way in ("uplink", "downlink")}
-    bpp = {way: summary[f"mean_{way}_bpp"] for way in megabytes}  # None where no round was played
+    megabytes = {way: summary[f"{way}_bytes"] / 1e6 for way in ("total", "uplink", "downlink")}
+    bpp = {way: summary[f"mean_{way}_bpp"] for way in ("uplink", "downlink")}  # None: no round was played
     bpp = {way: "–" if value is None else f"{value:.4f}" for way, value in bpp.items()}
+    each = summary["total_bytes_per_client"] / 1e6
     entropy = []
     if "mean_flip_entropy_bpp" in summary:
         rate, least = summary["mean_flip_rate"], summary["mean_flip_entropy_bpp"]
-        entropy = [("flips", f"{rate:.2%} of the weights a client a round, H = {least:.4f} bpp")]
+        entropy = [("flips", f"{rate:.2%} of the weights per client per round, H = {least:.4f} bpp")]
     return pictures.table(
         [
             ("final accuracy", f"{summary['final_accuracy']:.2%}"),
             ("best accuracy", f"{summary['best_accuracy']:.2%}"),
             ("before training", f"{summary['initial_accuracy']:.2%}"),
             ("linear probe", f"{summary['linear_probe_accuracy']:.2%}"),
-            ("uplink", f"{megabytes['uplink']:.2f} MB, {bpp['uplink']} bpp per client per round"),
+            ("up and down", f"{megabytes['total']:.2f} MB, {each:.2f} MB per client"),
+            ("  uplink", f"{megabytes['uplink']:.2f} MB, {bpp['uplink']} bpp per client per round"),
+            ("  downlink", f"{megabytes['downlink']:.2f} MB, {bpp['downlink']} bpp"),
             *entropy,
-            ("downlink", f"{megabytes['downlink']:.2f} MB, {bpp['downlink']} bpp"),
             ("masked weights", f"{summary['masked_parameters']:,}"),
             (
                 "seconds",

@@ -76,15 +76,16 @@ def _row(runs: list[tuple[dict, list[dict]]], target: float) -> dict[str, Any]:
     return row
 
 
-_COST = ("rounds_to_target", "uplink_megabytes_to_target", "downlink_megabytes_to_target")
+_WAYS = ("total", "uplink", "downlink")
+_COST = ("rounds_to_target", *(f"{way}_megabytes_to_target" for way in _WAYS))
 
 
 def _cost(records: list[dict], target: float) -> dict[str, float] | None:
     """What had been played and sent, by all clients and the head's round too, when `target` was first met."""
     for i, record in enumerate(records):
         if record["accuracy"] is not None and record["accuracy"] >= target - 1e-9:
-            sent = [sum(r[f"{way}_bytes"] for r in records[: i + 1]) / 1e6 for way in ("uplink", "downlink")]
-            return dict(zip(_COST, (record["round"], *sent), strict=True))
+            up, down = (sum(r[f"{way}_bytes"] for r in records[: i + 1]) / 1e6 for way in _WAYS[1:])
+            return dict(zip(_COST, (record["round"], up + down, up, down), strict=True))
     return None
 
 
@@ -118,8 +119,9 @@ def markdown(comparison: dict[str, Any]) -> str:
         "accuracy",
         "best",
         f"rounds to {target}",
-        "MB up",
-        "MB down",
+        "MB up and down",
+        "up",
+        "down",
         "bpp up",
         "bpp down",
         "s/round",
@@ -162,12 +164,12 @@ def _number(value: float | None) -> str:
 
 
 def draw(path: Path, comparison: dict[str, Any]) -> None:
-    """Accuracy against cumulative megabytes on a log axis, up alone and both ways; all methods, as a PNG."""
+    """Accuracy against cumulative megabytes on a log axis, both ways and up alone; all methods, as a PNG."""
     rows = comparison["rows"]
     figure = Figure(figsize=(12, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     colours = colormaps["tab10"]
-    for axes, ways in ((left, ("uplink",)), (right, ("uplink", "downlink"))):
+    for axes, ways in ((left, ("uplink", "downlink")), (right, ("uplink",))):
         for i, row in enumerate(rows):
             # A head that cost nothing leaves a point at zero bytes, which a log axis has not.
             points = [(sum(p[f"{way}_megabytes"] for way in ways), p) for p in row["curve"]]
@@ -186,8 +188,8 @@ def draw(path: Path, comparison: dict[str, Any]) -> None:
         axes.xaxis.set_major_formatter(lambda megabytes, _: f"{megabytes:g}")
         axes.grid(alpha=0.3, which="both", linewidth=0.5)
         axes.spines[["top", "right"]].set_visible(False)
-    left.set(xlabel="megabytes up, all clients together", ylabel="test accuracy (%)")
-    right.set(xlabel="megabytes up and down, all clients together")
+    left.set(xlabel="megabytes up and down, all clients together", ylabel="test accuracy (%)")
+    right.set(xlabel="megabytes up, all clients together")
     figure.legend(
         *left.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize="small"
     )

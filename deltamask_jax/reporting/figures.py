@@ -51,9 +51,9 @@ def comparison(groups: list[Any]) -> list[Picture]:
     """All runs beside one another: accuracy against rounds and megabytes, bits, flips, seconds."""
     pictures = [_accuracy(groups, None, "round", "Accuracy against rounds")]
     for ways, what in (
+        (("uplink", "downlink"), "up and down"),
         (("uplink",), "up"),
         (("downlink",), "down"),
-        (("uplink", "downlink"), "up and down"),
     ):
         caption = f"Accuracy against megabytes sent {what}, all clients together"
         pictures.append(_accuracy(groups, ways, f"MB {what}", caption))

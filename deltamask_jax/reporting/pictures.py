@@ -24,8 +24,8 @@ def draw_curves(path: Path, records: list[dict[str, Any]], linear_probe: float, 
     left.plot([records[i]["round"] for i in evaluated], accuracy, marker=".")
     left.set(xlabel="round", ylabel="test accuracy (%)")
     left.xaxis.get_major_locator().set_params(integer=True)
-    right.plot(up[evaluated], accuracy, marker=".", label="uplink")
-    right.plot((up + down)[evaluated], accuracy, marker=".", label="uplink + downlink")
+    right.plot((up + down)[evaluated], accuracy, marker=".", label="up and down")
+    right.plot(up[evaluated], accuracy, marker=".", label="up alone", alpha=0.5)
     right.set(xlabel="megabytes sent, all clients together", xscale="log")
     for axes in (left, right):
         axes.axhline(100 * linear_probe, color="gray", linestyle="--", label="linear probe")

@@ -173,6 +173,8 @@ _COLUMNS = {
     "final accuracy, %": "{:.2f}",
     "best, %": "{:.2f}",
     "linear probe, %": "{:.2f}",
+    "up and down, MB": "{:.2f}",
+    "per client, MB": "{:.3f}",
     "up, bpp": "{:.4f}",
     "H(flips), bpp": "{:.4f}",
     "down, bpp": "{:.3f}",
@@ -188,11 +190,14 @@ def _results(run: Run) -> dict[str, float]:
     accuracies = [100 * r["accuracy"] for r in run.records if r["accuracy"] is not None]
     after_head = run.records[1:] or run.records
     summary = run.summary or {}
+    sent = sum(r["uplink_bytes"] + r["downlink_bytes"] for r in run.records)
     probe = summary.get("linear_probe_accuracy")
     return {
         "final accuracy, %": accuracies[-1] if accuracies else None,
         "best, %": max(accuracies, default=None),
         "linear probe, %": None if probe is None else 100 * probe,
+        "up and down, MB": sent / 1e6,
+        "per client, MB": sent / 1e6 / run.config["clients"] if run.config.get("clients") else None,
         "up, bpp": statistics.fmean(r["uplink_bpp"] for r in after_head),
         "H(flips), bpp": summary.get("mean_flip_entropy_bpp"),
         "down, bpp": statistics.fmean(r["downlink_bpp"] for r in after_head),
