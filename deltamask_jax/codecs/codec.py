@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from deltamask_jax.public_random import Key
+
 
 class PayloadError(ValueError):
     """Received bytes are not a valid payload: the one exception that decoding any bytes raises.
@@ -28,6 +30,8 @@ class Context:
         uniforms: u16[d], this client's public uniforms of this round, or None.
         round: round number, u32.
         client: client number, u32.
+        streams: public streams the voters' masks were drawn from: one that all share, or one per voter.
+        voters: largest magnitude of a sum of votes.
     """
 
     d: int
@@ -35,6 +39,8 @@ class Context:
     uniforms: np.ndarray | None = None
     round: int = 0
     client: int = 0
+    streams: tuple[Key, ...] = ()
+    voters: int = 0
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ CODEC_IDS = {
     "arithmetic": 6,
     "bitmap": 7,
     "random_coding": 8,  # masks by minimal random coding; see random_coding.py
+    "tally": 9,  # sums of a cohort's votes, on the way down; see tally.py
     "theta": 32,  # downlink: theta as u16[d]; see dense.py
     "dense": 35,  # float32 values, both ways; see dense.py
     "half": 48,  # float16 values, both ways; see dense.py

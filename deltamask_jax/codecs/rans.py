@@ -9,6 +9,8 @@ Decoding takes one step per symbol of a lane, so few lanes are slow. How many th
 what both ends know (`lanes_log2`); a receiver refuses fewer.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from deltamask_jax.codecs.codec import PayloadError
@@ -35,20 +37,75 @@ def encode(bits: np.ndarray, p: np.ndarray, carried: np.ndarray) -> tuple[np.nda
     Returns:
         states u32[lanes] and words u16[any], both needed to decode.
     """
+    return encode_runs([(bits, p)], carried)
+
+
+def encode_runs(
+    runs: Sequence[tuple[np.ndarray, np.ndarray]], carried: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Codes runs of bits and their probabilities one after the other; each run starts at lane 0.
+
+    A `Decoder` reads them run by run, so that the probabilities of one may follow from the bits before it.
+    """
     lanes = len(carried)
     x = carried.astype(np.uint32) + np.uint32(_LOW)
     words = []
-    for start in range((len(bits) - 1) // lanes * lanes, -1, -lanes) if len(bits) else ():
-        bit, probability = bits[start : start + lanes], p[start : start + lanes].astype(np.uint32)
-        state = x[: len(bit)]  # a view: the last row may not fill all lanes
-        frequency = np.where(bit, probability, ONE - probability)
-        full = np.flatnonzero(state >= frequency << (32 - PRECISION))
-        spilled = state[full]
-        words.append(spilled.astype(np.uint16))
-        state[full] = spilled >> 16
-        state += state // frequency * (ONE - frequency)
-        state += np.where(bit, np.uint32(0), probability)
+    for bits, p in reversed(runs):
+        for start in range((len(bits) - 1) // lanes * lanes, -1, -lanes) if len(bits) else ():
+            bit, probability = bits[start : start + lanes], p[start : start + lanes].astype(np.uint32)
+            state = x[: len(bit)]  # a view: the last row may not fill all lanes
+            frequency = np.where(bit, probability, ONE - probability)
+            full = np.flatnonzero(state >= frequency << (32 - PRECISION))
+            spilled = state[full]
+            words.append(spilled.astype(np.uint16))
+            state[full] = spilled >> 16
+            state += state // frequency * (ONE - frequency)
+            state += np.where(bit, np.uint32(0), probability)
     return x, np.concatenate(words[::-1]) if words else np.zeros(0, np.uint16)
+
+
+class Decoder:
+    """Inverse of `encode_runs`, run by run.
+
+    Args:
+        states: u32[lanes]; words: u16[any].
+
+    Raises:
+        PayloadError: in all its methods: states and words are not what `encode_runs` makes.
+    """
+
+    def __init__(self, states: np.ndarray, words: np.ndarray):
+        self._x = states.astype(np.uint32)
+        self._words, self._read = words, 0
+        if (self._x < _LOW).any():
+            raise PayloadError("entropy-coded part starts from an impossible state")
+
+    def read(self, p: np.ndarray) -> np.ndarray:
+        """The next run of bits, bool[m], from their probabilities u16[m]."""
+        lanes, words, read = len(self._x), self._words, self._read
+        bits = np.empty(len(p), bool)
+        for start in range(0, len(p), lanes):
+            probability = p[start : start + lanes].astype(np.uint32)
+            state = self._x[: len(probability)]
+            slot = state & np.uint32(ONE - 1)
+            bit = np.less(slot, probability, out=bits[start : start + lanes])
+            state >>= PRECISION
+            state *= np.where(bit, probability, ONE - probability)
+            state += slot
+            state -= np.where(bit, np.uint32(0), probability)
+            empty = np.flatnonzero(state < _LOW)
+            if read + len(empty) > len(words):
+                raise PayloadError("entropy-coded part ends too early")
+            state[empty] = state[empty] << 16 | words[read : read + len(empty)]
+            read += len(empty)
+        self._read = read
+        return bits
+
+    def finish(self) -> np.ndarray:
+        """What the lanes carried, u16[lanes], once all runs are read."""
+        if self._read != len(self._words) or (self._x >> 16 != 1).any():
+            raise PayloadError("entropy-coded part does not end where it should")
+        return self._x.astype(np.uint16)
 
 
 def decode(p: np.ndarray, states: np.ndarray, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -64,26 +121,5 @@ def decode(p: np.ndarray, states: np.ndarray, words: np.ndarray) -> tuple[np.nda
     Raises:
         PayloadError: states and words are not what `encode` makes.
     """
-    lanes = len(states)
-    x = states.astype(np.uint32)
-    if (x < _LOW).any():
-        raise PayloadError("entropy-coded part starts from an impossible state")
-    bits = np.empty(len(p), bool)
-    read = 0
-    for start in range(0, len(p), lanes):
-        probability = p[start : start + lanes].astype(np.uint32)
-        state = x[: len(probability)]
-        slot = state & np.uint32(ONE - 1)
-        bit = np.less(slot, probability, out=bits[start : start + lanes])
-        state >>= PRECISION
-        state *= np.where(bit, probability, ONE - probability)
-        state += slot
-        state -= np.where(bit, np.uint32(0), probability)
-        empty = np.flatnonzero(state < _LOW)
-        if read + len(empty) > len(words):
-            raise PayloadError("entropy-coded part ends too early")
-        state[empty] = state[empty] << 16 | words[read : read + len(empty)]
-        read += len(empty)
-    if read != len(words) or (x >> 16 != 1).any():
-        raise PayloadError("entropy-coded part does not end where it should")
-    return bits, x.astype(np.uint16)
+    decoder = Decoder(states, words)
+    return decoder.read(p), decoder.finish()
