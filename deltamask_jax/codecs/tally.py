@@ -211,8 +211,9 @@ def _check(context: Context) -> int:
 
 
 def _lanes_log2(m: int) -> int:
-    """log2 of the lanes for m positions coded one by one."""
-    return min(max((m >> 12).bit_length() - 1, 0), _MOST_LANES_LOG2)
+    """log2 of the lanes for m positions coded one by one: a lane costs 4 bytes, a step of all lanes time."""
+    digits = m.bit_length()
+    return min(max(min(digits - 11, 5), digits - 13, 0), _MOST_LANES_LOG2)
 
 
 def _passes(m: int) -> Iterator[tuple[list[slice], bool]]:
@@ -587,7 +588,7 @@ def _choose_groups(votes: np.ndarray, context: Context) -> tuple[tuple[int, ...]
     chance p of a flip in each fine bucket of distances, up and down votes of a position are about Poisson,
     which gives their expected numbers given their difference, and each voter's share of them.
     """
-    rows = max((1 << 21) // len(context.streams), 256)
+    rows = min(max((1 << 20) // len(context.streams), 256), 1 << 15)
     at = np.arange(0, context.d, max(1, context.d // rows) | 1, dtype=np.uint32)
     theta, sums = context.theta[at], votes[at].astype(np.float64)
     bucket_of = np.searchsorted(_FINE, np.arange(1 << 16), "right")
@@ -603,7 +604,7 @@ def _choose_groups(votes: np.ndarray, context: Context) -> tuple[tuple[int, ...]
     guesses = 0.4 / (1 + (middle / scales) ** 2)
     p = guesses[np.argmin(np.abs(guesses @ size - total))]
     first = np.abs(sums)
-    for _ in range(20):
+    for _ in range(12):
         up, down = np.maximum(voters @ p.astype(np.float32), 1e-6).astype(np.float64)
         term, ratio = np.ones(len(at)), up * down
         cancelled, norm = np.zeros(len(at)), np.ones(len(at))
