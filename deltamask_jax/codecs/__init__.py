@@ -21,6 +21,7 @@ from deltamask_jax.codecs import (
     rounded,
     side_info,
     signs,
+    tally,
     xor,
 )
 from deltamask_jax.codecs.codec import SERVER, Codec, Context, PayloadError
@@ -48,6 +49,7 @@ REGISTRY = {
     "qsgd": qsgd.qsgd,
     "eden": eden.eden,
     "signs": signs.signs,
+    "tally": tally.tally,
 }
 
 __all__ = [

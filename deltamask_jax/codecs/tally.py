@@ -20,15 +20,14 @@ in classes that hardly ever have any travel as Rice-coded gaps.
 """
 
 import dataclasses
-import os
 import struct
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deltamask_jax import threads
 from deltamask_jax.codecs import distance, envelope, rans, rice
 from deltamask_jax.codecs.codec import Codec, Context, PayloadError
 from deltamask_jax.public_random import uniforms_at
@@ -57,7 +56,7 @@ def tally() -> Codec:
     votes are 0 … voters, otherwise −voters … voters; with one, −1 and below only where its uniform is below
     theta, 1 and above only elsewhere. `encode` raises ValueError on anything else.
     """
-    return Codec("tally", _encode, _decode)
+    return Codec("tally", _encode, _decode, kind="votes")
 
 
 def _encode(votes: np.ndarray, context: Context) -> bytes:
@@ -211,8 +210,9 @@ def _check(context: Context) -> int:
 
 
 def _lanes_log2(m: int) -> int:
-    """log2 of the lanes for m positions coded one by one."""
-    return min(max((m >> 12).bit_length() - 1, 0), _MOST_LANES_LOG2)
+    """log2 of the lanes for m positions coded one by one: a lane costs 4 bytes, a step of all lanes time."""
+    digits = m.bit_length()
+    return min(max(min(digits - 11, 5), digits - 13, 0), _MOST_LANES_LOG2)
 
 
 def _passes(m: int) -> Iterator[tuple[list[slice], bool]]:
@@ -520,13 +520,9 @@ def _in_chunks(context: Context, codes_of: Callable) -> np.ndarray:
         start = min(start, context.d - _CHUNK)  # the last chunk is moved back: every call has the same shape
         codes[start : start + _CHUNK] = codes_of(np.uint32(start), context.theta[start : start + _CHUNK])
 
-    with ThreadPoolExecutor(_threads()) as pool:
+    with threads.pool() as pool:
         list(pool.map(fill, range(0, context.d, _CHUNK)))
     return codes
-
-
-def _threads() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 # ---- the encoder's choices ----
@@ -587,7 +583,7 @@ def _choose_groups(votes: np.ndarray, context: Context) -> tuple[tuple[int, ...]
     chance p of a flip in each fine bucket of distances, up and down votes of a position are about Poisson,
     which gives their expected numbers given their difference, and each voter's share of them.
     """
-    rows = max((1 << 21) // len(context.streams), 256)
+    rows = min(max((1 << 20) // len(context.streams), 256), 1 << 15)
     at = np.arange(0, context.d, max(1, context.d // rows) | 1, dtype=np.uint32)
     theta, sums = context.theta[at], votes[at].astype(np.float64)
     bucket_of = np.searchsorted(_FINE, np.arange(1 << 16), "right")
@@ -603,7 +599,7 @@ def _choose_groups(votes: np.ndarray, context: Context) -> tuple[tuple[int, ...]
     guesses = 0.4 / (1 + (middle / scales) ** 2)
     p = guesses[np.argmin(np.abs(guesses @ size - total))]
     first = np.abs(sums)
-    for _ in range(20):
+    for _ in range(12):
         up, down = np.maximum(voters @ p.astype(np.float32), 1e-6).astype(np.float64)
         term, ratio = np.ones(len(at)), up * down
         cancelled, norm = np.zeros(len(at)), np.ones(len(at))

@@ -24,14 +24,13 @@ import optax
 
 from deltamask_jax import aggregation, codecs, masks
 from deltamask_jax.codecs import bundle
-from deltamask_jax.codecs import tally as tally_codec
 from deltamask_jax.local_training import mask_training
 from deltamask_jax.methods.method import Link, Method, server_context
 from deltamask_jax.public_random import EVERY_CLIENT, MASK, Key, uniforms
 from deltamask_jax.registry import look_up
 from deltamask_jax.task import Cohort, Task
 
-_U16 = codecs.get("dense", dtype="uint16")
+_U16, _TALLY = codecs.get("dense", dtype="uint16"), codecs.get("tally")
 
 
 @jax.tree_util.register_dataclass
@@ -162,18 +161,21 @@ def mask_method(
         return ones * (len(cohort) // len(keys))
 
     def known(state: State, cohort: Cohort) -> codecs.Context:
+        keys = streams(cohort)
+        if hold > 1 and len(keys) == 1:  # votes of earlier rounds may point both ways where masks are shared
+            keys = keys * len(cohort)
         return server_context(
-            cohort, d, theta=state.theta, streams=tuple(streams(cohort)), voters=len(cohort)
+            cohort, d, theta=state.theta, streams=tuple(keys), voters=len(cohort) + hold - 1
         )
 
     def encode_tally(state: State, votes: Votes, cohort: Cohort) -> bytes:
         sums = votes.ones if whole else votes.change
         if whole and streams(cohort):
             sums = np.asarray(sums - expected_ones(state, cohort))
-        return tally_codec.tally().encode(np.asarray(sums), known(state, cohort))
+        return _TALLY.encode(np.asarray(sums), known(state, cohort))
 
     def decode_tally(state: State, payload: bytes, cohort: Cohort) -> Votes:
-        sums = tally_codec.tally().decode(payload, known(state, cohort))
+        sums = _TALLY.decode(payload, known(state, cohort))
         if not whole:
             return Votes(change=sums)
         return Votes(ones=np.asarray(sums + expected_ones(state, cohort)) if streams(cohort) else sums)

@@ -1,0 +1,190 @@
+"""What a round costs on the way down: a snapshot of θ, the cohort's payloads, or the sum of its votes.
+
+    python benchmarks/downlink.py --quick
+    python benchmarks/downlink.py --json downlink.json
+    python benchmarks/downlink.py --recorded theta.npz        # from benchmarks/record_theta.py
+
+Votes are flips of K clients whose logits each take a Gaussian step of their own (as in benchmarks/codecs.py),
+scaled to flip a share p of the mask bits. `snapshot` is θ as u16[d] (codecs/dense.py), `relay` all clients'
+`side_info` payloads (a few are encoded, the rest counted as their mean; seconds likewise), `tally` the vote
+sums. Seconds are of one call after a warm-up; memory is the peak of the process that runs the case.
+"""
+
+import argparse
+import dataclasses
+import json
+import multiprocessing
+import resource
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.codecs import VIT_B, flips_between, recorded_flips, timed
+from deltamask_jax import codecs
+from deltamask_jax.codecs import dense
+from deltamask_jax.codecs.tally import tally
+from deltamask_jax.public_random import EVERY_CLIENT, MASK, stream_key, uniforms, uniforms_at
+
+SIZES = (1 << 20, 8_847_360, VIT_B)
+PART = 1 << 20  # positions drawn at a time
+RELAYED = 2  # payloads that are encoded
+
+
+@dataclasses.dataclass
+class Cohort:
+    """A round's votes i32[d], what both ends know of them, and the flips of a few clients, u32[n_k]."""
+
+    source: str
+    density: float
+    votes: np.ndarray
+    context: codecs.Context
+    flips: list[np.ndarray]
+
+
+def theta16(logits):
+    return np.clip(np.rint(65536 / (1 + np.exp(-np.clip(logits, -20, 20)))), 1, 65535).astype(np.uint16)
+
+
+def drawn(d: int, clients: int, p: float, shared: bool, seed: int = 2) -> Cohort:
+    """Gaussian drift, in parts, so that memory stays that of what is measured."""
+    words = [EVERY_CLIENT] if shared else range(clients)
+    keys = tuple(stream_key(seed, 1, word, MASK) for word in words)
+    theta, votes, flips = np.empty(d, np.uint16), np.zeros(d, np.int32), [[] for _ in range(RELAYED)]
+    scale = None
+    for start in range(0, d, PART):
+        at = np.arange(start, min(start + PART, d), dtype=np.uint32)
+        rng = np.random.default_rng([seed, start])
+        logits = rng.standard_normal(len(at), np.float32)
+        settled = rng.random(len(at), np.float32) < 0.7
+        logits = np.where(settled, 3.5 + 0.5 * logits, 1.5 * logits).astype(np.float32)
+        here = theta[start : start + PART] = theta16(logits)
+        u = uniforms_at(keys[0], at)
+        if scale is None:
+            step, low, high = rng.standard_normal(len(at), np.float32), 0.0, 64.0
+            for _ in range(20):
+                scale = np.float32((low + high) / 2)
+                share = len(flips_between(here, theta16(logits + scale * step), u)) / len(at)
+                low, high = (scale, high) if share < p else (low, scale)
+        for client in range(clients):
+            u = u if shared else uniforms_at(keys[client], at)
+            moved = theta16(logits + scale * rng.standard_normal(len(at), np.float32))
+            flipped = flips_between(here, moved, u)
+            votes[start + flipped] += np.where(u[flipped] < here[flipped], -1, 1)
+            if client < RELAYED:
+                flips[client].append(flipped + np.uint32(start))
+    context = codecs.Context(d, theta, None, 1, dense.SERVER, keys, clients)
+    return Cohort("gaussian", p, votes, context, [np.concatenate(parts) for parts in flips])
+
+
+def recorded(file: Path) -> Cohort:
+    """A real round's votes."""
+    with np.load(file) as record:
+        seed, number, shared = int(record["seed"]), int(record["round"]), bool(record["shared"])
+        names = [int(client) for client in record["clients"]]
+    votes, flips, theta = 0, [], None
+    for positions, theta, u in recorded_flips(file):
+        flips.append(positions)
+        votes = votes + np.zeros(len(theta), np.int32)
+        votes[positions] += np.where(u[positions] < theta[positions], -1, 1)
+    words = [EVERY_CLIENT] if shared else names
+    keys = tuple(stream_key(seed, number, word, MASK) for word in words)
+    context = codecs.Context(len(theta), theta, None, number, dense.SERVER, keys, len(names))
+    density = float(np.mean([len(positions) for positions in flips]) / len(theta))
+    return Cohort(file.stem, density, votes, context, flips[:RELAYED])
+
+
+def entropy_of(votes: np.ndarray) -> float:
+    """Bits per position of the votes alone."""
+    share = np.bincount(votes - votes.min()) / len(votes)
+    return float(-(share[share > 0] * np.log2(share[share > 0])).sum())
+
+
+def measure(make, *arguments) -> list[dict]:
+    """Rows of one cohort."""
+    cohort = make(*arguments)
+    context, votes, d = cohort.context, cohort.votes, cohort.context.d
+    shared = len(context.streams) == 1
+    row = {
+        "source": cohort.source,
+        "d": d,
+        "clients": context.voters,
+        "streams": "shared" if shared else "per client",
+        "density": cohort.density,
+        "entropy_bpp": entropy_of(votes),
+    }
+    rows = []
+
+    def add(way, size, encode_seconds, decode_seconds):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        rows.append(
+            {
+                "way": way,
+                **row,
+                "bytes": size,
+                "bpp": 8 * size / d,
+                "encode_seconds": encode_seconds,
+                "decode_seconds": decode_seconds,
+                "peak_mib": peak,
+            }
+        )
+
+    codec = tally()
+    payload, encode_seconds = timed(lambda: codec.encode(votes, context), 1)
+    decoded, decode_seconds = timed(lambda: codec.decode(payload, context), 1)
+    if not np.array_equal(decoded, votes):
+        raise AssertionError("tally lost votes")
+    add("tally", len(payload), encode_seconds, decode_seconds)
+    sender = {"round_number": context.round, "client": context.client}
+    payload, encode_seconds = timed(lambda: dense.encode(context.theta, **sender), 1)
+    _, decode_seconds = timed(lambda: dense.decode(payload, d, np.uint16, **sender), 1)
+    add("snapshot", len(payload), encode_seconds, decode_seconds)
+    side_info, sizes, seconds = codecs.get("side_info"), [], []
+    for client, flips in enumerate(cohort.flips):
+        u = uniforms(context.streams[0 if shared else client], d)
+        known = codecs.Context(d, context.theta, u, context.round, client)
+        payload, encode_seconds = timed(lambda flips=flips, known=known: side_info.encode(flips, known), 1)
+        _, decode_seconds = timed(lambda payload=payload, known=known: side_info.decode(payload, known), 1)
+        sizes.append(len(payload))
+        seconds.append((encode_seconds, decode_seconds))
+    each = context.voters / len(sizes)
+    add(
+        "relay",
+        round(sum(sizes) * each),
+        *(float(sum(column) * each) for column in zip(*seconds, strict=True)),
+    )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="only the smallest size")
+    parser.add_argument("--recorded", type=Path, action="append", default=[], help="a real round (.npz)")
+    parser.add_argument("--density", type=float, action="append", help="share of mask bits that flip; 0.01")
+    parser.add_argument("--json", type=Path, help="write the rows here")
+    options = parser.parse_args()
+    cases = [(recorded, file) for file in options.recorded]
+    for d in SIZES[:1] if options.quick else SIZES:
+        for clients in (10, 30):
+            for p in options.density or (0.01,):
+                cases += [(drawn, d, clients, p, shared) for shared in (False, True)]
+    head = ("way", "source", "d", "clients", "streams", "flips", "H bpp", "bpp", "enc s", "dec s", "MiB")
+    print("{:9}{:12}{:>11}{:>8} {:11}{:>7}{:>8}{:>8}{:>8}{:>8}{:>7}".format(*head), flush=True)
+    rows: list[dict] = []
+    spawn = multiprocessing.get_context("spawn")
+    for case in cases:
+        with ProcessPoolExecutor(1, mp_context=spawn) as process:
+            for row in process.submit(measure, *case).result():
+                rows.append(row)
+                print(
+                    f"{row['way']:9}{row['source']:12}{row['d']:>11,}{row['clients']:>8} {row['streams']:11}"
+                    f"{row['density']:7.2%}{row['entropy_bpp']:8.3f}{row['bpp']:8.4f}"
+                    f"{row['encode_seconds']:8.2f}{row['decode_seconds']:8.2f}{row['peak_mib']:7.0f}",
+                    flush=True,
+                )
+        if options.json:
+            options.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
