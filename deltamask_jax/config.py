@@ -128,6 +128,27 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else f"valid are {', '.join(sorted(names))}"
 
 
+def change(config: ConfigDict, changes: dict[str, Any]) -> None:
+    """Change settings by their dotted names.
+
+    Raises:
+        ValueError: an unknown setting, with the nearest that exists, or a value of another type.
+    """
+    known = flatten(config)
+    for name, value in changes.items():
+        if name not in known:
+            raise ValueError(f"unknown setting config.{name}: {nearest(name, known)}")
+        section, _, last = name.rpartition(".")
+        node = config
+        for part in filter(None, section.split(".")):
+            node = node[part]
+        try:
+            node[last] = value
+        except TypeError:
+            _check_type(name, value, known[name])
+            raise
+
+
 def check_names(config: ConfigDict) -> None:
     """Refuse settings that configs/common.py does not have, or has with another type, however they came.
 
