@@ -7,7 +7,8 @@
 Votes are flips of K clients whose logits each take a Gaussian step of their own (as in benchmarks/codecs.py),
 scaled to flip a share p of the mask bits. `snapshot` is θ as u16[d] (codecs/dense.py), `relay` all clients'
 `side_info` payloads (a few are encoded, the rest counted as their mean; seconds likewise), `tally` the vote
-sums. Seconds are of one call after a warm-up; memory is the peak of the process that runs the case.
+sums. Seconds are of one call after a warm-up, elapsed and of all cores together (which others' work on the
+machine disturbs less); memory is the peak of the process that runs the case.
 """
 
 import argparse
@@ -15,12 +16,13 @@ import dataclasses
 import json
 import multiprocessing
 import resource
+import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.codecs import VIT_B, flips_between, recorded_flips, timed
+from benchmarks.codecs import VIT_B, flips_between, recorded_flips
 from deltamask_jax import codecs
 from deltamask_jax.codecs import dense
 from deltamask_jax.codecs.tally import tally
@@ -100,6 +102,14 @@ def entropy_of(votes: np.ndarray) -> float:
     return float(-(share[share > 0] * np.log2(share[share > 0])).sum())
 
 
+def timed(function):
+    """The result, and seconds of a second call: elapsed, and spent by all threads."""
+    function()
+    begun, spent = time.perf_counter(), time.process_time()
+    result = function()
+    return result, np.array([time.perf_counter() - begun, time.process_time() - spent])
+
+
 def measure(make, *arguments) -> list[dict]:
     """Rows of one cohort."""
     cohort = make(*arguments)
@@ -123,36 +133,34 @@ def measure(make, *arguments) -> list[dict]:
                 **row,
                 "bytes": size,
                 "bpp": 8 * size / d,
-                "encode_seconds": encode_seconds,
-                "decode_seconds": decode_seconds,
+                "encode_seconds": float(encode_seconds[0]),
+                "decode_seconds": float(decode_seconds[0]),
+                "encode_core_seconds": float(encode_seconds[1]),
+                "decode_core_seconds": float(decode_seconds[1]),
                 "peak_mib": peak,
             }
         )
 
     codec = tally()
-    payload, encode_seconds = timed(lambda: codec.encode(votes, context), 1)
-    decoded, decode_seconds = timed(lambda: codec.decode(payload, context), 1)
+    payload, encode_seconds = timed(lambda: codec.encode(votes, context))
+    decoded, decode_seconds = timed(lambda: codec.decode(payload, context))
     if not np.array_equal(decoded, votes):
         raise AssertionError("tally lost votes")
     add("tally", len(payload), encode_seconds, decode_seconds)
     sender = {"round_number": context.round, "client": context.client}
-    payload, encode_seconds = timed(lambda: dense.encode(context.theta, **sender), 1)
-    _, decode_seconds = timed(lambda: dense.decode(payload, d, np.uint16, **sender), 1)
+    payload, encode_seconds = timed(lambda: dense.encode(context.theta, **sender))
+    _, decode_seconds = timed(lambda: dense.decode(payload, d, np.uint16, **sender))
     add("snapshot", len(payload), encode_seconds, decode_seconds)
     side_info, sizes, seconds = codecs.get("side_info"), [], []
     for client, flips in enumerate(cohort.flips):
         u = uniforms(context.streams[0 if shared else client], d)
         known = codecs.Context(d, context.theta, u, context.round, client)
-        payload, encode_seconds = timed(lambda flips=flips, known=known: side_info.encode(flips, known), 1)
-        _, decode_seconds = timed(lambda payload=payload, known=known: side_info.decode(payload, known), 1)
+        payload, encode_seconds = timed(lambda flips=flips, known=known: side_info.encode(flips, known))
+        _, decode_seconds = timed(lambda payload=payload, known=known: side_info.decode(payload, known))
         sizes.append(len(payload))
         seconds.append((encode_seconds, decode_seconds))
     each = context.voters / len(sizes)
-    add(
-        "relay",
-        round(sum(sizes) * each),
-        *(float(sum(column) * each) for column in zip(*seconds, strict=True)),
-    )
+    add("relay", round(sum(sizes) * each), *(sum(column) * each for column in zip(*seconds, strict=True)))
     return rows
 
 
@@ -160,16 +168,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="only the smallest size")
     parser.add_argument("--recorded", type=Path, action="append", default=[], help="a real round (.npz)")
+    parser.add_argument("--d", type=int, action="append", help="positions; default: three sizes")
     parser.add_argument("--density", type=float, action="append", help="share of mask bits that flip; 0.01")
     parser.add_argument("--json", type=Path, help="write the rows here")
     options = parser.parse_args()
     cases = [(recorded, file) for file in options.recorded]
-    for d in SIZES[:1] if options.quick else SIZES:
+    for d in options.d or (SIZES[:1] if options.quick else SIZES):
         for clients in (10, 30):
             for p in options.density or (0.01,):
                 cases += [(drawn, d, clients, p, shared) for shared in (False, True)]
-    head = ("way", "source", "d", "clients", "streams", "flips", "H bpp", "bpp", "enc s", "dec s", "MiB")
-    print("{:9}{:12}{:>11}{:>8} {:11}{:>7}{:>8}{:>8}{:>8}{:>8}{:>7}".format(*head), flush=True)
+    head = (
+        "way",
+        "source",
+        "d",
+        "clients",
+        "streams",
+        "flips",
+        "H bpp",
+        "bpp",
+        "enc s",
+        "dec s",
+        "cores enc",
+        "dec",
+        "MiB",
+    )
+    print("{:9}{:12}{:>11}{:>8} {:11}{:>7}{:>8}{:>8}{:>8}{:>8}{:>10}{:>8}{:>7}".format(*head), flush=True)
     rows: list[dict] = []
     spawn = multiprocessing.get_context("spawn")
     for case in cases:
@@ -179,7 +202,8 @@ def main() -> None:
                 print(
                     f"{row['way']:9}{row['source']:12}{row['d']:>11,}{row['clients']:>8} {row['streams']:11}"
                     f"{row['density']:7.2%}{row['entropy_bpp']:8.3f}{row['bpp']:8.4f}"
-                    f"{row['encode_seconds']:8.2f}{row['decode_seconds']:8.2f}{row['peak_mib']:7.0f}",
+                    f"{row['encode_seconds']:8.2f}{row['decode_seconds']:8.2f}"
+                    f"{row['encode_core_seconds']:10.2f}{row['decode_core_seconds']:8.2f}{row['peak_mib']:7.0f}",
                     flush=True,
                 )
         if options.json:
