@@ -17,7 +17,7 @@ from tests.conftest import tiny_config
 
 
 def two_rounds(tmp_path, cache, memory=0.0):
-    config = tiny_config(prefix_cache=cache, cohort__memory=memory)
+    config = tiny_config(prefix_cache=cache, cohort__memory=memory, cohort__chunk=1)
     problem, _ = with_head(set_up(config, tmp_path))
     method = build(config, problem.task)
     state = method.init()

@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 from deltamask_jax import methods
 from deltamask_jax.codecs import distance, envelope
 from deltamask_jax.evaluation import evaluator
-from deltamask_jax.federation import attacks, cohort, faults
+from deltamask_jax.federation import attacks, cohort, engine, faults
 from deltamask_jax.federation.rounds import (
     MAIN_PHASE,
     PROBE_PHASE,
@@ -30,7 +30,7 @@ EVERYONE = np.arange(6)
 def build(problem, **changes):
     """Linear probing is the quickest method to compile; its weights are examples."""
     config = tiny_config(**({"method": "linear_probe", "linear_probe__learning_rate": 0.1} | changes))
-    problem = dataclasses.replace(problem, config=config)
+    problem = dataclasses.replace(problem, config=config, engine=engine.from_config(config))
     return problem, methods.build(config, problem.task)
 
 
