@@ -24,9 +24,8 @@ import numpy as np
 
 from benchmarks.codecs import VIT_B, flips_between, recorded_flips
 from deltamask_jax import codecs
-from deltamask_jax.codecs import dense
 from deltamask_jax.codecs.tally import tally
-from deltamask_jax.public_random import EVERY_CLIENT, MASK, stream_key, uniforms, uniforms_at
+from deltamask_jax.public_random import EVERY_CLIENT, MASK, stream_key, uniforms_at
 
 SIZES = (1 << 20, 8_847_360, VIT_B)
 PART = 1 << 20  # positions drawn at a time
@@ -75,7 +74,7 @@ def drawn(d: int, clients: int, p: float, shared: bool, seed: int = 2) -> Cohort
             votes[start + flipped] += np.where(u[flipped] < here[flipped], -1, 1)
             if client < RELAYED:
                 flips[client].append(flipped + np.uint32(start))
-    context = codecs.Context(d, theta, None, 1, dense.SERVER, keys, clients)
+    context = codecs.Context(d, theta, tuple(keys), 1, codecs.SERVER, voters=clients)
     return Cohort("gaussian", p, votes, context, [np.concatenate(parts) for parts in flips])
 
 
@@ -91,7 +90,7 @@ def recorded(file: Path) -> Cohort:
         votes[positions] += np.where(u[positions] < theta[positions], -1, 1)
     words = [EVERY_CLIENT] if shared else names
     keys = tuple(stream_key(seed, number, word, MASK) for word in words)
-    context = codecs.Context(len(theta), theta, None, number, dense.SERVER, keys, len(names))
+    context = codecs.Context(len(theta), theta, keys, number, codecs.SERVER, voters=len(names))
     density = float(np.mean([len(positions) for positions in flips]) / len(theta))
     return Cohort(file.stem, density, votes, context, flips[:RELAYED])
 
@@ -147,14 +146,14 @@ def measure(make, *arguments) -> list[dict]:
     if not np.array_equal(decoded, votes):
         raise AssertionError("tally lost votes")
     add("tally", len(payload), encode_seconds, decode_seconds)
-    sender = {"round_number": context.round, "client": context.client}
-    payload, encode_seconds = timed(lambda: dense.encode(context.theta, **sender))
-    _, decode_seconds = timed(lambda: dense.decode(payload, d, np.uint16, **sender))
+    whole = codecs.get("dense", dtype="uint16")
+    payload, encode_seconds = timed(lambda: whole.encode(context.theta, context))
+    _, decode_seconds = timed(lambda: whole.decode(payload, context))
     add("snapshot", len(payload), encode_seconds, decode_seconds)
     side_info, sizes, seconds = codecs.get("side_info"), [], []
     for client, flips in enumerate(cohort.flips):
-        u = uniforms(context.streams[0 if shared else client], d)
-        known = codecs.Context(d, context.theta, u, context.round, client)
+        mine = context.streams[0 if shared else client]
+        known = codecs.Context(d, context.theta, (mine,), context.round, client)
         payload, encode_seconds = timed(lambda flips=flips, known=known: side_info.encode(flips, known))
         _, decode_seconds = timed(lambda payload=payload, known=known: side_info.decode(payload, known))
         sizes.append(len(payload))

@@ -59,6 +59,7 @@ METHODS: dict[str, Callable[[Any, Task], Method]] = {
     "linear_probe": lambda c, task: linear_probe(task, **c.linear_probe),
     "peft": lambda c, task: peft(task, c.peft, seed=c.seed),
 }
+MASK_METHODS = ("deltamask", "fedpm", "fedmask", "deepreduce", "klms")
 WEIGHT_METHODS = ("fedavg", "eden", "drive", "qsgd", "signsgd")
 SEND_FLIPS = ("deltamask", "deepreduce")  # updates are packed flips against the global mask
 ABOUT_FLIPS = ("trimmed", "median", "all_flip", "random_flip", "collude", "collude_near")
@@ -83,6 +84,13 @@ def check(config) -> None:
                     f"config.{name}={value!r} is about flips, which method {config.method!r} does not send: "
                     f"use one of {', '.join(SEND_FLIPS)}"
                 )
+
+    can_hold = config.mask.aggregator == "control_variate" and config.robust.aggregator == "mean"
+    if config.downlink.hold > 1 and not (config.method in SEND_FLIPS and can_hold):
+        raise ValueError(
+            f"config.downlink.hold={config.downlink.hold} holds back whole votes: it needs one of "
+            f"{', '.join(SEND_FLIPS)} with mask.aggregator='control_variate' and robust.aggregator='mean'"
+        )
 
 
 def trains_prefix(config) -> bool:

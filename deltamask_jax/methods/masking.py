@@ -181,8 +181,13 @@ def mask_method(
         return Votes(ones=np.asarray(sums + expected_ones(state, cohort)) if streams(cohort) else sums)
 
     def release(state: State, votes: Votes, cohort: Cohort) -> tuple[State, Votes]:
-        """Votes travel once they amount to `hold`; until then the server keeps them."""
-        total = state.held + votes.change
+        """Votes travel once they amount to `hold`; until then the server keeps them. Those that would move θ
+        beyond its clip are dropped, as `merge` drops them."""
+        up, down = (
+            -(-room.astype(np.int64) * len(cohort) // masks.SCALE)
+            for room in (high - state.theta.astype(np.int32), state.theta.astype(np.int32) - low)
+        )
+        total = np.clip(state.held + votes.change, -down, up).astype(np.int32)
         told = np.where(np.abs(total) >= hold, total, 0)
         return dataclasses.replace(state, held=total - told), dataclasses.replace(votes, change=told)
 

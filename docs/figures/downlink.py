@@ -43,7 +43,8 @@ def draw() -> Figure:
     )
     arrow(axes, (3.85, 2.4), (8.15, 1.15), "a snapshot of θ_g", (6.0, 2.35))
     axes.text(
-        0.2, 0.9, "Before round 1 nothing is sent: the state follows\nfrom the config, the checkpoint and the head.",
+        0.2, 0.9,
+        "Before round 1 nothing is sent: the state follows\nfrom the config, the checkpoint and the head.",
         fontsize=9, color=QUIET, va="center",
     )  # fmt: skip
     return figure

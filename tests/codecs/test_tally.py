@@ -1,6 +1,8 @@
 """Vote sums on the way down: exact in all three modes, near what the streams leave open, and hard to fool."""
 
 import dataclasses
+import functools
+import types
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from deltamask_jax.codecs import Context, PayloadError, distance, envelope, rans, tally
-from deltamask_jax.codecs.dense import SERVER
+from deltamask_jax.codecs.codec import SERVER
 from deltamask_jax.public_random import EVERY_CLIENT, MASK, stream_key, uniforms
 from tests.codecs.cases import cost, sealed
 
@@ -32,7 +34,7 @@ def cohort(mode: str, d: int, voters: int, spread: float, seed: int = 0) -> tupl
         return np.clip(np.rint(65536 / (1 + np.exp(-x))), 0, 65535).astype(np.uint16)
 
     theta, keys = theta16(logits), keys_of(mode, voters)
-    context = Context(d, theta, None, 3, SERVER, keys, voters)
+    context = Context(d, theta, tuple(keys), 3, SERVER, voters=voters)
     if mode == "none":
         return rng.binomial(voters, theta / 65536).astype(np.int32), context
     votes = np.zeros(d, np.int32)
@@ -48,7 +50,7 @@ def arbitrary(mode: str, d: int, voters: int, share: float, seed: int) -> tuple[
     rng = np.random.default_rng(seed)
     theta = rng.choice(np.array([0, 1, 60000, 65535, *rng.integers(0, 65536, 20)], np.uint16), d)
     keys = keys_of(mode, max(min(voters, 9), 2))
-    context = Context(d, theta, None, 3, SERVER, keys, voters)
+    context = Context(d, theta, tuple(keys), 3, SERVER, voters=voters)
     votes = np.where(rng.random(d) < share, rng.integers(1, voters + 1, d), 0)
     if mode == "each":
         votes *= rng.choice([-1, 1], d)
@@ -135,9 +137,10 @@ def test_classes_of_chunks_equal_those_of_the_whole(voters, monkeypatch):
 @pytest.mark.parametrize("mode", MODES)
 def test_any_number_of_threads_at_either_end(mode, monkeypatch):
     votes, context = cohort(mode, 3 * tally._CHUNK + 77, 4, 0.2)
-    payloads = []
-    for threads in (1, 3):
-        monkeypatch.setattr(tally, "_threads", lambda threads=threads: threads)
+    payloads, real = [], tally.threads.pool
+    for count in (1, 3):
+        pool = functools.partial(real, count)
+        monkeypatch.setattr(tally, "threads", types.SimpleNamespace(pool=pool))
         payloads.append(CODEC.encode(votes, context))
         np.testing.assert_array_equal(CODEC.decode(payloads[0], context), votes)
     assert payloads[0] == payloads[1]
@@ -235,7 +238,7 @@ def golden_case(mode: str) -> tuple[np.ndarray, Context]:
     """Inputs from integer arithmetic alone, so that no generator's future matters."""
     i = np.arange(4000, dtype=np.uint64)
     theta = (i * 2654435761 % 65536).astype(np.uint16)
-    context = Context(4000, theta, None, 258, SERVER, keys_of(mode, 4), 40)
+    context = Context(4000, theta, keys_of(mode, 4), 258, SERVER, voters=40)
     votes = (i * 40503 % 65521 // 6553 * (i % 3 == 0) + 30 * (i % 401 == 7)).astype(np.int32)
     if mode == "shared":
         votes *= np.where(uniforms(context.streams[0], 4000) < theta, -1, 1)

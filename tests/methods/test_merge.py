@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 from deltamask_jax import methods
 from deltamask_jax.public_random import EVERY_CLIENT, MASK, stream_key, uniforms
-from tests.conftest import tiny_config
+from tests.conftest import cohort_of, tiny_config
 
 COHORTS = [[0, 2, 5], [1, 3, 4], [0, 1, 4]]  # of rounds 1, 2 and 3
 EXAMPLES = [20, 7, 3]
@@ -38,12 +38,12 @@ def build(problem, name: str, **settings):
 
 def play(method, state, updates: list, number: int, clients: list[int], examples: list[int] = EXAMPLES):
     """The state after a round in which `clients` send `updates`: the one place that calls the method."""
-    cohort = np.array(clients)
-    payloads = method.encode(state, updates, number, cohort)
-    kept = method.remember(state, updates, payloads, number, cohort)
-    decoded, rejected = method.decode(kept, payloads, number, cohort)
+    cohort = cohort_of(clients, number, examples=np.array(examples[: len(clients)]))
+    payloads = method.up.encode(state, updates, cohort)
+    kept = method.remember(state, updates, payloads, cohort)
+    votes, rejected = method.up.decode(kept, payloads, cohort)
     assert not rejected
-    return method.aggregate(kept, decoded, cohort, examples, number)
+    return method.merge(kept, votes, cohort)
 
 
 def theta(method, state) -> np.ndarray:
