@@ -1,7 +1,6 @@
 """How the server merges what clients sent: Beta–Bernoulli posterior of masks, weighted means of weights."""
 
 import dataclasses
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +26,7 @@ def prior(d: int, lambda0: float) -> BetaPosterior:
     return BetaPosterior(jnp.full(d, lambda0, jnp.float32), jnp.full(d, lambda0, jnp.float32))
 
 
-@partial(jax.jit, donate_argnums=0)
+@jax.jit
 def vote(posterior: BetaPosterior, ones: jax.Array, voters: jax.Array) -> BetaPosterior:
     """α += Σ m̂, β += K − Σ m̂.
 

@@ -8,18 +8,17 @@ import numpy as np
 import optax
 import pytest
 
-from deltamask_jax import methods
+from deltamask_jax import codecs, methods
 from deltamask_jax.codecs import PayloadError
-from deltamask_jax.federation.rounds import MAIN_PHASE, play_round
+from deltamask_jax.federation.rounds import play_round
 from deltamask_jax.local_training import cross_entropy, weight_training
 from deltamask_jax.methods.averaging import WHOLE, averaging
-from deltamask_jax.methods.eden import rotated_wire
 from deltamask_jax.methods.fedavg import server_optimizer, trained_weights
-from deltamask_jax.methods.qsgd import level_wire
-from deltamask_jax.methods.signsgd import SIGN_WIRE
-from tests.conftest import tiny_config
+from deltamask_jax.task import Task
+from tests.conftest import cohort_of, tiny_config
 
 EVERYONE = np.arange(6)
+TWO = cohort_of([0, 1], examples=np.array([3, 1]))
 N = 32 * 64 + 64 * 3  # weights of the perceptron
 
 
@@ -37,9 +36,10 @@ def perceptron(**settings):
 
 
 def play(problem, method, rounds):
+    problem = dataclasses.replace(problem, config=tiny_config(local_epochs=3))
     state, results = method.init(), []
     for number in range(1, rounds + 1):
-        state, result = play_round(problem, method, state, number, EVERYONE, MAIN_PHASE, epochs=3)
+        state, result = play_round(problem, method, state, cohort_of(EVERYONE, number))
         results.append(result)
     return state, results
 
@@ -57,19 +57,19 @@ def averaged(problem):
 
 
 @pytest.mark.parametrize(
-    "wire, bits, error",
+    "codec, bits, error",
     [
-        (rotated_wire(1.0, 0), 1, 0.6),  # DRIVE
-        (rotated_wire(4.0, 0), 4, 0.08),
-        (level_wire(32, 512, 0), 3.2, 0.25),
-        (SIGN_WIRE, 1, 0.8),
+        (codecs.get("eden", bits=1.0), 1, 0.6),  # DRIVE
+        (codecs.get("eden", bits=4.0), 4, 0.08),
+        (codecs.get("qsgd", levels=32, bucket=512), 3.2, 0.25),
+        (codecs.get("signs"), 1, 0.8),
     ],
     ids=["drive", "eden-4", "qsgd", "signsgd"],
 )
-def test_compressed_updates_follow_fedavg(problem, averaged, wire, bits, error):
+def test_compressed_updates_follow_fedavg(problem, averaged, codec, bits, error):
     """Five rounds on the same problem: weights end close to FedAvg's, and so does the loss, at few bits."""
     start, expected, whole = averaged
-    state, results = play(problem, perceptron(wire=wire), 5)
+    state, results = play(problem, perceptron(codec=codec), 5)
     moved = np.linalg.norm(expected - start)
     assert np.linalg.norm(flat(state.weights) - expected) < error * moved
     assert results[0].train_loss == pytest.approx(whole[0].train_loss)
@@ -82,15 +82,16 @@ def test_compressed_updates_follow_fedavg(problem, averaged, wire, bits, error):
 
 def test_error_feedback_sends_later_what_a_payload_lost():
     """What was sent and what is kept add up to all updates."""
-    method, clients = perceptron(wire=SIGN_WIRE), np.array([1, 4])
+    method = perceptron(codec=codecs.get("signs"), error_feedback=True)
     state, rng = method.init(), np.random.default_rng(0)
     assert set(state.residuals) == set("012345")
     updates, sent = np.zeros((2, N)), np.zeros((2, N))
     for number in (1, 2, 3):
         new = rng.lognormal(size=(2, N)).astype(np.float32)
-        payloads = method.encode(state, list(new), number, clients)
-        sent += method.decode(state, payloads, number, clients)[0]
-        state = method.remember(state, list(new), payloads, number, clients)
+        cohort = cohort_of([1, 4], number)
+        payloads = method.up.encode(state, list(new), cohort)
+        sent += method.up.decode(state, payloads, cohort)[0]
+        state = method.remember(state, list(new), payloads, cohort)
         updates += new
     kept = np.stack([state.residuals["1"], state.residuals["4"]])
     np.testing.assert_allclose(sent + kept, updates, rtol=1e-4, atol=1e-4)
@@ -98,17 +99,18 @@ def test_error_feedback_sends_later_what_a_payload_lost():
 
 
 def test_without_error_feedback_nothing_is_kept():
-    state = perceptron(wire=rotated_wire(1.0, 0)).init()
-    assert state.residuals == {} and perceptron().remember(state, [], [], 1, []) is state
+    state = perceptron(codec=codecs.get("eden", bits=1.0)).init()
+    assert state.residuals == {} and perceptron().remember(state, [], [], cohort_of([])) is state
 
 
 def test_payloads_of_another_client_or_round_are_refused():
-    for wire in (WHOLE, rotated_wire(0.5, 0), level_wire(16, 512, 0), SIGN_WIRE):
-        method = perceptron(wire=wire)
+    compressed = codecs.get("eden", bits=0.5), codecs.get("qsgd", levels=16, bucket=512), codecs.get("signs")
+    for codec in (WHOLE, *compressed):
+        method = perceptron(codec=codec)
         state, update = method.init(), np.ones(N, np.float32)
-        payloads = method.encode(state, [update], 1, np.array([3]))
+        payloads = method.up.encode(state, [update], cohort_of([3]))
         for number, client in ((2, 3), (1, 4)):
-            decoded, rejected = method.decode(state, payloads, number, np.array([client]))
+            decoded, rejected = method.up.decode(state, payloads, cohort_of([client], number))
             assert decoded == [] and list(rejected) == [0]
 
 
@@ -119,7 +121,7 @@ def test_the_server_optimiser_takes_the_mean_update_for_a_gradient(server):
     state, start = method.init(), flat(method.init().weights)
     updates = rng.normal(size=(2, N)).astype(np.float32)
     for number in (1, 2):
-        state = method.aggregate(state, list(updates), EVERYONE[:2], [3, 1], number)
+        state = method.merge(state, list(updates), dataclasses.replace(TWO, round=number))
     mean = (3 * updates[0] + updates[1]) / 4
     if server == "adam":  # a constant gradient g moves Adam by rate · g / (|g| + ε) a step
         expected = start + 2 * 0.01 * mean / (np.abs(mean) + options.server_epsilon)
@@ -130,7 +132,7 @@ def test_the_server_optimiser_takes_the_mean_update_for_a_gradient(server):
 def test_plain_averaging_moves_by_the_weighted_mean():
     method, rng = perceptron(), np.random.default_rng(0)
     updates = rng.normal(size=(2, N)).astype(np.float32)
-    state = method.aggregate(method.init(), list(updates), EVERYONE[:2], [3, 1], 1)
+    state = method.merge(method.init(), list(updates), TWO)
     expected = flat(method.init().weights) + (3 * updates[0] + updates[1]) / 4
     np.testing.assert_allclose(flat(state.weights), expected, rtol=1e-5, atol=1e-6)
 
@@ -150,14 +152,16 @@ def test_the_proximal_term_pulls_toward_the_broadcast():
 def test_the_downlink_is_rounded_to_its_type_and_as_long_as_it_says(kind, step):
     method = perceptron(downlink=jnp.dtype(kind))
     state = method.init()
-    payload = method.broadcast(state, 1)
-    sent, received = flat(state.weights), flat(method.receive(payload, 1))
+    payload = method.down.encode(state, TWO)
+    told = method.down.decode(payload, TWO)
+    assert method.exact == (kind == "float32")
+    sent, received = flat(state.weights), flat(method.start(told, TWO))
     assert received.dtype == np.float32 and (np.abs(received - sent) <= step * np.abs(sent) + 1e-7).all()
     assert bool(step) == (received != sent).any()
     size = jnp.dtype(kind).itemsize
     assert 0.7 * size * N < len(payload) < size * N + 100  # zstd finds little in weights
     with pytest.raises(PayloadError):
-        method.receive(payload, 2)
+        method.down.decode(payload, dataclasses.replace(TWO, round=2))
 
 
 def test_what_is_trained(problem):
@@ -184,7 +188,7 @@ def test_batch_statistics_are_not_trained():
         name="convmixer_768_32",
         trained_blocks=2,
     )
-    task = methods.Task(model, jax.eval_shape(model.init, jax.random.key(0)), {}, None)
+    task = Task(model, jax.eval_shape(model.init, jax.random.key(0)), {}, None)
     for trained in ("blocks", "backbone"):
         last = {
             path.split("/")[-1] for path in trained_weights(tiny_config(fedavg__trained=trained), task).paths
@@ -210,8 +214,8 @@ def test_the_whole_backbone_trains_on_images_through_every_block(problem):
         inputs={"tokens": (images, images)},
     )
     method = methods.build(config, trained.task)
-    state, result = play_round(trained, method, method.init(), 1, np.array([0, 3]), MAIN_PHASE, 1)
-    params, _ = method.eval_params(state)
+    state, result = play_round(trained, method, method.init(), cohort_of([0, 3]))
+    params, _ = method.network(state)
     assert not np.allclose(
         params["embedding"]["kernel"], problem.task.params["embedding"]["kernel"], atol=1e-5
     )

@@ -1,5 +1,7 @@
 """DeltaMask: what the server computes from bytes equals the definition on dense masks."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,19 +9,19 @@ import pytest
 
 from deltamask_jax import masks, methods
 from deltamask_jax.public_random import EVERY_CLIENT, MASK, stream_key, uniforms
-from tests.conftest import tiny_config
+from tests.conftest import cohort_of, tiny_config
 
 
 def build(problem, **changes):
     return methods.build(tiny_config(**changes), problem.task)
 
 
-def random_round(method, index, clients, round_number=1):
+def random_round(method, index, clients):
     """A state with spread θ and, for each client, a random θ_k near it."""
-    rng = np.random.default_rng(round_number)
+    rng = np.random.default_rng(1)
     state = method.init()
     theta = rng.integers(700, 64800, index.d).astype(np.uint16)
-    state = type(state)(theta, state.posterior)
+    state = dataclasses.replace(state, theta=theta)
     nearby = [np.clip(theta + rng.normal(0, 2000, index.d), 0, 65535).astype(np.uint16) for _ in clients]
     return state, nearby
 
@@ -27,7 +29,7 @@ def random_round(method, index, clients, round_number=1):
 @pytest.mark.parametrize("who", ["shared", "per_client"])
 @pytest.mark.parametrize("aggregator", ["beta", "control_variate"])
 def test_aggregate_equals_the_definition_on_dense_masks(problem, who, aggregator):
-    index, clients = problem.task.index, np.array([0, 2, 5])
+    index, cohort = problem.task.index, cohort_of([0, 2, 5])
     method = build(
         problem,
         mask__uniforms=who,
@@ -37,12 +39,12 @@ def test_aggregate_equals_the_definition_on_dense_masks(problem, who, aggregator
         codec__name="side_info",  # exact, so that a filter's false positives do not blur the comparison
         robust__aggregator="mean",
     )
-    state, thetas = random_round(method, index, clients)
-    received = method.receive(method.broadcast(state, 1), 1)
+    state, thetas = random_round(method, index, cohort.clients)
+    received = method.start(method.down.decode(method.down.encode(state, cohort), cohort), cohort)
     np.testing.assert_array_equal(received["theta"], state.theta)
-    private = method.private(1, clients)
+    private = method.private(cohort)
     packed, own, globe = [], [], []
-    for row, (client, theta_k) in enumerate(zip(clients, thetas, strict=True)):
+    for row, (client, theta_k) in enumerate(zip(cohort.clients, thetas, strict=True)):
         word = EVERY_CLIENT if who == "shared" else client
         u = uniforms(stream_key(0, 1, int(word), MASK), index.d)
         own.append(u < theta_k)
@@ -53,10 +55,10 @@ def test_aggregate_equals_the_definition_on_dense_masks(problem, who, aggregator
             _final(method, index, theta_k, received, jax.tree.map(lambda x, row=row: x[row], private))
         )
         np.testing.assert_array_equal(np.flatnonzero(np.unpackbits(packed[-1], count=index.d)), flips)
-    votes, _ = method.decode(state, method.encode(state, packed, 1, clients), 1, clients)
+    votes, _ = method.up.decode(state, method.up.encode(state, packed, cohort), cohort)
     np.testing.assert_array_equal(votes.change, np.sum(own, axis=0) - np.sum(globe, axis=0))
     assert votes.flips == sum(np.bitwise_count(p).sum() for p in packed)
-    new = method.aggregate(state, votes, clients, [1, 1, 1], 1)
+    new = method.merge(state, votes, cohort)
     mean = np.mean(own, axis=0)
     if aggregator == "control_variate":
         mean = state.theta / masks.SCALE + mean - np.mean(globe, axis=0)
@@ -65,10 +67,10 @@ def test_aggregate_equals_the_definition_on_dense_masks(problem, who, aggregator
 
 
 def _final(method, index, theta_k, received, private):
-    """`training.final` on given θ_k: hand it the logits of that θ_k."""
+    """`client.final` on given θ_k: hand it the logits of that θ_k."""
     s = jnp.asarray(theta_k, jnp.float32) / masks.SCALE
     s = jnp.log(jnp.maximum(s, 1e-9)) - jnp.log(jnp.maximum(1 - s, 1e-9))
-    packed = method.training.final(None, received, (index.unravel(s), None), private)
+    packed = method.client.final(None, received, (index.unravel(s), None), private)
     # The float logit does not hit every integer θ; compare through the same rounding.
     theta16 = np.asarray(masks.theta16(jax.nn.sigmoid(s)))
     assert np.abs(theta16.astype(int) - theta_k).max() <= 1
@@ -77,16 +79,15 @@ def _final(method, index, theta_k, received, private):
 
 
 def test_shared_uniforms_are_one_stream_and_per_client_are_many(problem):
-    clients = np.array([0, 1])
-    shared = build(problem).private(1, clients)
-    own = build(problem, mask__uniforms="per_client").private(1, clients)
+    shared = build(problem).private(cohort_of([0, 1]))
+    own = build(problem, mask__uniforms="per_client").private(cohort_of([0, 1]))
     assert shared[0][0] == shared[0][1] and own[0][0] != own[0][1]
 
 
 def test_kappa_follows_a_cosine(problem):
     method = build(problem, rounds=11, mask__kappa=0.8, mask__kappa_final=0.2)
-    payload = lambda r: method.receive(method.broadcast(method.init(), r), r)["kappa"]  # noqa: E731
-    np.testing.assert_allclose([payload(1), payload(6), payload(11)], [0.8, 0.5, 0.2], rtol=1e-5)
+    kappas = [method.start(method.init(), cohort_of([0], number))["kappa"] for number in (1, 6, 11)]
+    np.testing.assert_allclose(kappas, [0.8, 0.5, 0.2], rtol=1e-5)
 
 
 def test_evaluated_networks(problem):
@@ -95,7 +96,7 @@ def test_evaluated_networks(problem):
     for kind, multiplier in (("mean", theta / masks.SCALE), ("threshold", theta > 32768)):
         method = build(problem, mask__evaluate=kind)
         state = type(method.init())(theta, None)
-        params, head = method.eval_params(state)
+        params, head = method.network(state)
         expected = index.ravel(index.kernels(problem.task.params)) * multiplier
         np.testing.assert_allclose(index.ravel(index.kernels(params)), expected, rtol=1e-5, atol=1e-7)
         assert head is problem.task.head
@@ -105,22 +106,22 @@ def test_payloads_of_another_round_client_or_network_are_refused(problem):
     method = build(problem)
     state = method.init()
     packed = np.packbits(np.arange(problem.task.index.d) % 97 == 0)
-    payloads = method.encode(state, [packed], 1, np.array([3]))
-    assert method.decode(state, payloads, 1, np.array([3]))[0].flips >= np.bitwise_count(packed).sum()
-    for round_number, client in ((2, 3), (1, 4)):
-        _, rejected = method.decode(state, payloads, round_number, np.array([client]))
+    payloads = method.up.encode(state, [packed], cohort_of([3]))
+    assert method.up.decode(state, payloads, cohort_of([3]))[0].flips >= np.bitwise_count(packed).sum()
+    for number, client in ((2, 3), (1, 4)):
+        _, rejected = method.up.decode(state, payloads, cohort_of([client], number))
         assert list(rejected) == [0]
-    _, rejected = method.decode(state, [payloads[0], payloads[0][:-1]], 1, np.array([3, 3]))
+    _, rejected = method.up.decode(state, [payloads[0], payloads[0][:-1]], cohort_of([3, 3]))
     assert list(rejected) == [1]
 
 
 def test_filters_add_false_flips_at_their_rate_and_lose_none(problem):
-    clients = np.arange(6)
+    cohort = cohort_of(np.arange(6))
     method = build(problem, codec__name="bfuse", codec__bits=8)
-    state, _ = random_round(method, problem.task.index, clients)
-    packed = np.stack([np.packbits(np.arange(problem.task.index.d) % 89 == k) for k in clients])
-    votes, _ = method.decode(state, method.encode(state, packed, 1, clients), 1, clients)
-    details = method.describe(packed, votes)
+    state, _ = random_round(method, problem.task.index, cohort.clients)
+    packed = np.stack([np.packbits(np.arange(problem.task.index.d) % 89 == k) for k in cohort.clients])
+    votes, _ = method.up.decode(state, method.up.encode(state, packed, cohort), cohort)
+    details = method.report(packed, votes)
     assert details["flip_rate"] == pytest.approx(1 / 89, rel=0.01)
     assert details["false_flip_rate"] == pytest.approx(2**-8, rel=0.2)
     assert details["flip_entropy_bpp"] == pytest.approx(0.0890, abs=1e-3)
@@ -130,9 +131,9 @@ def test_clients_may_use_different_codecs(problem):
     config = tiny_config()
     config.codec.clients = {"0-1": {"bits": 16}, "2": {"name": "rice"}}
     method = methods.build(config, problem.task)
-    state, clients = method.init(), np.arange(4)
+    state, cohort = method.init(), cohort_of(np.arange(4))
     packed = np.stack([np.packbits(np.arange(problem.task.index.d) % 50 == 0)] * 4)
-    sizes = [len(p) for p in method.encode(state, packed, 1, clients)]
+    sizes = [len(p) for p in method.up.encode(state, packed, cohort)]
     assert sizes[0] > 1.7 * sizes[3] > 1.7 * sizes[2]
     config.codec.clients = {"0-9": {"bits": 16}}
     with pytest.raises(ValueError, match="0 .. 5"):
@@ -140,22 +141,22 @@ def test_clients_may_use_different_codecs(problem):
 
 
 def test_filters_with_room_for_as_many_flips_have_one_shape(problem):
-    clients = np.array([0, 2, 5])
+    cohort = cohort_of([0, 2, 5])
     method, index = build(problem, codec__capacity=2000, codec__container="raw"), problem.task.index
     packed = np.stack([np.packbits(np.arange(index.d) % step == 0) for step in (20, 30, 40)])
-    payloads = method.encode(method.init(), packed, 1, clients)
+    payloads = method.up.encode(method.init(), packed, cohort)
     assert len({len(payload) for payload in payloads}) == 1
-    votes, _ = method.decode(method.init(), payloads, 1, clients)
+    votes, _ = method.up.decode(method.init(), payloads, cohort)
     assert votes.flips >= sum(np.bitwise_count(p).sum() for p in packed)
 
 
 def test_random_ranking_keeps_as_many_flips_but_others(problem):
-    index, clients, kept = problem.task.index, np.array([0]), {}
+    index, cohort, kept = problem.task.index, cohort_of([0]), {}
     for ranking in ("kl", "random"):
         method = build(problem, mask__kappa=0.5, mask__kappa_final=0.5, mask__ranking=ranking)
-        state, (theta_k,) = random_round(method, index, clients)
-        received = method.receive(method.broadcast(state, 1), 1)
-        private = jax.tree.map(lambda x: x[0], method.private(1, clients))
+        state, (theta_k,) = random_round(method, index, cohort.clients)
+        received = method.start(state, cohort)
+        private = jax.tree.map(lambda x: x[0], method.private(cohort))
         kept[ranking] = np.unpackbits(_final(method, index, theta_k, received, private), count=index.d)
         flips = masks.client_flips(
             theta_k, state.theta, uniforms(stream_key(0, 1, EVERY_CLIENT, MASK), index.d), 1.0

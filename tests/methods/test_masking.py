@@ -1,13 +1,18 @@
 """Aggregators of masks: bias and variance by simulation, every position a trial; who may use which."""
 
-import jax.numpy as jnp
+import dataclasses
+from functools import partial
+from unittest import mock
+
 import numpy as np
 import pytest
 
-from deltamask_jax import aggregation, masks, methods
+from deltamask_jax import masks, methods
+from deltamask_jax.flat_index import FlatIndex
 from deltamask_jax.methods import masking
 from deltamask_jax.public_random import EVERY_CLIENT, MASK, stream_key, uniforms
-from tests.conftest import tiny_config
+from deltamask_jax.task import Task
+from tests.conftest import cohort_of, tiny_config
 
 TRIALS, WIDTH, CLIENTS = 1000, 50, 5  # vectors, their length, masks a vector
 
@@ -21,18 +26,32 @@ def vectors(spread: int):
 
 
 def estimate(aggregator: str, theta, thetas, shared=False, rounds=1):
-    """What the server makes of one mask a client a round: θ f64[trials, width]."""
-    merge = masking.aggregator(tiny_config(mask__aggregator=aggregator))
-    state = masking.State(theta, aggregation.prior(len(theta), 1.0))
+    """What the server makes of one mask a client a round, before it is clamped: θ f64[trials, width]."""
+    method = masking.mask_method(
+        "masks",
+        Task(None, None, None, FlatIndex(("kernel",), (theta.shape,), (0,), len(theta))),
+        tiny_config(mask__aggregator=aggregator).mask,
+        rounds=rounds,
+        participation=1.0,
+        final=None,
+        up=None,
+        report=None,
+        streams=partial(masking.mask_streams, shared=shared),
+    )
+    state = dataclasses.replace(method.init(), theta=theta)
     for number in range(1, rounds + 1):
         words = [EVERY_CLIENT if shared else client for client in range(CLIENTS)]
         u = np.stack([uniforms(stream_key(7, number, word, MASK), len(theta)) for word in words])
-        tally = masking.Tally(
-            jnp.asarray(masks.draw(thetas, u).sum(0)), jnp.asarray(masks.draw(theta, u).sum(0)), CLIENTS
-        )
-        merged, posterior = merge(state, tally, number)
-        state = masking.State(theta, posterior)
-    return np.asarray(merged, np.float64).reshape(TRIALS, WIDTH)
+        ones = masks.draw(thetas, u).sum(0).astype(np.int32)
+        change = ones - masks.draw(theta, u).sum(0, dtype=np.int32)
+        cohort, merged = cohort_of(range(CLIENTS), number, seed=7), []
+        for votes in (masking.Votes(ones=ones), masking.Votes(change=change)):
+            with mock.patch.object(masks, "theta16", wraps=masks.theta16) as clamped:
+                after = method.merge(state, votes, cohort)
+            merged.append(np.asarray(clamped.call_args.args[0], np.float64))
+        np.testing.assert_array_equal(*merged)
+        state = dataclasses.replace(after, theta=theta)
+    return merged[0].reshape(TRIALS, WIDTH)
 
 
 def standard_errors(error, direction):

@@ -10,17 +10,16 @@ import pytest
 from safetensors.numpy import load_file
 
 from configs import common
-from deltamask_jax import experiment, methods, models
-from deltamask_jax.codecs import PayloadError, dense
+from deltamask_jax import codecs, experiment, methods, models
+from deltamask_jax.codecs import PayloadError
 from deltamask_jax.evaluation import evaluator
 from deltamask_jax.flat_index import FlatIndex
+from deltamask_jax.methods.method import server_context
 from deltamask_jax.methods.peft import initial_parts
 from deltamask_jax.setup import set_up
 from deltamask_jax.task import Task
 from tests import conftest
-from tests.conftest import tiny_config
-
-EVERYONE = np.arange(6)
+from tests.conftest import cohort_of, tiny_config
 
 
 def play(problem, rounds, **changes):
@@ -50,7 +49,7 @@ def test_tuned_parameters_of_vit_b16_with_100_classes(kind, depth, tuned):
         "bias": jax.ShapeDtypeStruct((100,), jnp.float32),
     }
     task = Task(model, params, head, FlatIndex.create(params, model.masked))
-    parts = initial_parts(config, task)
+    parts = initial_parts(config.peft, config.seed, task)
     assert sum(leaf.size for leaf in jax.tree.leaves((head, parts))) == tuned
 
 
@@ -68,8 +67,8 @@ def test_each_kind_learns_and_its_payloads_are_as_long_as_its_values(problem, ch
     problem, method, state, results = play(problem, 3, **changes)
     losses = [result.train_loss for result in results]
     assert losses[2] < losses[1] < losses[0]
-    start = method.eval_params(method.init())
-    for before, after in zip(jax.tree.leaves(start), jax.tree.leaves(method.eval_params(state)), strict=True):
+    start = method.network(method.init())
+    for before, after in zip(jax.tree.leaves(start), jax.tree.leaves(method.network(state)), strict=True):
         assert before.shape == after.shape
     n = sum(leaf.size for leaf in jax.tree.leaves(state))
     assert results[0].details == {"tuned_parameters": n}
@@ -98,26 +97,28 @@ def test_the_server_keeps_what_rounding_takes_from_the_wire(problem):
     start = method.init()
     rng = np.random.default_rng(0)
     state = jax.tree.map(lambda x: x + rng.normal(size=x.shape).astype(np.float32), start)
-    received = method.receive(method.broadcast(state, 4), 4)
+    cohort = cohort_of([0], 4, examples=np.array([3]))
+    received = method.start(method.down.decode(method.down.encode(state, cohort), cohort), cohort)
     largest = max(np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (state, start)), strict=True))
     for kept, arrived in zip(*map(jax.tree.leaves, (state, received)), strict=True):
         assert 0 < np.abs(kept - arrived).max() <= 1.01 * largest / 127
     unmoved = jax.tree.map(np.zeros_like, start)
-    payloads = method.encode(state, [unmoved], 4, EVERYONE[:1])
-    same = method.aggregate(state, method.decode(state, payloads, 4, EVERYONE[:1])[0], EVERYONE[:1], [3], 4)
+    payloads = method.up.encode(state, [unmoved], cohort)
+    same = method.merge(state, method.up.decode(state, payloads, cohort)[0], cohort)
     jax.tree.map(np.testing.assert_array_equal, same, state)
 
 
 @pytest.mark.parametrize("wire", ["float32", "float16", "8bit"])
 def test_foreign_payloads_are_refused(problem, wire):
     method = methods.build(tiny_config(method="peft", peft__kind="head", peft__wire=wire), problem.task)
-    payload = method.broadcast(method.init(), 1)
+    cohort = cohort_of([0])
+    payload = method.down.encode(method.init(), cohort)
     values = np.full(99, np.inf, np.float32)
-    for bad in (payload[:-1], dense.encode(values, round_number=1, client=dense.SERVER)):
+    for bad in (payload[:-1], codecs.get("dense").encode(values, server_context(cohort, 99))):
         with pytest.raises(PayloadError):
-            method.receive(bad, 1)
+            method.down.decode(bad, cohort)
     with pytest.raises(PayloadError):
-        method.receive(payload, 2)
+        method.down.decode(payload, cohort_of([0], 2))
 
 
 def test_what_a_network_cannot_have_is_refused(problem):
@@ -130,11 +131,16 @@ def test_what_a_network_cannot_have_is_refused(problem):
 
 
 @pytest.mark.parametrize(
-    "model, kind", [("convmixer_768_32", "adapter"), ("convmixer_768_32", "lora"), ("scenic_vit", "prompt")]
+    "model, kind, others",
+    [
+        ("convmixer_768_32", "adapter", "'head' or 'bias'"),
+        ("convmixer_768_32", "lora", "'head' or 'bias'"),
+        ("scenic_vit", "prompt", "'head', 'bias' or 'lora'"),
+    ],
 )
-def test_a_kind_that_the_network_cannot_have_is_refused_before_anything_is_read(model, kind):
+def test_a_kind_that_the_network_cannot_have_is_refused_before_anything_is_read(model, kind, others):
     config = tiny_config(method="peft", peft__kind=kind, model__name=model)
-    with pytest.raises(ValueError, match=f"config.peft.kind='{kind}' is not for {model}: use 'head' or"):
+    with pytest.raises(ValueError, match=f"config.peft.kind='{kind}' is not for {model}: use {others}"):
         methods.check(config)
     methods.check(tiny_config(method="peft", peft__kind="bias", model__name=model))
     methods.check(tiny_config(method="deltamask", peft__kind=kind, model__name=model))

@@ -11,10 +11,11 @@ from deltamask_jax import masks, methods
 from deltamask_jax.flat_index import FlatIndex
 from deltamask_jax.metrics import binary_entropy
 from deltamask_jax.public_random import MASK, stream_key, uniforms
-from tests.conftest import tiny_config
+from tests.conftest import cohort_of, tiny_config
 
 D = 400_001
 CLIENTS = np.array([0, 3, 5])
+COHORT = cohort_of(CLIENTS)
 
 
 def build(problem, name, **changes):
@@ -38,9 +39,9 @@ def sampled(thetas):
 
 
 def updates(method, thetas):
-    private = method.private(1, CLIENTS)
+    private = method.private(COHORT)
     return [
-        np.asarray(method.training.final(None, {}, ({"kernel": logits(theta)}, None), key))
+        np.asarray(method.client.final(None, {}, ({"kernel": logits(theta)}, None), key))
         for theta, key in zip(
             thetas, zip(*private, strict=True) if private else [()] * len(thetas), strict=True
         )
@@ -57,7 +58,7 @@ def test_fedpm_sends_the_entropy_of_its_masks(problem, coding):
     method = build(problem, "fedpm", fedpm__coding=coding)
     state, thetas = some_round(method)
     drawn = sampled(thetas)
-    payloads = method.encode(state, [np.packbits(mask) for mask in drawn], 1, CLIENTS)
+    payloads = method.up.encode(state, [np.packbits(mask) for mask in drawn], COHORT)
     for mask, payload in zip(drawn, payloads, strict=True):
         entropy = D * binary_entropy(mask.mean())
         if coding == "given_theta":
@@ -65,9 +66,9 @@ def test_fedpm_sends_the_entropy_of_its_masks(problem, coding):
             entropy = sum(len(group) * binary_entropy(group.mean()) for group in groups if len(group))
         table = 2 * 64 if coding == "given_theta" else 2
         assert entropy < 8 * len(payload) < 1.01 * entropy + 8 * (32 + table)
-    counts, _ = method.decode(state, payloads, 1, CLIENTS)
-    np.testing.assert_array_equal(counts, drawn.sum(0))
-    details = method.describe(np.stack([np.packbits(mask) for mask in drawn]), counts)
+    votes, _ = method.up.decode(state, payloads, COHORT)
+    np.testing.assert_array_equal(votes.ones, drawn.sum(0))
+    details = method.report(np.stack([np.packbits(mask) for mask in drawn]), votes)
     assert details["mask_rate"] == pytest.approx(drawn.mean())
 
 
@@ -78,12 +79,12 @@ def test_fedpm_aggregates_what_the_definition_says(problem, aggregator):
     sent = updates(method, thetas)
     own = np.stack([np.unpackbits(packed, count=D) for packed in sent]).astype(bool)
     assert np.mean(own != sampled(thetas)) < 1e-4  # but for rounding of logits
-    decoded, _ = method.decode(state, method.encode(state, sent, 1, CLIENTS), 1, CLIENTS)
+    votes, _ = method.up.decode(state, method.up.encode(state, sent, COHORT), COHORT)
     mean = own.mean(0)
     if aggregator == "control_variate":
         mean = state.theta / masks.SCALE + mean - sampled([state.theta] * len(CLIENTS)).mean(0)
     expected = np.clip(np.rint(mean * masks.SCALE), 0.01 * masks.SCALE, 0.99 * masks.SCALE)
-    new = method.aggregate(state, decoded, CLIENTS, [1, 1, 1], 1)
+    new = method.merge(state, votes, COHORT)
     np.testing.assert_allclose(new.theta, expected, atol=2)
 
 
@@ -107,15 +108,15 @@ def test_fedmask_is_one_bit_a_weight_and_a_header(problem):
     method = build(problem, "fedmask")
     state, thetas = some_round(method)
     sent = updates(method, thetas)
-    payloads = method.encode(state, sent, 1, CLIENTS)
+    payloads = method.up.encode(state, sent, COHORT)
     assert {len(payload) for payload in payloads} == {32 + -(-D // 8)}
     votes = sum((theta > 32768).astype(int) for theta in thetas)
-    counts, _ = method.decode(state, payloads, 1, CLIENTS)
-    assert np.mean(counts != votes) < 1e-4  # but for rounding of logits
-    new = method.aggregate(state, counts, CLIENTS, [1, 1, 1], 1)
-    expected = np.clip(65536.0 * counts / 3, 655, 64881)
+    decoded, _ = method.up.decode(state, payloads, COHORT)
+    assert np.mean(decoded.ones != votes) < 1e-4  # but for rounding of logits
+    new = method.merge(state, decoded, COHORT)
+    expected = np.clip(65536.0 * decoded.ones / 3, 655, 64881)
     np.testing.assert_allclose(new.theta, expected, atol=1)
-    assert len(method.decode(state, payloads, 2, CLIENTS)[1]) == len(CLIENTS)
+    assert len(method.up.decode(state, payloads, cohort_of(CLIENTS, 2))[1]) == len(CLIENTS)
 
 
 def test_fedmask_does_not_sample(problem):
@@ -128,9 +129,9 @@ def test_fedmask_does_not_sample(problem):
     differs = {}
     for name in ("fedmask", "fedpm"):
         method = methods.build(tiny_config(method=name), problem.task)
-        received = method.receive(method.broadcast(method.init(), 1), 1)
-        start = method.training.init(method.frozen, received)
-        step = jax.jit(method.training.step)
+        received = method.start(method.init(), COHORT)
+        start = method.client.init(method.frozen, received)
+        step = jax.jit(method.client.step)
         carries = [step(method.frozen, received, start, batch, jax.random.key(i))[0] for i in (0, 1)]
         first, second = (problem.task.index.ravel(carry[0]) for carry in carries)
         differs[name] = float(jnp.abs(first - second).max())
