@@ -74,10 +74,10 @@ def flips_between(theta_g, theta_k, u):
 
 
 def uniform_flips(d: int, p: float, seed: int):
-    """(a): positions u32[n] and a context whose theta and uniforms say nothing about them."""
-    rng = np.random.default_rng(seed)
-    theta, u = (rng.integers(0, 1 << 16, d, dtype=np.uint16) for _ in range(2))
-    return np.flatnonzero(rng.random(d, np.float32) < p).astype(np.uint32), theta, u
+    """(a): positions u32[n], and θ_g and a public stream that say nothing about them."""
+    rng, stream = np.random.default_rng(seed), stream_key(seed, 1, 0, MASK)
+    theta = rng.integers(0, 1 << 16, d, dtype=np.uint16)
+    return np.flatnonzero(rng.random(d, np.float32) < p).astype(np.uint32), theta, stream
 
 
 def drift_flips(d: int, p: float, drift: str, seed: int):
@@ -93,7 +93,8 @@ def drift_flips(d: int, p: float, drift: str, seed: int):
         step = np.sign(step)
     elif drift == "sparse":
         step *= rng.random(d, np.float32) < 0.1
-    u = uniforms(stream_key(seed, 1, 0, MASK), d)
+    stream = stream_key(seed, 1, 0, MASK)
+    u = uniforms(stream, d)
 
     def theta16(x):
         return np.clip(np.rint(65536 / (1 + np.exp(-np.clip(x, -20, 20)))), 1, 65535).astype(np.uint16)
@@ -104,17 +105,17 @@ def drift_flips(d: int, p: float, drift: str, seed: int):
         moved = theta16(logits[part] + scale * step[part])
         share = len(flips_between(theta[part], moved, u[part])) / len(moved)
         low, high = (scale, high) if share < p else (low, scale)
-    return flips_between(theta, theta16(logits + scale * step), u), theta, u
+    return flips_between(theta, theta16(logits + scale * step), u), theta, stream
 
 
 def recorded_flips(file: Path):
-    """(c): yields (positions, theta, uniforms) of each client of a recorded round."""
+    """(c): yields (positions, theta, public stream) of each client of a recorded round."""
     with np.load(file) as record:
         theta_g, seed, number = record["theta_g"], int(record["seed"]), int(record["round"])
         for client, theta_k in zip(record["clients"], record["theta_k"], strict=True):
             word = EVERY_CLIENT if record["shared"] else int(client)
-            u = uniforms(stream_key(seed, number, word, MASK), len(theta_g))
-            yield flips_between(theta_g, theta_k, u), theta_g, u
+            stream = stream_key(seed, number, word, MASK)
+            yield flips_between(theta_g, theta_k, uniforms(stream, len(theta_g))), theta_g, stream
 
 
 def conditional_entropy(positions, theta, u) -> float:
@@ -139,17 +140,17 @@ def timed(function, repeats: int):
     return result, statistics.median(seconds)
 
 
-def measure(source, positions, theta, u, settings, repeats) -> list[dict]:
+def measure(source, positions, theta, stream, settings, repeats) -> list[dict]:
     """One row per codec for the same flips."""
-    d, n = len(u), len(positions)
-    context = codecs.Context(d, theta, u, round=1, client=1)
+    d, n = len(theta), len(positions)
+    context = codecs.Context(d, theta, (stream,), round=1, client=1)
     shared = {
         "d": d,
         "density": n / d,
         "source": source,
         "flips": n,
         "entropy_bits_per_flip": float(entropy(n / d) * d / n),
-        "conditional_entropy_bits_per_flip": conditional_entropy(positions, theta, u),
+        "conditional_entropy_bits_per_flip": conditional_entropy(positions, theta, context.uniforms()),
     }
     rows = []
     for options in settings:
@@ -224,7 +225,7 @@ def measure_cohort(clients: int, d: int, n: int, repeats: int) -> dict:
     contexts = [codecs.Context(d, round=1, client=k) for k in range(clients)]
     codec = codecs.get("bfuse", capacity=n)
     payloads, encode_seconds = timed(lambda: codecs.encode_cohort(codec, positions, contexts), repeats)
-    counts, decode_seconds = timed(lambda: codecs.decode_counts(codec, payloads, contexts), repeats)
+    (counts, _), decode_seconds = timed(lambda: codecs.decode_counts(codec, payloads, contexts), repeats)
     built = filter_builder.build(positions[0], 8, fingerprints.fuse_geometry(n))
     c_seconds = c_library_loop(built, d)
     row = {
@@ -337,9 +338,9 @@ def main() -> None:
                 rows += measure(drift, *drift_flips(d, p, drift, 2), settings, repeats)
     for file in options.recorded:
         clients = list(recorded_flips(file))
-        for positions, theta, u in clients[:1] if options.quick else clients[:3]:
+        for positions, theta, stream in clients[:1] if options.quick else clients[:3]:
             rows += measure(
-                file.stem, positions, theta, u, SHORT if options.quick else FILTERS + EXACT, repeats
+                file.stem, positions, theta, stream, SHORT if options.quick else FILTERS + EXACT, repeats
             )
     cohort = measure_cohort(30, VIT_B, 354_000, repeats)
     if options.json:

@@ -35,8 +35,7 @@ import numpy as np
 import zstandard
 
 from deltamask_jax import codecs
-from deltamask_jax.codecs import dense, eden, qsgd, random_coding, rounded, signs
-from deltamask_jax.public_random import CANDIDATES, stream_key
+from deltamask_jax.public_random import MASK, stream_key
 
 D = 300  # positions, or values, unless told otherwise
 SEED, ROUND, CLIENT = 7, 3, 4
@@ -54,8 +53,8 @@ SETTINGS = (
     {"name": "side_info"},
     {"name": "arithmetic"},
     {"name": "bitmap"},
-    {"name": "random_coding", "bits": 4},
-    {"name": "random_coding", "bits": 13},
+    {"name": "random_coding", "bits": 4, "block_kl": 0.2},
+    {"name": "random_coding", "bits": 13, "block_kl": 0.2},
     {"name": "eden", "bits": 0.5},
     {"name": "eden", "bits": 1},
     {"name": "eden", "bits": 2.5},
@@ -213,64 +212,32 @@ def cost(decode: Callable, data: bytes) -> dict[str, float]:
     return {"seconds": min(seconds), "calls": calls, "bytes": peak}
 
 
-def flips(name: str, rng: np.random.Generator, **options) -> tuple[list[bytes], Callable, Callable]:
-    """Eight payloads of a codec of flips, its decoder, and what a decoded update has to be."""
-    theta, moved, uniforms = drift(rng)
-    codec, context = codecs.get(name, **options), codecs.Context(D, theta, uniforms, ROUND, CLIENT)
-    positions = np.flatnonzero((uniforms < theta) != (uniforms < moved)).astype(np.uint32)
+def seeds_of(codec: codecs.Codec, context: codecs.Context, rng: np.random.Generator) -> list[bytes]:
+    """Eight payloads of a codec of any kind."""
+    theta, moved = context.theta, np.clip(context.theta + rng.normal(0, 4000, D), 0, 65535)
+    if codec.kind == "positions":
+        u = context.uniforms()
+        positions = np.flatnonzero((u < theta) != (u < moved.astype(np.uint16))).astype(np.uint32)
+        updates = [positions[: len(positions) * k // 8] for k in range(1, 9)]
+    elif codec.kind == "theta":
+        updates = [(theta + (moved - theta) * k / 8).astype(np.uint16) for k in range(1, 9)]
+    else:
+        updates = (rng.normal(size=(8, D)) * 10.0 ** np.arange(-4, 4)[:, None]).astype(type_of(codec))
+    return [codec.encode(update, context) for update in updates]
 
-    def valid(decoded) -> bool:
+
+def type_of(codec: codecs.Codec) -> np.dtype:
+    """Of what a codec of values decodes to."""
+    return jnp.dtype(codec.name.removeprefix("dense-") if codec.name.startswith("dense") else "float32")
+
+
+def valid(codec: codecs.Codec, decoded: np.ndarray) -> bool:
+    """What a decoded update has to be."""
+    if codec.kind == "positions":
         inside = decoded.dtype == np.uint32 and (not len(decoded) or decoded[-1] < D)
         return inside and bool((decoded[1:] > decoded[:-1]).all())
-
-    payloads = [codec.encode(positions[: len(positions) * k // 8], context) for k in range(1, 9)]
-    return payloads, lambda data: codec.decode(data, context), valid
-
-
-def masks(rng: np.random.Generator, bits: int) -> tuple[list[bytes], Callable, Callable]:
-    """Payloads of minimal random coding, their decoder, and what a decoded mask has to be."""
-    theta, moved, _ = drift(rng)
-    key, context = stream_key(SEED, ROUND, CLIENT, CANDIDATES), codecs.Context(D, theta, None, ROUND, CLIENT)
-    payloads = [
-        random_coding.encode(
-            (theta + (moved.astype(float) - theta) * k / 8).astype(np.uint16),
-            key,
-            context,
-            bits=bits,
-            block_kl=0.2,
-            rng=rng,
-        )
-        for k in range(1, 9)
-    ]
-    return (
-        payloads,
-        lambda data: random_coding.decode(data, key, context, bits=bits),
-        lambda decoded: decoded.dtype == bool and decoded.shape == (D,),
-    )
-
-
-def values(name: str, rng: np.random.Generator, **options) -> tuple[list[bytes], Callable, Callable]:
-    """Payloads of a codec of values, their decoder, and what a decoded vector has to be."""
-    module = {"eden": eden, "qsgd": qsgd, "signs": signs, "rounded": rounded, "dense": dense}[name]
-    dtype = jnp.dtype(options.pop("dtype", "float32"))
-    given = (*options.values(), SEED)
-    noise = rng.integers(0, 1 << 16, D, dtype=np.uint16)
-    before = {"eden": given, "qsgd": given, "rounded": (noise,)}.get(name, ())  # what encoders take as well
-    agreed = {"eden": given, "qsgd": given[:-1], "dense": (dtype,)}.get(name, ())  # and decoders
-    header = {"round_number": ROUND, "client": CLIENT}
-    vectors = (rng.normal(size=(8, D)) * 10.0 ** np.arange(-4, 4)[:, None]).astype(dtype)
-    return (
-        [module.encode(vector, *before, **header) for vector in vectors],
-        lambda data: module.decode(data, D, *agreed, **header),
-        lambda decoded: decoded.dtype == dtype and decoded.shape == (D,) and bool(np.isfinite(decoded).all()),
-    )
-
-
-def drift(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """theta_g, theta_k and public uniforms, u16[D] each."""
-    theta = rng.integers(0, 1 << 16, D, dtype=np.uint16)
-    moved = np.clip(theta + rng.normal(0, 4000, D), 0, 65535).astype(np.uint16)
-    return theta, moved, rng.integers(0, 1 << 16, D, dtype=np.uint16)
+    dtype = np.dtype(bool) if codec.kind == "theta" else type_of(codec)
+    return decoded.dtype == dtype and decoded.shape == (D,) and bool(np.isfinite(decoded).all())
 
 
 def fuzz(settings: dict, payloads: int, seed: int, d: int, structure: bool, results) -> None:
@@ -278,12 +245,14 @@ def fuzz(settings: dict, payloads: int, seed: int, d: int, structure: bool, resu
     global D
     D = d
     rng = np.random.default_rng(seed)
-    if settings["name"] in codecs.REGISTRY:
-        seeds, decode, valid = flips(rng=rng, **settings)
-    elif settings["name"] == "random_coding":
-        seeds, decode, valid = masks(rng, settings["bits"])
-    else:
-        seeds, decode, valid = values(rng=rng, **settings)
+    codec, stream = codecs.get(**settings), stream_key(SEED, ROUND, CLIENT, MASK)
+    theta = rng.integers(0, 1 << 16, D, dtype=np.uint16)
+    context = codecs.Context(D, theta, (stream,), ROUND, CLIENT, SEED)
+    seeds = seeds_of(codec, context, rng)
+
+    def decode(data: bytes) -> np.ndarray:
+        return codec.decode(data, context)
+
     outcomes, slowest, started = Counter(), 0.0, time.perf_counter()
     honest, worst = {}, {}
     if structure:
@@ -307,7 +276,7 @@ def fuzz(settings: dict, payloads: int, seed: int, d: int, structure: bool, resu
         else:
             if data in seeds:
                 outcomes["unchanged"] += 1
-            elif not valid(decoded):
+            elif not valid(codec, decoded):
                 outcomes["invalid update"] += 1
             else:
                 outcomes["forged, valid update" if forged else "silent wrong decode"] += 1

@@ -20,9 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deltamask_jax import masks
-from deltamask_jax.codecs import Context, random_coding
-from deltamask_jax.public_random import CANDIDATES, stream_key
+from deltamask_jax import codecs, masks
 
 BITS = (2, 4, 6, 8, 10)
 BLOCK_KL = (0.5, 1.0, 2.0, 4.0)  # nats
@@ -44,13 +42,12 @@ def drifted(d: int, spread: float) -> tuple[np.ndarray, np.ndarray]:
 def measure(source: str, theta_k: np.ndarray, theta_g: np.ndarray, bits: int, block_kl: float) -> dict:
     """One row."""
     d = len(theta_g)
-    key, context = stream_key(0, 1, 0, CANDIDATES), Context(d, theta_g, None, 1, 0)
+    codec = codecs.get("random_coding", bits=bits, block_kl=block_kl)
+    context = codecs.Context(d, theta_g, round=1)
     started = time.perf_counter()
-    payload = random_coding.encode(
-        theta_k, key, context, bits=bits, block_kl=block_kl, rng=np.random.default_rng(1)
-    )
+    payload = codec.encode(theta_k, context)
     encoded = time.perf_counter()
-    mask = random_coding.decode(payload, key, context, bits=bits)
+    mask = codec.decode(payload, context)
     p, q = theta_k / masks.SCALE, theta_g / masks.SCALE
     step = p - q
     kl = float(np.asarray(masks.bernoulli_kl(theta_k, theta_g)).sum(dtype=np.float64)) / np.log(2)

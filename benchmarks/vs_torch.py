@@ -16,7 +16,8 @@ import numpy as np
 
 from benchmarks import workload
 from deltamask_jax import codecs, methods
-from deltamask_jax.federation.rounds import MAIN_PHASE, play_round
+from deltamask_jax.federation.rounds import play_round
+from deltamask_jax.task import Cohort
 
 try:
     import torch
@@ -29,10 +30,10 @@ except ImportError:
 def ours(model: str, clients: int, examples: int, batch: int, dtype: str, repeats: int) -> float:
     problem = workload.problem(model, clients, examples, batch, dtype=dtype, chunk=0)
     method = methods.build(problem.config, problem.task)
-    state = method.init()
+    state, cohort = method.init(), Cohort(problem.config.seed, 1, np.arange(clients))
 
     def once():
-        play_round(problem, method, state, 1, np.arange(clients), MAIN_PHASE, 1)
+        play_round(problem, method, state, cohort)
 
     return workload.best_of(repeats, once)
 

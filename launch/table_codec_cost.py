@@ -22,6 +22,7 @@ import numpy as np
 
 from deltamask_jax import codecs
 from deltamask_jax.paths import expanded
+from deltamask_jax.public_random import MASK, stream_key
 from deltamask_jax.workdir import files
 
 WEIGHTS = {
@@ -39,8 +40,9 @@ def drifted(d: int, seed: int = 0) -> tuple[np.ndarray, codecs.Context]:
     logits = rng.normal(2, 2, d).astype(np.float32)
     moved = logits + 0.115 * rng.standard_normal(d, np.float32)
     theta, theta_k = (np.clip(65536 / (1 + np.exp(-x)), 0, 65535).astype(np.uint16) for x in (logits, moved))
-    u = rng.integers(0, 1 << 16, d, dtype=np.uint16)
-    return np.flatnonzero((u < theta) != (u < theta_k)).astype(np.uint32), codecs.Context(d, theta, u)
+    context = codecs.Context(d, theta, (stream_key(seed, 0, 0, MASK),))
+    u = context.uniforms()
+    return np.flatnonzero((u < theta) != (u < theta_k)).astype(np.uint32), context
 
 
 def seconds(function, repeats: int) -> float:

@@ -57,15 +57,18 @@ class Context:
         """This client's public stream of this round for one purpose, see `public_random`."""
         return stream_key(self.seed, self.round, self.client, purpose)
 
-    def check(self) -> None:
+    def check(self, streams: bool = True) -> None:
         """Refuses a context without θ_g and public uniforms, for the codecs that look at them.
+
+        Args:
+            streams: whether masks are drawn from the context's streams.
 
         Raises:
             ValueError: theta is not u16[d], or there is no stream.
         """
         if self.theta is None or self.theta.shape != (self.d,) or self.theta.dtype != np.uint16:
             raise ValueError(f"this codec needs context.theta as u16[{self.d}]")
-        if not self.streams:
+        if streams and not self.streams:
             raise ValueError("this codec needs context.streams, from which the masks are drawn")
 
 

@@ -50,6 +50,9 @@ def random_coding(bits: int = 8, block_kl: float = 1.0) -> Codec:
 
 
 def _encode(bits: int, block_kl: float, theta_k: np.ndarray, context: Context) -> bytes:
+    context.check(streams=False)
+    if theta_k.shape != (context.d,) or theta_k.dtype != np.uint16:
+        raise ValueError(f"random_coding takes u16[{context.d}], got {theta_k.dtype}{list(theta_k.shape)}")
     key = context.stream(CANDIDATES)
     # The sender's own randomness, which picks among the candidates.
     rng = np.random.default_rng([context.seed, context.round, context.client, CANDIDATES])
@@ -67,6 +70,7 @@ def _encode(bits: int, block_kl: float, theta_k: np.ndarray, context: Context) -
 
 
 def _decode(bits: int, payload: bytes, context: Context) -> np.ndarray:
+    context.check(streams=False)
     key = context.stream(CANDIDATES)
     received = envelope.unpack(payload, codec_id=_ID, d=context.d, round=context.round, client=context.client)
     body = bytes(received.body)
@@ -101,8 +105,9 @@ def _decode(bits: int, payload: bytes, context: Context) -> np.ndarray:
 def _plan(kl: np.ndarray, block_kl: float) -> tuple[int, np.ndarray]:
     """log2 of a segment's rows of 256, and the blocks of every segment, i64[segments], from KL f32[d].
 
-    A segment that wants more than 256 blocks asks for smaller segments, as long as the other segments, of at
-    least a block each, do not make the payload a tenth larger by it; its blocks hold more KL otherwise.
+    A segment has no more blocks than positions. One that wants more than 256 asks for smaller segments, as
+    long as the other segments, of at least a block each, do not make the payload a tenth larger by it; its
+    blocks hold more KL otherwise.
     """
     least = max(float(kl.sum(dtype=np.float64)), block_kl) / block_kl  # blocks
 
@@ -118,7 +123,8 @@ def _plan(kl: np.ndarray, block_kl: float) -> tuple[int, np.ndarray]:
         if smaller.sum() > 1.1 * least:
             break
         rows_log2, counts = rows_log2 - 1, smaller
-    return rows_log2, np.minimum(counts, _COLUMNS)
+    left = len(kl) - np.arange(len(counts)) * (_COLUMNS << rows_log2)  # positions from a segment's first on
+    return rows_log2, np.minimum(counts, np.minimum(left, _COLUMNS))
 
 
 def _blocks(counts: np.ndarray) -> np.ndarray:
