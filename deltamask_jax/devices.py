@@ -137,9 +137,9 @@ class Compilations:
         self._seconds = 0.0
         jax.monitoring.register_event_duration_secs_listener(self._heard)
 
-    def _heard(self, event: str, seconds: float, **_) -> None:
+    def _heard(self, event: str, duration_secs: float, **_) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
-            self._seconds += seconds
+            self._seconds += duration_secs
 
     def lap(self) -> float:
         """Seconds since the last lap, or the start."""

@@ -6,7 +6,7 @@ checkpoint; then pictures and the summary
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,8 @@ SECONDS = ("compile_seconds", "codec_seconds", "codec_exposed_seconds")
 def run(config, workdir: str | Path) -> dict[str, Any]:
     """Run the experiment `config` describes and leave its results in `workdir`.
 
-    A run that was interrupted continues; one that is finished is not repeated (workdir/journal.py). Where several
-    processes run it together, all must call this, each with a workdir of its own.
+    A run that was interrupted continues; one that is finished is not repeated (workdir/journal.py). Where
+    several processes run it together, all must call this, each with a workdir of its own.
 
     Returns:
         The contents of summary.json.
@@ -184,7 +184,7 @@ def _run(config, workdir: Path, journal: Journal, trackers: list[Tracker], start
 
 
 @contextmanager
-def _naming_the_culprit(config) -> Iterator[None]:
+def _naming_the_culprit(config) -> Generator[None]:
     """Errors of memory in words that say which setting to change."""
     try:
         yield

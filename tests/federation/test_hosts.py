@@ -8,10 +8,10 @@ import threading
 
 import numpy as np
 import pytest
-from tests.federation.test_peers import free_port, together
 
 from deltamask_jax.federation import hosts
 from deltamask_jax.workdir import journal
+from tests.federation.test_peers import free_port, together
 from tests.workdir.test_journal import outcome
 
 
