@@ -27,6 +27,8 @@ test-slow: install
 
 lint: install
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/ty check
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -1,7 +1,8 @@
 """Checks on a run's config, and the options after the colon of a config file's name.
 
-Every setting lives in configs/common.py with its default and unit; this file knows only which values make
-no sense. Names of methods, codecs, models and data sets are checked by their own registries.
+Every setting lives in configs/common.py with its default and unit; its range stands here and nowhere else.
+docs/configuration.md shows both. Names of methods, codecs, models and data sets are checked by their own
+registries.
 """
 
 import difflib

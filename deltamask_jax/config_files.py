@@ -6,7 +6,7 @@ import inspect
 import runpy
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Generator
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def defaults() -> ConfigDict:
 
 
 @contextlib.contextmanager
-def _naming_the_line(path: str) -> Iterator[None]:
+def _naming_the_line(path: str) -> Generator[None]:
     """Whatever a file's code raises becomes a ValueError that names its line."""
     try:
         yield

@@ -149,9 +149,9 @@ class Compilations:
         self._last = Compilations._so_far
 
     @staticmethod
-    def _heard(event: str, seconds: float, **_) -> None:
+    def _heard(event: str, duration_secs: float, **_) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
-            Compilations._so_far += seconds
+            Compilations._so_far += duration_secs
 
     def lap(self) -> float:
         """Seconds since the last lap, or the start."""

@@ -6,7 +6,7 @@ checkpoint; then pictures and the summary
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -193,7 +193,7 @@ def _run(config, workdir: Path, journal: Journal, trackers: list[Tracker], start
 
 
 @contextmanager
-def _naming_the_culprit(config) -> Iterator[None]:
+def _naming_the_culprit(config) -> Generator[None]:
     """Errors of memory in words that say which setting to change."""
     try:
         yield

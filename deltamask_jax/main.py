@@ -5,6 +5,7 @@ Any setting of configs/common.py can be changed behind it: --config.rounds=10 --
 
 import re
 import sys
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -27,19 +28,19 @@ _DEBUG = flags.DEFINE_bool("debug", False, "Show the whole traceback of an error
 class _ConfigFile(flags.ArgumentParser):
     """Loads the file behind --config, before its settings are overridden; its mistakes are one line."""
 
-    def parse(self, named: str) -> ConfigDict:
-        config = config_files.load(named)
+    def parse(self, argument: str) -> ConfigDict:
+        config = config_files.load(argument)
         try:
             config_lib.check_names(config)
         except ValueError as error:
-            raise ValueError(f"{named}: {error}") from None
+            raise ValueError(f"{argument}: {error}") from None
         return config.lock()
 
 
 FLAGS["config"].parser = _ConfigFile()
 
 
-def _stop(message: object) -> None:
+def _stop(message: object) -> NoReturn:
     sys.exit(f"error: {message}")
 
 

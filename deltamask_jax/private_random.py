@@ -4,6 +4,7 @@ What both ends must draw alike is in public_random.py.
 """
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -21,4 +22,4 @@ def root_key(seed: int) -> jax.Array:
     if not 0 <= seed < 1 << 64:
         raise ValueError(f"seed must be in 0 … 2^64-1, got {seed}")
     words = np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32)
-    return jax.random.wrap_key_data(words, impl="threefry2x32")
+    return jax.random.wrap_key_data(jnp.asarray(words), impl="threefry2x32")

@@ -43,7 +43,7 @@ QUANTISE = 34  # stochastic rounding; both ends need not agree on it, but a run 
 
 _MASK32 = 0xFFFFFFFF
 
-Key = tuple[Any, Any]  # two uint32 words, NumPy scalars or traced JAX values
+Key = Any  # two uint32 words: a pair of NumPy scalars or traced JAX values, or one such array
 
 
 def _mix_int(h: int) -> int:

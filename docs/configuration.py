@@ -29,7 +29,7 @@ def comments(alone: bool = False) -> dict[int, str]:
 
 
 def meanings() -> dict[str, str]:
-    """Dotted name -> comment beside its assignment, or on the lines above it."""
+    """Dotted name -> comment beside its assignment; of a section, on the lines above it."""
     found, notes, own_lines = {}, comments(), comments(alone=True)
     tree = ast.parse(inspect.getsource(common))
     for node in ast.walk(tree):

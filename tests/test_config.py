@@ -21,6 +21,18 @@ def test_every_setting_with_a_range_or_choice_exists_and_the_default_is_valid():
     config_lib.validate(common.get_config())
 
 
+def test_every_setting_is_one_line_with_its_comment():
+    """Nothing that the formatter can tear apart, or that a reader could take for the next setting's."""
+    source = Path("configs/common.py").read_text().splitlines()
+    settings = [line.strip() for line in source if re.match(r"    config\.[\w.]+ = ", line)]
+    settings = [line for line in settings if not line.endswith("= ConfigDict()")]
+    assert {re.match(r"config\.([\w.]+)", line)[1] for line in settings} == {*FLAT, "codec.clients"}
+    for line in settings:
+        assert re.search(r"\S  # \S", line) and not line.endswith("("), line
+    above = [after for line, after in zip(source, source[1:], strict=False) if line.strip().startswith("#")]
+    assert all(line.endswith("= ConfigDict()") or line.strip().startswith("#") for line in above), above
+
+
 def test_every_number_has_a_range():
     flat = config_lib.flatten(common.get_config())
     assert {name for name, value in flat.items() if type(value) in (int, float)} == set(config_lib.RANGES)

@@ -34,7 +34,7 @@ def load(spec: str, *, cache_dir: str | Path | None = None) -> Dataset:
         from deltamask_jax.data import digits
 
         return digits.load()
-    known = {name.partition(":")[0]: name for name in SOURCES}
+    known: dict[str, str] = {name.partition(":")[0]: name for name in SOURCES}
     if source in known and source != "digits":
         if not where:
             raise DataError(f"data set {spec!r} needs a place after the colon: {known[source]}")

@@ -19,14 +19,14 @@ def load_idx(directory: Path) -> Dataset:
         DataError: a file is missing, truncated or not IDX, or the labels break the rule of `labelled`.
     """
     labels = [_read_idx(directory / f"{part}-labels-idx1-ubyte", 1) for part in _IDX_PARTS]
-    classes(*labels, where=str(directory))  # before the images are read
+    classes(labels[0], labels[1], where=str(directory))  # before the images are read
     splits = []
     for part, of_part in zip(_IDX_PARTS, labels, strict=True):
         images = _read_idx(directory / f"{part}-images-idx3-ubyte", 3)
         if len(images) != len(of_part):
             raise DataError(f"{directory}: {len(images)} {part} images, {len(of_part)} labels")
         splits.append(Split(images, of_part))
-    return labelled(directory.name, *splits, where=str(directory))
+    return labelled(directory.name, splits[0], splits[1], where=str(directory))
 
 
 def _read_idx(path: Path, ndim: int) -> np.ndarray:

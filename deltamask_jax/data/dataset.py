@@ -160,7 +160,7 @@ def integers(values: Any, what: str) -> np.ndarray:
     return values
 
 
-def _some(values: Sequence[Any], number: int | None = None) -> str:
+def _some(values: Sequence[Any] | np.ndarray, number: int | None = None) -> str:
     """The first few of `number` values, for a message."""
     number = len(values) if number is None else number
     shown = ", ".join(map(str, values[:6]))

@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -99,12 +99,16 @@ def prefix_features(
         return np.lib.format.open_memmap(partial, "w+", _on_disk(dtype), shape).view(dtype)
 
     try:
-        _compute(prefix_fn, images, preprocessing, chunk, place, dtype, create, progress).flush()
+        features = _compute(prefix_fn, images, preprocessing, chunk, place, dtype, create, progress)
+        cast(np.memmap, features).flush()
         os.replace(partial, path)  # the name appears only once everything is in the file
     finally:
         with contextlib.suppress(FileNotFoundError):
             partial.unlink()
-    return _stored(path, dtype)
+    stored = _stored(path, dtype)
+    if stored is None:
+        raise OSError(f"{path} cannot be read back: is the cache's disk full or damaged?")
+    return stored
 
 
 def _in_memory(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

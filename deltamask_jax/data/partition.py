@@ -166,7 +166,8 @@ def test_split(
     return [np.sort(part) for part in _deal(by_class, ends)]
 
 
-test_split.__test__ = False  # a partitioner, whatever pytest makes of its name
+# A partitioner, whatever pytest makes of its name.
+test_split.__test__ = False  # ty: ignore[missing-attribute]
 
 
 def cohort(num_clients: int, participation: float, seed: int, round: int, attempt: int = 0) -> np.ndarray:
@@ -224,7 +225,7 @@ def _draw(counts: np.ndarray, class_names: Sequence[str]):
         bottom += counts[:, k]
     axes.set(xlabel="client", ylabel="training examples", xlim=(-0.6, clients - 0.4))
     axes.set_ylim(0, 1.03 * max(bottom.max(), 1))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.get_major_locator().set_params(integer=True)  # ty: ignore[unknown-argument]
     axes.spines[["top", "right"]].set_visible(False)
     if classes <= 30:
         legend = figure.legend(

@@ -81,7 +81,9 @@ def _class_names(info, spec: str) -> tuple[str, ...] | None:
     if len(image.shape or ()) != 3 or image.np_dtype != np.uint8:
         raise DataError(f"tfds:{spec} has images {image}: 8 bits per channel are needed")
     names, count = getattr(label, "names", None), getattr(label, "num_classes", None)
-    return tuple(names or map(str, range(count))) if names or count else None
+    if not names and count:
+        names = map(str, range(count))
+    return tuple(names) if names else None
 
 
 def _prepared(spec: str, root: Path) -> Path:

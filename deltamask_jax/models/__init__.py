@@ -66,8 +66,8 @@ def _clip(width: int, depth: int, heads: int, patch: int, projection: int) -> Vi
 
 
 def _dinov2(width: int, depth: int, heads: int, registers: int, **changes: Any) -> ViTConfig:
-    shape = {"width": width, "depth": depth, "heads": heads, "mlp": 4 * width, "patch": 14}
-    variant = {"layer_scale": True, "registers": registers}
+    shape: dict[str, Any] = {"width": width, "depth": depth, "heads": heads, "mlp": 4 * width, "patch": 14}
+    variant: dict[str, Any] = {"layer_scale": True, "registers": registers}
     return ViTConfig("dinov2", **(shape | variant | changes))
 
 

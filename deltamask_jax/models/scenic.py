@@ -7,7 +7,7 @@ import dataclasses
 import importlib
 import importlib.util
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -63,7 +63,7 @@ class ScenicViT:
         )
 
     def init(self, key: jax.Array, images: jax.Array) -> dict[str, Any]:
-        return self._network().init(key, images, train=False)
+        return dict(self._network().init(key, images, train=False))
 
     def apply(self, variables: dict[str, Any], x: jax.Array, method: str) -> jax.Array:
         return {"prefix": self._prefix, "suffix": self._suffix}[method](variables["params"], x)
@@ -88,8 +88,8 @@ class ScenicViT:
         x = tokens.astype(jnp.float32)
         for i in range(c.depth - self.trained_blocks, c.depth):
             x = block.apply({"params": encoder[f"encoderblock_{i}"]}, x, deterministic=True)
-        x = nn.LayerNorm().apply({"params": encoder["encoder_norm"]}, x)
-        return x[:, 0] if c.class_token else x.mean(axis=1)
+        normed = cast(jax.Array, nn.LayerNorm().apply({"params": encoder["encoder_norm"]}, x))
+        return normed[:, 0] if c.class_token else normed.mean(axis=1)
 
 
 @dataclasses.dataclass(frozen=True)

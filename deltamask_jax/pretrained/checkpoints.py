@@ -191,7 +191,7 @@ def _download(name: str, revision: str) -> Path:
     import huggingface_hub as hub  # slow to import, rarely needed
     from huggingface_hub import constants, errors, utils
 
-    wanted = {
+    wanted: dict[str, Any] = {
         "revision": revision or None,
         "allow_patterns": [TENSORS, "model-*.safetensors", INDEX, CONFIG],
     }

@@ -52,7 +52,9 @@ def export_compact(
     bits = np.asarray(mask).astype(bool)
     if bits.shape != (index.d,):
         raise ValueError(f"mask has shape {bits.shape}, but {model.name} masks {index.d} weights")
-    tensors = {f"head/{name}": np.asarray(head[name], np.float32) for name in ("kernel", "bias")}
+    tensors: dict[str, np.ndarray] = {}
+    for name in ("kernel", "bias"):
+        tensors[f"head/{name}"] = np.asarray(head[name], np.float32)
     if tensors["head/kernel"].shape != (model.feature_dim, *tensors["head/bias"].shape):
         shapes = " and ".join(str([*array.shape]) for array in tensors.values())
         raise ValueError(f"head has shapes {shapes}, but {model.name} gives {model.feature_dim} features")
@@ -111,7 +113,7 @@ def load_compact(path: str | Path, params: Params) -> tuple[Params, dict[str, np
     except zstandard.ZstdError as error:
         raise ValueError(f"{path} is damaged: {error}") from None
     bits = np.unpackbits(np.frombuffer(packed, np.uint8), count=index.d, bitorder="little")
-    mask, kernels = index.unravel(bits), index.kernels(params)
+    mask, kernels = index.unravel(bits), index.kernels(params)  # ty: ignore[invalid-argument-type]
     masked = index.merge(params, {k: kernels[k] * mask[k] for k in index.paths})
     return masked, {name: tensors[f"head/{name}"]() for name in ("kernel", "bias")}
 

@@ -82,8 +82,8 @@ def _config(model: Model, head: Head | None) -> tuple[dict[str, Any], str]:
     a = model.architecture
     if a.family == "convmixer":
         p = model.preprocessing
-        cfg = {"input_size": [3, p.size, p.size], "mean": p.mean, "std": p.std, "crop_pct": p.crop}
-        cfg |= {"first_conv": "stem.0", "classifier": "head", "interpolation": p.filter}
+        shape = {"input_size": [3, p.size, p.size], "mean": p.mean, "std": p.std, "crop_pct": p.crop}
+        cfg = shape | {"first_conv": "stem.0", "classifier": "head", "interpolation": p.filter}
         classes = 0 if head is None else len(head["bias"])
         return {"architecture": model.name, "num_classes": classes, "pretrained_cfg": cfg}, ""
     config = layouts.huggingface_config(dataclasses.replace(a, image_size=model.image_size))

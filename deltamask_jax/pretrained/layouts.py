@@ -163,7 +163,7 @@ class Stored:
         return np.ascontiguousarray(turned.transpose(np.argsort(self.axes)))
 
 
-def stored(architecture: object, shapes: dict[str, Shape]) -> dict[str, Stored]:
+def stored(architecture: Any, shapes: dict[str, Shape]) -> dict[str, Stored]:
     """Our flat parameter paths and shapes -> the tensors of the architecture's published format."""
     names = LAYOUTS[architecture.family].names
     if getattr(architecture, "activation", "") == "swiglu":

@@ -4,7 +4,8 @@ import contextlib
 import dataclasses
 import json
 import zipfile
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,7 @@ class Tensor:
 
 
 @contextlib.contextmanager
-def readable(source: str) -> Iterator[None]:
+def readable(source: str) -> Generator[None]:
     """Whatever a library raises about bytes it cannot read becomes one line that names them."""
     try:
         yield
@@ -143,8 +144,7 @@ def _check_names(path: Path) -> None:
 
 
 def _repeated(pairs: list[tuple[str, object]]) -> str:
-    seen: set[str] = set()
-    return next(name for name, _ in pairs if name in seen or seen.add(name))
+    return next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
 
 
 def read_npz(path: Path) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-RC = {
+RC: dict[Any, Any] = {
     "font.size": 9,
     "svg.fonttype": "none",  # text stays text
     "axes.spines.top": False,
@@ -218,9 +218,9 @@ def _heat_map(values, extent, xlabel, ylabel, unit, caption, *, log=False, names
     figure, axes = _axes()
     if names:
         figure.set_figheight(max(SIZE[1], 1.0 + 0.13 * len(names)))
-    floor = values[values > 0].min(initial=100) if log else None
+    floor = values[values > 0].min(initial=100) if log else -np.inf
     image = axes.imshow(
-        np.maximum(values, floor) if log else values,
+        np.maximum(values, floor),
         aspect="auto", origin="lower", extent=extent, cmap="magma", interpolation="nearest",
         norm="log" if log else "linear",
     )  # fmt: skip

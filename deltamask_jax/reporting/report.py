@@ -160,7 +160,7 @@ def summary_row(members: Group) -> dict[str, str]:
     per_run = [_results(run) for run in members.runs if run.records]
     row = {"runs": str(len(members.runs))}
     for column, form in _COLUMNS.items():
-        values = [result[column] for result in per_run if result.get(column) is not None]
+        values = [value for result in per_run if (value := result.get(column)) is not None]
         if not values:
             row[column] = "–"
             continue
@@ -185,7 +185,7 @@ _COLUMNS = {
 }
 
 
-def _results(run: Run) -> dict[str, float]:
+def _results(run: Run) -> dict[str, float | None]:
     """The numbers of one run, from its records, so that unfinished runs have them as well."""
     accuracies = [100 * r["accuracy"] for r in run.records if r["accuracy"] is not None]
     after_head = run.records[1:] or run.records

@@ -51,7 +51,7 @@ def check() -> None:
         jax.devices()
     except Exception as error:  # RuntimeError or AssertionError, by platform and version
         why = (str(error).strip().splitlines() or ["no such device"])[0][:200]
-        asked = jax.config.jax_platforms or "none"
+        asked = jax.config.jax_platforms or "none"  # ty: ignore[missing-attribute]
         raise ValueError(
             f"jax cannot start (JAX_PLATFORMS: {asked}): {why}; unset JAX_PLATFORMS or set it to cpu"
         ) from error

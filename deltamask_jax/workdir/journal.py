@@ -20,7 +20,7 @@ import logging
 import os
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -142,7 +142,7 @@ class Journal:
                 return
             self._last = progress
             if progress.round % self._config.checkpoint.every == 0 or last:
-                self._save()
+                self._save(progress)
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write summary.json, the last file: from here on the run is finished."""
@@ -180,8 +180,8 @@ class Journal:
             )
         return None
 
-    def _save(self) -> None:
-        progress, number = self._last, self._last.round
+    def _save(self, progress: Progress) -> None:
+        number = progress.round
         arrays = named_arrays({"state": progress.state, "head": progress.head})
         ledger = {
             "format": FORMAT,
@@ -209,7 +209,7 @@ class Journal:
         args = ocp.args.Composite(ledger=ocp.args.JsonRestore(), arrays=ocp.args.StandardRestore())
         try:
             with _silent():
-                restored = self._manager.restore(number, args=args)
+                restored: Any = self._manager.restore(number, args=args)
             ledger, arrays = dict(restored.ledger), dict(restored.arrays)
             checksum = ledger.pop("checksum")
             if checksum != _checksum_of(ledger, arrays):
@@ -253,7 +253,7 @@ class Journal:
             return "the same commands continue"
         try:
             if self._last is not None:
-                self._save()
+                self._save(self._last)
         except Exception as error:  # a full disk, or buffers that the round in progress has taken over
             logging.warning("the last round is not kept: %s", _first_line(error))
         return (
@@ -345,7 +345,7 @@ def _checksum_of(ledger: dict[str, Any], arrays: dict[str, np.ndarray]) -> str:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def _silent() -> Generator[None]:
     """Orbax logs a traceback of what it raises; whoever catches that says it in a line."""
     before = absl_logging.get_verbosity()
     absl_logging.set_verbosity(absl_logging.FATAL)

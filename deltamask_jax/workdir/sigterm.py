@@ -4,14 +4,14 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 STATUS = 128 + signal.SIGTERM  # 143, what shells report for a process that SIGTERM ended
 
 
 @contextmanager
-def ends_the_process(before_exit: Callable[[], str]) -> Iterator[None]:
+def ends_the_process(before_exit: Callable[[], str]) -> Generator[None]:
     """Inside, SIGTERM calls `before_exit`, prints what it returns, and ends the process with status 143.
 
     Python runs signal handlers between bytecodes only, and a round may be one long call into XLA. So a thread

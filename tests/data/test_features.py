@@ -112,6 +112,12 @@ def test_a_damaged_file_is_computed_again(tmp_path):
     assert prefix.ran == 5
 
 
+def test_a_file_that_cannot_be_read_back_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "_stored", lambda path, dtype: None)
+    with pytest.raises(OSError, match="cannot be read back"):
+        prefix_features(Prefix(), IMAGES, SMALL, key="k", directory=tmp_path, chunk=64)
+
+
 def test_an_interrupted_run_leaves_nothing(tmp_path):
     def read(positions):
         if 8 in positions:

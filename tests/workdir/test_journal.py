@@ -354,10 +354,10 @@ def test_a_full_disk_stops_the_run_and_keeps_what_was_written(left, uninterrupte
     lines.unlink()
     saved, limit = journal.Journal._save, resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def save(journal):  # the line fitted, the checkpoint does not
+    def save(journal, progress):  # the line fitted, the checkpoint does not
         resource.setrlimit(resource.RLIMIT_FSIZE, (200, limit[1]))
         try:
-            saved(journal)
+            saved(journal, progress)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limit)
 
