@@ -18,7 +18,7 @@ LEVELS = 2  # pools; 2 × count() threads at most
 class Pool(Protocol):
     """What `pool` gives: `ThreadPoolExecutor.map`, or the builtin `map`."""
 
-    def map(self, function: Callable, *iterables: Iterable) -> Iterator[Any]: ...
+    def map(self, function: Callable, /, *iterables: Iterable) -> Iterator[Any]: ...
 
 
 def count() -> int:
@@ -37,7 +37,7 @@ def pool(threads: int | None = None) -> Iterator[Pool]:
     """
     level = getattr(_here, "level", 0)
     if level == LEVELS:
-        yield _Inline
+        yield _Inline()
     elif threads:
         with _started(threads, level + 1) as own:
             yield own
@@ -46,7 +46,8 @@ def pool(threads: int | None = None) -> Iterator[Pool]:
 
 
 class _Inline:
-    map = map
+    def map(self, function: Callable, /, *iterables: Iterable) -> Iterator[Any]:
+        return map(function, *iterables)
 
 
 _here = threading.local()  # level: how many pools this thread is inside of
