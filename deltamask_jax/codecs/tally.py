@@ -57,7 +57,7 @@ def tally() -> Codec:
     votes are 0 … voters, otherwise −voters … voters; with one, −1 and below only where its uniform is below
     theta, 1 and above only elsewhere. `encode` raises ValueError on anything else.
     """
-    return Codec("tally", _encode, _decode)
+    return Codec("tally", _encode, _decode, kind="votes")
 
 
 def _encode(votes: np.ndarray, context: Context) -> bytes:

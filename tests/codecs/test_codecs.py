@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltamask_jax import codecs
+from deltamask_jax.codecs import tally
 from deltamask_jax.public_random import MASK, stream_key, uniforms
 from tests.codecs.cases import (
     KEPT,
@@ -34,7 +35,13 @@ ALL, POSITIONS = each(), each("positions")
 
 def test_every_registered_codec_is_tested():
     assert {case["name"] for case in SETTINGS} == {case["name"] for case in KEPT} == set(codecs.REGISTRY)
-    assert {codec.kind for codec in every_codec()} == {"positions", "values", "theta"}
+
+
+def test_a_codec_says_what_its_arrays_are():
+    names = {kind: {codec.name.split("-")[0] for codec in every_codec(kind)} for kind in ("values", "theta")}
+    assert names == {"values": {"dense", "rounded", "qsgd", "eden", "signs"}, "theta": {"random_coding"}}
+    assert {codec.kind for codec in every_codec()} == {"positions", *names}
+    assert tally.tally().kind == "votes"
 
 
 @ALL
