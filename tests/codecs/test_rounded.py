@@ -8,10 +8,10 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deltamask_jax.codecs import PayloadError, envelope, rounded
-from deltamask_jax.public_random import ROUNDING, stream_key, uniforms
+from deltamask_jax import codecs
+from deltamask_jax.codecs import Context, PayloadError, envelope
 
-HEADER = {"round_number": 3, "client": 5}
+CODEC = codecs.get("rounded")
 
 
 def values(n=1300):
@@ -26,18 +26,19 @@ def step_of(x):
     return np.repeat([np.abs(x[i : i + 512]).max() / 127 for i in range(0, x.size, 512)], 512)[: x.size]
 
 
-def noise(n, draw=0):
-    return uniforms(stream_key(0, draw, 5, ROUNDING), n)
+def context_of(n, draw=0):
+    return Context(n, round=3, client=5, seed=draw)
 
 
 def sent(x, draw=0):
-    return rounded.decode(rounded.encode(x, noise(x.size, draw), **HEADER), x.size, **HEADER)
+    context = context_of(x.size, draw)
+    return CODEC.decode(CODEC.encode(x, context), context)
 
 
 def test_error_is_less_than_a_step_and_a_value_costs_a_byte():
     x = values()
-    payload = rounded.encode(x, noise(x.size), **HEADER)
-    error = np.abs(rounded.decode(payload, x.size, **HEADER) - x) / step_of(x)
+    payload = CODEC.encode(x, context_of(x.size))
+    error = np.abs(CODEC.decode(payload, context_of(x.size)) - x) / step_of(x)
     assert error.max() <= 1.0001 and np.mean(error > 0.5) > 0.1  # not to the nearest
     assert 0.85 * x.size < len(payload) - envelope.SIZE < x.size + 3 * 4 + 20
 
@@ -61,8 +62,8 @@ def test_extremes_survive():
     for bad in (np.nan, np.inf):
         with pytest.raises(PayloadError):
             sent(np.array([1, bad, 2], np.float32))
-    with pytest.raises(ValueError, match="as much noise"):
-        rounded.encode(np.zeros(3, np.float32), noise(2), **HEADER)
+    with pytest.raises(ValueError, match="takes f32"):
+        CODEC.encode(np.zeros(3, np.float32), context_of(2))
 
 
 def sealed(body, n=4):
@@ -91,17 +92,17 @@ def zstd(raw):
 )
 def test_what_no_sender_writes_is_refused(payload):
     with pytest.raises(PayloadError):
-        rounded.decode(payload, 4, **HEADER)
+        CODEC.decode(payload, context_of(4))
 
 
 @settings(max_examples=60, deadline=None)
 @given(at=st.integers(32, 300), byte=st.integers(0, 255), cut=st.integers(0, 300))
 def test_damaged_bodies_under_a_valid_checksum_give_values_or_payload_error(at, byte, cut):
-    body = bytearray(rounded.encode(values(250), noise(250), **HEADER)[envelope.SIZE :])
+    body = bytearray(CODEC.encode(values(250), context_of(250))[envelope.SIZE :])
     body[at % len(body)] = byte
     payload = sealed(bytes(body[: len(body) - cut % 3]), 250)
     try:
-        decoded = rounded.decode(payload, 250, **HEADER)
+        decoded = CODEC.decode(payload, context_of(250))
     except PayloadError:
         return
     assert decoded.shape == (250,) and np.isfinite(decoded).all()
@@ -109,6 +110,6 @@ def test_damaged_bodies_under_a_valid_checksum_give_values_or_payload_error(at, 
 
 @pytest.mark.parametrize("step, level", [(-0.0, 0), (0.0, 1)])
 def test_zeros_have_one_payload(step, level):
-    assert rounded.decode(sealed(zstd(struct.pack("<f", 0) + bytes(4))), 4, **HEADER).tolist() == [0] * 4
+    assert CODEC.decode(sealed(zstd(struct.pack("<f", 0) + bytes(4))), context_of(4)).tolist() == [0] * 4
     with pytest.raises(PayloadError, match="no sender writes"):
-        rounded.decode(sealed(zstd(struct.pack("<f4b", step, level, 0, 0, 0))), 4, **HEADER)
+        CODEC.decode(sealed(zstd(struct.pack("<f4b", step, level, 0, 0, 0))), context_of(4))

@@ -1,5 +1,7 @@
 """The side-information codec: size against its rivals, and its own checks."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -22,31 +24,38 @@ def test_flips_of_drifting_logits_cost_half_of_what_rivals_need(spread):
 
 def test_distances_of_chunks_equal_those_of_the_whole():
     _, context = drift(side_info._CHUNK + 1234, 0.1, seed=0)
-    apart = distance.between(context.uniforms, context.theta)
+    apart = distance.between(context.uniforms(), context.theta)
     for shift, buckets in ((5, 40), (3, 10)):
         near, bucket = side_info.near_positions(context, shift, buckets)
         np.testing.assert_array_equal(near, np.flatnonzero(apart >> shift < buckets))
         np.testing.assert_array_equal(bucket, apart[near] >> shift)
-    short = codecs.Context(70_000, context.theta[:70_000], context.uniforms[:70_000])
+    short = dataclasses.replace(context, d=70_000, theta=context.theta[:70_000])
     near, bucket = side_info.near_positions(short, 5, 40)
     np.testing.assert_array_equal(near, np.flatnonzero(apart[:70_000] >> 5 < 40))
 
 
 def test_the_same_flips_at_other_uniforms_are_refused_or_other():
     positions, context = drift(5000, 0.2, seed=0)
-    other = codecs.Context(5000, context.theta, context.uniforms[::-1].copy())
+    other = dataclasses.replace(context, streams=drift(5000, 0.2, seed=1)[1].streams)
     payload = codecs.get("side_info").encode(positions, context)
     with pytest.raises(codecs.PayloadError):
         codecs.get("side_info").decode(payload, other)
 
 
-@pytest.mark.parametrize("missing", ["theta", "uniforms"])
-def test_a_context_without_side_information_is_a_callers_error(missing):
+def test_a_context_without_side_information_is_a_callers_error():
     positions, context = drift(500, 0.2, seed=0)
-    fields = {"theta": context.theta, "uniforms": context.uniforms}
-    for bad in (None, fields[missing][:-1], fields[missing].astype(np.int32)):
-        with pytest.raises(ValueError, match=missing):
-            codecs.get("side_info").encode(positions, codecs.Context(500, **fields | {missing: bad}))
+    codec = codecs.get("side_info")
+    payload = codec.encode(positions, context)
+    lacking = [{"theta": None}, {"theta": context.theta[:-1]}, {"theta": context.theta.astype(np.int32)}]
+    for change in (*lacking, {"streams": ()}):
+        bad = dataclasses.replace(context, **change)
+        for call in (
+            lambda bad=bad: codec.encode(positions, bad),
+            lambda bad=bad: codec.decode(payload, bad),
+        ):
+            with pytest.raises(ValueError, match=f"context.{next(iter(change))}") as error:
+                call()
+            assert not isinstance(error.value, codecs.PayloadError)
 
 
 def test_every_header_byte_is_checked():
