@@ -169,8 +169,8 @@ def run_faults(scratch: Path, row) -> None:
         """Spoil the workdir after round 2; then mend it and give the same command again."""
         played = experiment.play_until_enough
 
-        def play(problem, method, state, number):
-            result = played(problem, method, state, number)
+        def play(problem, method, state, number, memory):
+            result = played(problem, method, state, number, memory)
             if number == 2:
                 spoil(folder)
             return result

@@ -21,10 +21,11 @@ from tqdm import tqdm
 from deltamask_jax import masks, methods
 from deltamask_jax.data import partition
 from deltamask_jax.evaluation import evaluator
-from deltamask_jax.federation.rounds import MAIN_PHASE, play_round
+from deltamask_jax.federation.rounds import play_round
 from deltamask_jax.heads import with_head
 from deltamask_jax.public_random import MASK, stream_key, uniforms
 from deltamask_jax.setup import set_up
+from deltamask_jax.task import Cohort
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # config files import `configs.common`
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/quickstart.py", lock_config=True)
@@ -43,7 +44,7 @@ def sampled_accuracy(problem, method, theta: float) -> list[float]:
             lambda w, m: w * m, index.kernels(params), index.unravel(masks.sample(jnp.float32(theta), u))
         )
         network = (index.merge(params, kernels), problem.task.head)
-        drawn = dataclasses.replace(method, eval_params=lambda state, network=network: network)
+        drawn = dataclasses.replace(method, network=lambda state, network=network: network)
         scores.append(evaluator(problem, drawn)(None))
     return scores
 
@@ -64,9 +65,7 @@ def main(_):
         if _TRAIN.value:
             for number in tqdm(range(1, config.rounds + 1), unit="round", leave=False):
                 clients = partition.cohort(config.clients, config.participation, config.seed, number)
-                state, _ = play_round(
-                    problem, method, state, number, clients, MAIN_PHASE, config.local_epochs
-                )
+                state, _ = play_round(problem, method, state, Cohort(config.seed, number, clients))
             final = f"{evaluator(problem, method)(state):.1%}"
         spread = f"{np.mean(samples):.1%} ± {np.std(samples):.1%}"
         print(f"{theta:5.2f}   {before:12.1%}   {spread:>15}   {final:>14}", flush=True)

@@ -18,9 +18,11 @@ from tqdm import tqdm
 
 from deltamask_jax import masks, methods
 from deltamask_jax.data import partition
-from deltamask_jax.federation.rounds import MAIN_PHASE, play_round
+from deltamask_jax.federation.rounds import play_round
 from deltamask_jax.heads import with_head
+from deltamask_jax.methods.method import Link
 from deltamask_jax.setup import set_up
+from deltamask_jax.task import Cohort
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # config files import `configs.common`
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/quickstart.py", lock_config=True)
@@ -34,17 +36,17 @@ def recording(method, index, kept: list):
 
     def final(frozen, received, carry, private):
         theta = masks.theta16(jax.nn.sigmoid(index.ravel(carry[0])))
-        return method.training.final(frozen, received, carry, private), theta
+        return method.client.final(frozen, received, carry, private), theta
 
-    def encode(state, updates, number, clients):
+    def encode(state, updates, cohort):
         kept.extend(theta for _, theta in updates)
-        return method.encode(state, [packed for packed, _ in updates], number, clients)
+        return method.up.encode(state, [packed for packed, _ in updates], cohort)
 
     return dataclasses.replace(
         method,
-        training=dataclasses.replace(method.training, final=final),
-        encode=encode,
-        describe=lambda updates, decoded: method.describe(updates[0], decoded),
+        client=dataclasses.replace(method.client, final=final),
+        up=Link(encode, method.up.decode),
+        report=lambda updates, votes: method.report(updates[0], votes),
         diagnose=lambda state, updates: method.diagnose(state, updates[0]),
     )
 
@@ -60,7 +62,7 @@ def main(_):
         clients = partition.cohort(config.clients, config.participation, config.seed, number)
         if number == _ROUND.value:
             theta_g, method = state.theta, recording(method, problem.task.index, kept)
-        state, result = play_round(problem, method, state, number, clients, MAIN_PHASE, config.local_epochs)
+        state, result = play_round(problem, method, state, Cohort(config.seed, number, clients))
     np.savez_compressed(
         _OUT.value,
         theta_g=theta_g,

@@ -17,7 +17,8 @@ import numpy as np
 from benchmarks import workload
 from deltamask_jax import devices, methods
 from deltamask_jax.federation import cohort
-from deltamask_jax.federation.rounds import MAIN_PHASE, play_round
+from deltamask_jax.federation.rounds import play_round
+from deltamask_jax.task import Cohort
 
 
 def measure(model: str, clients: int, examples: int, batch: int, dtype: str, rounds: int, chunk: int) -> dict:
@@ -28,7 +29,7 @@ def measure(model: str, clients: int, examples: int, batch: int, dtype: str, rou
     everyone, state, results, seconds = np.arange(clients), method.init(), [], []
     for number in range(1, rounds + 2):  # the first compiles
         started = time.perf_counter()
-        state, result = play_round(problem, method, state, number, everyone, MAIN_PHASE, 1)
+        state, result = play_round(problem, method, state, Cohort(0, number, everyone))
         results.append(result)
         seconds.append(time.perf_counter() - started)
     compile_seconds = compilations.lap()
@@ -56,24 +57,16 @@ def measure(model: str, clients: int, examples: int, batch: int, dtype: str, rou
 def train_seconds(problem, method, state, clients: int, engine=None) -> float:
     """Seconds of local training a client, without codec and server; without an engine, on the problem's."""
     config, engine = problem.config, engine or problem.engine
-    received = method.receive(method.broadcast(state, 1), 1)
-    plan = cohort.schedule(
-        problem.parts,
-        np.arange(clients),
-        epochs=1,
-        batch_size=config.batch_size,
-        seed=0,
-        round_number=1,
-        purpose=0,
-    )
+    asked = Cohort(config.seed, 1, np.arange(clients))
+    received = method.start(state, asked)
+    plan = cohort.schedule(problem.parts, asked, epochs=1, batch_size=config.batch_size)
     examples = {"inputs": problem.inputs["tokens"][0], "labels": problem.labels[0]}
-    private = method.private(1, np.arange(clients))
-    keys = jax.random.split(jax.random.key(0), clients)
+    private, keys = method.private(asked), asked.keys()
 
     def once():
         training = cohort.train_in_chunks(
             engine,
-            method.training,
+            method.client,
             method.frozen,
             received,
             examples,

@@ -32,7 +32,8 @@ from deltamask_jax import devices, methods
 from deltamask_jax.data import partition
 from deltamask_jax.federation import cohort
 from deltamask_jax.federation.engine import Engine
-from deltamask_jax.federation.rounds import MAIN_PHASE, play_round
+from deltamask_jax.federation.rounds import play_round
+from deltamask_jax.task import Cohort
 
 
 def against_clients(clients: int) -> dict:
@@ -62,9 +63,9 @@ def rounds_of(problem, cohort: int, rounds: int = 3) -> dict:
     method, clients = methods.build(problem.config, problem.task), len(problem.parts)
     state, seconds = method.init(), []
     for number in range(1, rounds + 1):
-        chosen = partition.cohort(clients, cohort / clients, 0, number)
+        chosen = Cohort(0, number, partition.cohort(clients, cohort / clients, 0, number))
         started = time.perf_counter()
-        state, result = play_round(problem, method, state, number, chosen, MAIN_PHASE, 1)
+        state, result = play_round(problem, method, state, chosen)
         seconds.append(time.perf_counter() - started)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return {"in a round": result.clients, "round s": min(seconds[1:]), "peak GiB": peak}
@@ -84,17 +85,18 @@ def against_d(model: str, batch: int = 8) -> dict:
 def chunk_bytes(problem, method, state) -> int:
     """Memory of a chunk of two clients beside weights and examples, from XLA's analysis; nothing is run."""
     mesh = devices.mesh(devices=jax.local_devices()[:1])
-    received = devices.spread(method.receive(method.broadcast(state, 1), 1), mesh)
+    asked = Cohort(0, 1, np.arange(2))
+    received = devices.spread(method.start(state, asked), mesh)
     batch = problem.config.batch_size
     examples = {"inputs": problem.inputs["tokens"][0], "labels": problem.labels[0]}
     own = (
         {},
         np.ones(2, np.int32),
         np.arange(2 * batch, dtype=np.int32).reshape(2, 1, batch),
-        method.private(1, np.arange(2)),
-        jax.random.split(jax.random.key(0), 2),
+        method.private(asked),
+        asked.keys(),
     )
-    train_chunk = Engine(mesh).compiled(cohort._train_chunk, method.training, mesh)
+    train_chunk = Engine(mesh).compiled(cohort._train_chunk, method.client, mesh)
     lowered = train_chunk.lower(method.frozen, received, examples, *devices.divided(own, mesh))
     used = lowered.compile().memory_analysis()
     return used.temp_size_in_bytes + used.output_size_in_bytes

@@ -30,7 +30,8 @@ except ImportError as error:
 
 from benchmarks import torch_deltamask, workload
 from deltamask_jax import methods
-from deltamask_jax.federation.rounds import MAIN_PHASE, play_round
+from deltamask_jax.federation.rounds import play_round
+from deltamask_jax.task import Cohort
 
 EXAMPLES, BATCH = 16, 8
 
@@ -100,7 +101,7 @@ def ours(model: str, clients: int, rounds: int) -> float:
     state = method.init()
 
     def once():
-        play_round(problem, method, state, 1, np.arange(clients), MAIN_PHASE, 1)
+        play_round(problem, method, state, Cohort(0, 1, np.arange(clients)))
 
     return workload.best_of(rounds, once)
 

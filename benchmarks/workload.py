@@ -19,7 +19,7 @@ from configs import common
 from deltamask_jax import devices, methods, models
 from deltamask_jax.federation import engine
 from deltamask_jax.flat_index import FlatIndex
-from deltamask_jax.task import Problem, Task
+from deltamask_jax.task import Cohort, Problem, Task
 
 CLASSES = 10
 MODELS = {  # name -> (preset, pixels)
@@ -81,10 +81,10 @@ def step_flops(problem: Problem) -> float:
         "labels": jax.ShapeDtypeStruct((batch,), jnp.int32),
         "weights": jax.ShapeDtypeStruct((batch,), jnp.float32),
     }
-    received = method.receive(method.broadcast(method.init(), 1), 1)
-    state = jax.eval_shape(method.training.init, method.frozen, received)
+    received = method.start(method.init(), Cohort(0, 1, np.arange(1)))
+    state = jax.eval_shape(method.client.init, method.frozen, received)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    lowered = jax.jit(method.training.step).lower(method.frozen, received, state, batch, key)
+    lowered = jax.jit(method.client.step).lower(method.frozen, received, state, batch, key)
     return lowered.cost_analysis()["flops"]
 
 

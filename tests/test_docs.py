@@ -4,6 +4,7 @@ import re
 import runpy
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import config_flags
@@ -11,9 +12,9 @@ from ml_collections import config_flags
 from deltamask_jax import codecs, data, methods, models
 from deltamask_jax import config as config_lib
 from deltamask_jax.codecs import PayloadError, envelope
-from deltamask_jax.federation.rounds import MAIN_PHASE, play_round
+from deltamask_jax.federation.rounds import play_round
 from tests.codecs.cases import drift, sealed
-from tests.conftest import tiny_config
+from tests.conftest import cohort_of, tiny_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "launch" / "README.md"]
@@ -59,12 +60,17 @@ def test_the_example_method_learns(example, problem):
     config = config_of(example("your-method.md"))
     assert config.method == "channel_scales"
     method = methods.build(tiny_config(method="channel_scales"), problem.task)
-    state, losses, everyone = method.init(), [], np.arange(len(problem.parts))
+    state, losses, start = method.init(), [], method.init()
+    everyone = np.arange(len(problem.parts))
     for number in (1, 2, 3):
-        state, result = play_round(problem, method, state, number, everyone, MAIN_PHASE, 1)
+        state, result = play_round(problem, method, state, cohort_of(everyone, number))
         losses.append(result.train_loss)
     assert losses[-1] < losses[0]
-    assert set(state) == {"scales", "head"}
+    assert set(state.weights) == {"scales", "head"}
+    for before, after in zip(
+        *(jax.tree.leaves(its.weights["scales"]) for its in (start, state)), strict=True
+    ):
+        assert (before == 1).all() and (after != 1).any()
 
 
 def test_the_example_codec_keeps_the_promises(example):
