@@ -8,7 +8,7 @@ calls run on the thread that makes them, so that no thread waits for a pool it f
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -29,7 +29,7 @@ def count() -> int:
 
 
 @contextlib.contextmanager
-def pool(threads: int | None = None) -> Iterator[Pool]:
+def pool(threads: int | None = None) -> Generator[Pool]:
     """Threads to map a function over.
 
     Args:
