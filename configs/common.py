@@ -65,7 +65,7 @@ def get_config() -> ConfigDict:
     config.mask.uniforms = "shared"  # 'shared': one u for the whole cohort (paper); 'per_client'
     config.mask.kappa = 0.8  # fraction of the flips that travels in round 1, the best by KL
     config.mask.kappa_final = 0.8  # that of the last round, a cosine between; the paper's we do not know
-    config.mask.ranking = "kl"  # which flips are the best: 'kl', or 'random' (the ablation)
+    config.mask.ranking = "kl"  # which κ of the flips; 'random': an ablation; 'thin': random, votes count 1/κ
     config.mask.aggregator = "beta"  # 'beta': reset every 1/ρ rounds (paper); 'running'; 'control_variate'
     config.mask.lambda0 = 1.0  # votes: the prior α = β = λ₀
     config.mask.evaluate = "threshold"  # network evaluated: 'threshold' [θ > ½] ⊙ w, or 'mean' θ ⊙ w

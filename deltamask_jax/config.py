@@ -85,7 +85,7 @@ CHOICES = {
     "model.dtype": ("float32", "bfloat16"),
     "head.init": ("lp", "fit", "he"),
     "mask.uniforms": ("shared", "per_client"),
-    "mask.ranking": ("kl", "random"),
+    "mask.ranking": ("kl", "random", "thin"),
     "mask.aggregator": ("beta", "running", "control_variate"),
     "fedpm.coding": ("marginal", "given_theta"),
     "fedpm.straight_through": ("sigmoid", "times_p"),

@@ -85,6 +85,10 @@ def check(config) -> None:
                     f"use one of {', '.join(SEND_FLIPS)}"
                 )
 
+    if config.mask.ranking == "thin" and config.mask.aggregator != "control_variate":
+        raise ValueError(
+            "config.mask.ranking='thin' weighs votes by 1/κ: it needs mask.aggregator='control_variate'"
+        )
     can_hold = config.mask.aggregator == "control_variate" and config.robust.aggregator == "mean"
     if config.downlink.hold > 1 and not (config.method in SEND_FLIPS and can_hold):
         raise ValueError(

@@ -72,7 +72,7 @@ def deltamask(
     def final(theta_k, received, key):
         """Steps 3 and 4: Δ′ as packed bits, u8[⌈d/8⌉]."""
         u, score = uniforms(key, d, jnp), None
-        if options.ranking == "random":  # another stream: the key's words the other way round
+        if options.ranking != "kl":  # another stream: the key's words the other way round
             score = uniforms(key[::-1], d, jnp).astype(jnp.float32)
         return jnp.packbits(masks.client_flips(theta_k, received["theta"], u, received["kappa"], score))
 
@@ -142,6 +142,7 @@ def deltamask(
         schedules={"kappa": kappa},
         told_by_tally=bounds.aggregator == "mean",
         hold=hold,
+        kept=kappa if options.ranking == "thin" else optax.constant_schedule(1.0),
     )
 
 

@@ -81,6 +81,7 @@ def mask_method(
     whole: bool = False,
     told_by_tally: bool = True,
     hold: int = 1,
+    kept: optax.Schedule = lambda count: 1.0,
     diagnose: Callable[[State, Any], dict[str, Any]] = lambda state, updates: {},
     schedules: dict[str, optax.Schedule] | None = None,
     start_clip: float | None = None,
@@ -99,6 +100,7 @@ def mask_method(
         whole: whether votes are `Votes.ones` (masks travel), not `Votes.change` (flips travel).
         told_by_tally: whether votes are whole numbers, which a tally can send down.
         hold: votes that the server holds back until they amount to this; 1 = none.
+        kept: share of the flips that travel, chosen at random, by round (from 0): a vote counts 1 / kept.
         schedules: further numbers that a client starts from, by round (from 0).
         start_clip: clients start from θ_g inside [start_clip, 1 − start_clip]; None: mask.theta_clip.
         training: further settings of `local_training.mask_training`.
@@ -180,11 +182,15 @@ def mask_method(
             return Votes(change=sums)
         return Votes(ones=np.asarray(sums + expected_ones(state, cohort)) if streams(cohort) else sums)
 
+    def voters_of(cohort: Cohort) -> float:
+        """How many voters one vote is one of, when all flips had travelled."""
+        return len(cohort) * float(kept(cohort.round - 1))
+
     def release(state: State, votes: Votes, cohort: Cohort) -> tuple[State, Votes]:
         """Votes travel once they amount to `hold`; until then the server keeps them. Those that would move θ
         beyond its clip are dropped, as `merge` drops them."""
         up, down = (
-            -(-room.astype(np.int64) * len(cohort) // masks.SCALE)
+            np.ceil(room * (voters_of(cohort) / masks.SCALE)).astype(np.int32)
             for room in (high - state.theta.astype(np.int32), state.theta.astype(np.int32) - low)
         )
         total = np.clip(state.held + votes.change, -down, up).astype(np.int32)
@@ -194,7 +200,7 @@ def mask_method(
     def merge(state: State, votes: Votes, cohort: Cohort) -> State:
         if options.aggregator == "control_variate":
             change = votes.change if votes.change is not None else votes.ones - expected_ones(state, cohort)
-            theta = jnp.asarray(state.theta) / masks.SCALE + jnp.asarray(change) / len(cohort)
+            theta = jnp.asarray(state.theta) / masks.SCALE + jnp.asarray(change) / voters_of(cohort)
             return dataclasses.replace(state, theta=clamp(theta))
         ones = votes.ones if votes.ones is not None else expected_ones(state, cohort) + votes.change
         posterior = state.posterior
