@@ -9,11 +9,11 @@ import pytest
 from deltamask_jax.data.features import TokensOnDemand
 from deltamask_jax.evaluation import evaluator
 from deltamask_jax.federation import cohort
-from deltamask_jax.federation.rounds import MAIN_PHASE, play_round
+from deltamask_jax.federation.rounds import play_round
 from deltamask_jax.heads import with_head
 from deltamask_jax.methods import build
 from deltamask_jax.setup import set_up
-from tests.conftest import tiny_config
+from tests.conftest import cohort_of, tiny_config
 
 
 def two_rounds(tmp_path, cache, memory=0.0):
@@ -22,7 +22,7 @@ def two_rounds(tmp_path, cache, memory=0.0):
     method = build(config, problem.task)
     state = method.init()
     for number in (1, 2):
-        state, result = play_round(problem, method, state, number, np.arange(6), MAIN_PHASE, 1)
+        state, result = play_round(problem, method, state, cohort_of(np.arange(6), number))
     return problem, state, result, evaluator(problem, method)(state)
 
 
@@ -93,7 +93,7 @@ def test_without_a_prefix_cache_a_round_computes_only_what_its_clients_train_on(
         patch.setattr(cohort, "train_in_chunks", watched_train)
         for number, clients in enumerate((np.array([1, 4]), np.array([0, 2])), 1):
             first, second = (
-                play_round(each, method, method.init(), number, clients, MAIN_PHASE, 1)[1]
+                play_round(each, method, method.init(), cohort_of(clients, number))[1]
                 for each in (on_demand, stored)
             )
             assert sorted(computed[-1]) == sorted(np.concatenate([problem.parts[k] for k in clients]))

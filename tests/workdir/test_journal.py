@@ -116,10 +116,10 @@ here = 0
 def kill(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
-def play(problem, method, state, number):
+def play(problem, method, state, number, memory):
     global here
     here = number
-    return original_play(problem, method, state, number)
+    return original_play(problem, method, state, number, memory)
 original_play, experiment.play_until_enough = experiment.play_until_enough, play
 
 def encode(*args):
@@ -181,11 +181,11 @@ from deltamask_jax import experiment
 from tests.conftest import tiny_config
 from tests.workdir.test_journal import CONFIG
 
-def play(problem, method, state, number):
+def play(problem, method, state, number, memory):
     if number == 3:
         os.kill(os.getpid(), signal.SIGTERM)
         threading.Event().wait()  # for ever, like a round that takes longer than a cluster's patience
-    return original_play(problem, method, state, number)
+    return original_play(problem, method, state, number, memory)
 original_play, experiment.play_until_enough = experiment.play_until_enough, play
 experiment.run(tiny_config(**CONFIG, checkpoint__every=100), sys.argv[1])
 """
@@ -274,8 +274,8 @@ def test_what_cannot_be_continued_is_refused_and_fresh_moves_it_aside(left, caps
 
     refused(r"another config \(rounds is 4 there and 5 here; seed is 0 there and 1 here\)", rounds=5, seed=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(journal, "READABLE", (3,))
-        refused("checkpoints of format 2, this program reads 3")
+        patch.setattr(journal, "READABLE", (4,))
+        refused("checkpoints of format 3, this program reads 4")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(journal, "fingerprint", lambda problem: "other")
         refused("other data or weights")
