@@ -31,7 +31,7 @@ from deltamask_jax.public_random import EVERY_CLIENT, MASK, Key, uniforms
 from deltamask_jax.registry import look_up
 from deltamask_jax.task import Cohort, Task
 
-_U16 = codecs.get("dense", dtype="uint16")
+_U16, _F32 = codecs.get("dense", dtype="uint16"), codecs.get("dense")
 
 
 @jax.tree_util.register_dataclass
@@ -105,6 +105,7 @@ def mask_method(
         training: further settings of `local_training.mask_training`.
     """
     index, d = task.index, task.index.d
+    whole_votes = told_by_tally and float(options.lambda0).is_integer()  # then α + β is the same everywhere
     low, high = (round(p * masks.SCALE) for p in (options.theta_clip, 1 - options.theta_clip))
     schedules = {
         "learning_rate": cosine(options.learning_rate, options.learning_rate_final, rounds),
@@ -129,23 +130,25 @@ def mask_method(
         return options.aggregator == "running" or not aggregation.resets_at(cohort.round - 1, participation)
 
     def snapshot(state: State, cohort: Cohort) -> bytes:
-        """θ_g; and the votes since the last reset where the posterior goes on: Σ m̂ [d] and their number."""
+        """θ_g; and the posterior where it goes on: α, and β or, where votes are whole, α + β."""
         theta = _U16.encode(state.theta, server_context(cohort, d))
         if not keeps_posterior(cohort):
             return theta
-        votes = (np.asarray(state.posterior.alpha), np.asarray(state.posterior.beta))
-        ones, zeros = (np.rint(counts - options.lambda0) for counts in votes)
-        counts = _U16.encode(np.append(ones, ones[0] + zeros[0]), server_context(cohort, d + 1))
+        alpha, beta = np.asarray(state.posterior.alpha), np.asarray(state.posterior.beta)
+        rest = alpha[:1] + beta[:1] if whole_votes else beta
+        counts = _F32.encode(np.append(alpha, rest), server_context(cohort, d + rest.size))
         return bundle.pack([theta, counts], server_context(cohort, d))
 
     def read_snapshot(payload: bytes, cohort: Cohort) -> State:
         posterior = aggregation.prior(d, options.lambda0)
         if keeps_posterior(cohort):
             payload, counts = bundle.unpack(payload, server_context(cohort, d), parts=2).parts
-            counts = _U16.decode(counts, server_context(cohort, d + 1)).astype(np.float32)
-            if (counts[:-1] > counts[-1]).any():
-                raise codecs.PayloadError("a snapshot counts more ones than votes")
-            posterior = aggregation.vote(posterior, counts[:-1], counts[-1])
+            counts = _F32.decode(counts, server_context(cohort, d + (1 if whole_votes else d)))
+            alpha, rest = counts[:d], counts[d:]
+            beta = rest - alpha if whole_votes else rest
+            if min(alpha.min(), beta.min()) < 0:
+                raise codecs.PayloadError("a snapshot counts fewer votes than none")
+            posterior = aggregation.BetaPosterior(jnp.asarray(alpha), jnp.asarray(beta))
         return State(_U16.decode(payload, server_context(cohort, d)), posterior)
 
     def start(state: State, cohort: Cohort) -> dict[str, Any]:
