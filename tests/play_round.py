@@ -26,8 +26,8 @@ def main(out: str, *arguments: str) -> None:
     from deltamask_jax import devices, evaluation, methods
     from deltamask_jax.data.features import TokensOnDemand, prefix_features
     from deltamask_jax.federation import engine
-    from deltamask_jax.federation.rounds import MAIN_PHASE, play_round
-    from tests.conftest import tiny_config, tiny_problem
+    from deltamask_jax.federation.rounds import play_round
+    from tests.conftest import cohort_of, tiny_config, tiny_problem
 
     config = tiny_config(**{name: ast.literal_eval(value) for name, value in changes.items()})
     problem = dataclasses.replace(tiny_problem(), config=config, engine=engine.from_config(config))
@@ -57,7 +57,7 @@ def main(out: str, *arguments: str) -> None:
         correct = evaluation.correctness(problem, method)(method.init())
         evaluated = in_chunks.call_args.args[3]
         features = evaluation.in_chunks(suffix, problem.inputs["tokens"][1], mesh)
-    state, result = play_round(problem, method, method.init(), 1, np.arange(5), MAIN_PHASE, 1)
+    state, result = play_round(problem, method, method.init(), cohort_of(np.arange(5)))
     np.savez(
         out,
         tokens=tokens,

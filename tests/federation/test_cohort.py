@@ -13,18 +13,12 @@ from deltamask_jax.federation import cohort
 from deltamask_jax.federation.engine import Engine
 from deltamask_jax.local_training import cross_entropy, mask_training, weight_training
 from deltamask_jax.public_random import MASK, stream_key
+from tests.conftest import cohort_of
 
 
-def plan(problem, clients, epochs=2, batch_size=8, round_number=1):
-    return cohort.schedule(
-        problem.parts,
-        clients,
-        epochs=epochs,
-        batch_size=batch_size,
-        seed=0,
-        round_number=round_number,
-        purpose=0,
-    )
+def plan(problem, clients, epochs=2, batch_size=8, number=1):
+    asked = cohort_of(clients, number)
+    return cohort.schedule(problem.parts, asked, epochs=epochs, batch_size=batch_size)
 
 
 def test_schedule_shows_every_example_once_an_epoch(problem):
@@ -53,7 +47,7 @@ def test_a_batch_is_no_larger_than_the_largest_client(problem):
 def test_schedule_depends_on_seed_round_and_client_but_not_on_the_cohort(problem):
     alone, among = plan(problem, np.array([1])), plan(problem, np.array([0, 1, 4]))
     np.testing.assert_array_equal(alone.batches[0], among.batches[1])
-    assert (plan(problem, np.array([1]), round_number=2).batches != alone.batches).any()
+    assert (plan(problem, np.array([1]), number=2).batches != alone.batches).any()
 
 
 @pytest.fixture(scope="module")
@@ -153,9 +147,7 @@ def test_padding_examples_do_not_move_the_weights():
         return cross_entropy(batch["inputs"] @ w, batch)
 
     training = weight_training(loss_of, optax.sgd(0.5))
-    schedule = cohort.schedule(
-        [np.arange(3)], np.array([0]), epochs=4, batch_size=8, seed=0, round_number=0, purpose=0
-    )
+    schedule = cohort.schedule([np.arange(3)], cohort_of([0]), epochs=4, batch_size=8)
     w = jnp.zeros((4, 2))
     examples = {"inputs": jnp.asarray(inputs), "labels": jnp.asarray(labels)}
     keys = jax.random.split(jax.random.key(0), 1)
@@ -170,15 +162,7 @@ def test_a_client_without_examples_returns_what_it_received():
     training = weight_training(
         lambda frozen, w, batch: cross_entropy(batch["inputs"] @ w, batch), optax.adam(1)
     )
-    schedule = cohort.schedule(
-        [np.arange(2), np.arange(0)],
-        np.array([0, 1]),
-        epochs=1,
-        batch_size=2,
-        seed=0,
-        round_number=0,
-        purpose=0,
-    )
+    schedule = cohort.schedule([np.arange(2), np.arange(0)], cohort_of([0, 1]), epochs=1, batch_size=2)
     examples = {"inputs": jnp.ones((2, 3)), "labels": jnp.zeros(2, jnp.int32)}
     start = jnp.ones((3, 2))
     keys = jax.random.split(jax.random.key(0), 2)

@@ -14,6 +14,8 @@ import pytest
 from deltamask_jax import devices, methods
 from deltamask_jax.federation import cohort, engine, uplink
 from deltamask_jax.federation.engine import Engine
+from deltamask_jax.methods.method import Link
+from tests.conftest import cohort_of
 from tests.federation.test_cohort import plan, watched
 
 MESH = devices.mesh(devices=jax.local_devices()[:1])
@@ -74,14 +76,15 @@ def method(problem):
 
 
 def arguments(problem, method, clients):
+    asked = cohort_of(clients)
     return (
-        method.training,
+        method.client,
         method.frozen,
-        method.receive(method.broadcast(method.init(), 1), 1),
+        method.start(method.init(), asked),
         {"inputs": problem.inputs["tokens"][0], "labels": problem.labels[0]},
         plan(problem, clients, epochs=1),
-        method.private(1, clients),
-        jax.vmap(lambda k: jax.random.fold_in(jax.random.key(0), k))(jnp.asarray(clients)),
+        method.private(asked),
+        asked.keys(),
     )
 
 
@@ -172,7 +175,7 @@ def test_a_chunk_is_encoded_while_the_next_trains(problem, method, monkeypatch):
 
     def encode(*inputs):
         began.set()
-        return method.encode(*inputs)
+        return method.up.encode(*inputs)
 
     def train_in_chunks(*inputs, **options):
         for rows in ([0, 1], [2, 3]):
@@ -180,10 +183,10 @@ def test_a_chunk_is_encoded_while_the_next_trains(problem, method, monkeypatch):
             assert began.wait(timeout=60)
 
     monkeypatch.setattr(cohort, "train_in_chunks", train_in_chunks)
-    watched, key = dataclasses.replace(method, encode=encode), jax.random.key(0)
+    watched = dataclasses.replace(method, up=Link(encode, method.up.decode))
     schedule = plan(problem, clients, epochs=1)
     sent = uplink.train_and_send(
-        problem.engine, watched, method.init(), None, None, schedule, clients, 1, key
+        problem.engine, watched, method.init(), None, None, schedule, cohort_of(clients)
     )
     assert len(sent.payloads) == len(sent.updates) == len(sent.losses) == 4
     assert 0 <= sent.exposed_seconds <= sent.codec_seconds

@@ -14,15 +14,10 @@ from deltamask_jax import methods
 from deltamask_jax.codecs import distance, envelope
 from deltamask_jax.evaluation import evaluator
 from deltamask_jax.federation import attacks, cohort, faults
-from deltamask_jax.federation.rounds import (
-    MAIN_PHASE,
-    PROBE_PHASE,
-    TooFewClients,
-    play_round,
-    play_until_enough,
-)
+from deltamask_jax.federation.rounds import TooFewClients, play_round, play_until_enough
 from deltamask_jax.public_random import EVERY_CLIENT, MASK, stream_key, uniforms
-from tests.conftest import tiny_config
+from deltamask_jax.task import PROBE_PHASE
+from tests.conftest import cohort_of, tiny_config
 
 EVERYONE = np.arange(6)
 
@@ -34,21 +29,21 @@ def build(problem, **changes):
     return problem, methods.build(config, problem.task)
 
 
-def play(problem, method, clients=EVERYONE, **options):
-    return play_round(problem, method, method.init(), 1, clients, MAIN_PHASE, 1, **options)
+def play(problem, method, clients=EVERYONE):
+    return play_round(problem, method, method.init(), cohort_of(clients))
 
 
 def plan(problem, **changes):
     config = tiny_config(**changes)
-    full = cohort.schedule(problem.parts, EVERYONE, epochs=2, batch_size=8, seed=0, round_number=1, purpose=0)
-    return full, *faults.draw(config, full, EVERYONE, 1, 0)
+    full = cohort.schedule(problem.parts, cohort_of(EVERYONE), epochs=2, batch_size=8)
+    return full, *faults.draw(config, full, cohort_of(EVERYONE))
 
 
 def test_dropouts_and_stragglers_have_their_rates(problem):
     config, lost, shares = tiny_config(faults__dropout=0.3, faults__straggler=0.5), 0, []
     full = cohort.Schedule(np.zeros((6, 100, 1), np.int32), np.full(6, 100, np.int32), 100)
-    for round_number in range(200):
-        struck, failed = faults.draw(config, full, EVERYONE, round_number, 0)
+    for number in range(200):
+        struck, failed = faults.draw(config, full, cohort_of(EVERYONE, number))
         assert set(failed.values()) <= {faults.NO_ANSWER}
         assert all((struck.steps[row] == 0) == (row in failed) for row in range(6))
         lost += len(failed)
@@ -72,11 +67,11 @@ def test_a_deadline_loses_whoever_needs_longer(problem):
 def test_luck_does_not_depend_on_the_cohort_but_on_the_attempt(problem):
     config = tiny_config(faults__dropout=0.5)
     full = cohort.Schedule(np.zeros((40, 1, 1), np.int32), np.ones(40, np.int32), 1)
-    everyone, half = np.arange(40), np.arange(0, 40, 2)
-    lost = faults.draw(config, full, everyone, 1, 0)[1]
-    among = faults.draw(config, full.of(slice(None, None, 2)), half, 1, 0)[1]
+    everyone, half = cohort_of(np.arange(40)), slice(None, None, 2)
+    lost = faults.draw(config, full, everyone)[1]
+    among = faults.draw(config, full.of(half), everyone.of(half))[1]
     assert {2 * row for row in among} == {row for row in lost if row % 2 == 0}
-    assert set(faults.draw(config, full, everyone, 1, 1)[1]) != set(lost)
+    assert set(faults.draw(config, full, dataclasses.replace(everyone, attempt=1))[1]) != set(lost)
 
 
 def test_the_merge_is_the_weighted_mean_of_the_survivors(problem):
@@ -84,10 +79,8 @@ def test_the_merge_is_the_weighted_mean_of_the_survivors(problem):
     problem, method = build(problem, faults__dropout=0.4, faults__straggler=0.5, batch_size=4)
     state, result = play(problem, method)
     config = problem.config
-    full = cohort.schedule(
-        problem.parts, EVERYONE, epochs=1, batch_size=4, seed=0, round_number=1, purpose=MAIN_PHASE
-    )
-    struck, lost = faults.draw(config, full, EVERYONE, 1, 0)
+    full = cohort.schedule(problem.parts, cohort_of(EVERYONE), epochs=1, batch_size=4)
+    struck, lost = faults.draw(config, full, cohort_of(EVERYONE))
     alive = [k for k in EVERYONE if k not in lost]
     assert 0 < len(lost) < 6 and (struck.steps[alive] < full.steps[alive]).any()
     assert result.lost == {"no answer": len(lost)} and result.merged == len(alive) == result.senders
@@ -99,9 +92,9 @@ def test_the_merge_is_the_weighted_mean_of_the_survivors(problem):
         count = len(np.unique(seen[seen >= 0]))
         alone = cohort.train(
             problem.engine,
-            method.training,
+            method.client,
             method.frozen,
-            method.receive(method.broadcast(method.init(), 1), 1),
+            method.start(method.init(), cohort_of([client])),
             {"inputs": problem.inputs["features"][0], "labels": problem.labels[0]},
             struck.of([client]),
             (),
@@ -162,7 +155,7 @@ def test_a_round_with_too_few_survivors_is_repeated_with_a_new_cohort_and_paid_f
     number, result = repeated
     assert result.merged == 3 and result.clients == 3 * (result.repeats + 1)
     assert result.senders == 3 + result.rejected.get("round repeated", 0)
-    broadcast = len(method.broadcast(method.init(), number))
+    broadcast = len(method.down.encode(method.init(), cohort_of([], number)))
     assert result.downlink_bytes == broadcast * result.clients
     one = len(result.payload)  # others compress more or less, but travel too
     assert 0.5 * one * result.senders < result.uplink_bytes < 2 * one * result.senders
@@ -173,7 +166,7 @@ def test_a_round_with_too_few_survivors_is_repeated_with_a_new_cohort_and_paid_f
 
 def test_failures_are_for_the_main_phase_alone(problem):
     problem, method = build(problem, faults__dropout=1.0)
-    _, result = play_round(problem, method, method.init(), 1, EVERYONE, PROBE_PHASE, 1)
+    _, result = play_round(problem, method, method.init(), cohort_of(EVERYONE, phase=PROBE_PHASE))
     assert result.merged == 6
     with pytest.raises(TooFewClients, match="6 no answer"):
         play(problem, method)
@@ -201,16 +194,17 @@ def test_malformed_payloads_are_rejected_by_reason_and_change_nothing(problem, k
 
 
 def test_lies_are_well_formed_and_the_cap_rejects_them(problem):
+    liars = cohort_of([2, 4])
     for kind, rate in (("all_flip", 1.0), ("random_flip", 0.3)):
         settings = {"method": "deltamask", "codec__name": "rice", "attack__kind": kind, "attack__share": 1.0}
         problem, method = build(problem, **settings, robust__max_flip_rate=1.0)
         d, state = problem.task.index.d, method.init()
         nothing = np.zeros((2, -(-d // 8)), np.uint8)
-        _, payloads = attacks.strike(problem, method, state, nothing, [b"", b""], 1, np.array([2, 4]))
-        votes, _ = method.decode(state, payloads, 1, np.array([2, 4]))
+        _, payloads = attacks.strike(problem, method, state, nothing, [b"", b""], liars)
+        votes, _ = method.up.decode(state, payloads, liars)
         assert votes.flips / (2 * d) == pytest.approx(rate, abs=0.02)
         capped = methods.build(tiny_config(**settings, robust__max_flip_rate=0.2), problem.task)
-        _, rejected = capped.decode(state, payloads, 1, np.array([2, 4]))
+        _, rejected = capped.up.decode(state, payloads, liars)
         assert {error.reason for error in rejected.values()} == {"too many flips"} and len(rejected) == 2
         assert envelope.unpack(payloads[0]).round == 1
 
@@ -219,12 +213,12 @@ def test_lies_are_well_formed_and_the_cap_rejects_them(problem):
 def test_colluders_send_the_flips_that_hurt_most_within_the_bounds(problem, kind):
     settings = {"method": "deltamask", "codec__name": "rice", "attack__kind": kind, "attack__share": 1.0}
     problem, method = build(problem, **settings, attack__flip_rate=0.05)
-    index, clients, state = problem.task.index, np.array([1, 4]), method.init()
+    index, liars, state = problem.task.index, cohort_of([1, 4]), method.init()
     u = uniforms(stream_key(0, 1, EVERY_CLIENT, MASK), index.d)
     apart = distance.between(u, state.theta)
     near = apart <= 800
     updates = np.stack([np.packbits(near)] * 2)
-    sent, payloads = attacks.strike(problem, method, state, updates, [b"", b""], 1, clients)
+    sent, payloads = attacks.strike(problem, method, state, updates, [b"", b""], liars)
     flips = np.unpackbits(sent[0], count=index.d).astype(bool)
     np.testing.assert_array_equal(sent[0], sent[1])
     assert 0 < flips.sum() <= 0.05 * index.d
@@ -243,7 +237,7 @@ def test_colluders_send_the_flips_that_hurt_most_within_the_bounds(problem, kind
     random[np.random.default_rng(0).choice(index.d, flips.sum(), replace=False)] = True
     harm, noise = (loss(jnp.float32(honest ^ what)) - loss(jnp.float32(honest)) for what in (flips, random))
     assert harm > 2 * abs(noise)
-    votes, rejected = method.decode(state, payloads, 1, clients)
+    _, rejected = method.up.decode(state, payloads, liars)
     assert not rejected
 
 

@@ -153,11 +153,11 @@ port, index, folder, seed, victim, which = sys.argv[1:]
 settings = dict(rounds=3, clients=4, head__init="he", model__trained_blocks=1, checkpoint__every=2)
 original = experiment.play_until_enough
 
-def play(problem, method, state, number):
+def play(problem, method, state, number, memory):
     if number == 3 and index == victim:  # round 2 is in a checkpoint
         os.kill(os.getpid(), getattr(signal, which))
         signal.pause()
-    return original(problem, method, state, number)
+    return original(problem, method, state, number, memory)
 
 experiment.play_until_enough = play
 hosts.start(f"localhost:{port}", 2, int(index))

@@ -9,10 +9,8 @@ import pytest
 from deltamask_jax import devices, methods
 from deltamask_jax.evaluation import evaluator, in_chunks
 from deltamask_jax.federation import rounds
-from deltamask_jax.federation.rounds import MAIN_PHASE, play_round
-from tests.conftest import play, tiny_config
-
-EVERYONE = np.arange(6)
+from deltamask_jax.federation.rounds import play_round
+from tests.conftest import cohort_of, play, tiny_config
 
 
 @pytest.mark.parametrize("name", sorted(methods.METHODS))
@@ -37,7 +35,7 @@ def test_fedavg_is_the_weighted_mean_of_client_training(problem):
     start = method.init()
 
     def after(clients):
-        state, _ = play_round(problem, method, start, 1, np.array(clients), MAIN_PHASE, 1)
+        state, _ = play_round(problem, method, start, cohort_of(clients))
         return state
 
     one, two, both = after([1]), after([4]), after([1, 4])
@@ -59,7 +57,7 @@ def test_local_randomness_counts_all_of_the_seed(problem, monkeypatch):
         pass
 
     def sent(*arguments):
-        raise Seen(jax.random.key_data(arguments[-1]).tolist())
+        raise Seen(jax.random.key_data(arguments[-1].keys()).tolist())
 
     monkeypatch.setattr(rounds.uplink, "train_and_send", sent)
     keys = []
