@@ -135,14 +135,18 @@ def follow(method: Method, state: Any, news: bytes, cohort: Cohort) -> Any:
 
     Args:
         state: before the round, as this client holds it.
-        cohort: seed and round; the clients stand in the news.
+        cohort: seed, round, and everybody who may have been asked; who it was stands in the news.
 
     Raises:
         PayloadError: these are not the news of that round.
     """
     received = bundle.unpack(news, server_context(cohort, envelope.unpack(news).d))
     voters = dataclasses.replace(cohort, clients=received.clients, examples=received.examples)
+    if not len(voters) or not np.isin(voters.clients, cohort.clients).all():
+        raise PayloadError("news of nobody, or of clients that do not exist")
     if received.kind == bundle.RELAY and len(received.parts) == len(voters):
+        if not voters.examples.all():
+            raise PayloadError("news of a client that has seen no example")
         votes, rejected = method.up.decode(state, received.parts, voters, accepted=True)
         for error in rejected.values():
             raise error

@@ -13,6 +13,7 @@ from deltamask_jax.data import partition
 from deltamask_jax.federation import attacks, cohort, downlink, faults
 from deltamask_jax.federation.downlink import NOTHING, Memory
 from deltamask_jax.federation.rounds import play_round, play_until_enough
+from deltamask_jax.flat_index import FlatIndex
 from tests.codecs.cases import sealed
 from tests.conftest import cohort_of, tiny_config
 from tests.methods.test_golden_rounds import drawn
@@ -35,18 +36,23 @@ MASKS += [
     {"method": name, "mask__aggregator": x} for name in ("fedmask", "klms") for x in ("beta", "running")
 ]
 MASKS += [{"method": "deepreduce", "deepreduce__policy": policy} for policy in ("P0", "P1", "P2")]
-WEIGHTS = [{"method": name} for name in ("fedavg", "eden", "drive", "qsgd", "signsgd", "linear_probe")]
+WEIGHTS = [{"method": name} for name in ("fedavg", "eden", "drive", "qsgd", "signsgd")]
+# Float32 of more than two clients is no news, see below.
+ALL_ANSWER = {"faults__dropout": 0.0, "attack__share": 0.0}
+WEIGHTS += [{"method": "linear_probe", "participation": 0.17} | ALL_ANSWER]
 ROUNDED = [
     {"method": "peft"},
     {"method": "fedavg", "fedavg__server": "adam"},
     {"method": "fedavg", "fedavg__server": "yogi"},
     {"method": "fedavg", "fedavg__downlink": "float16"},
 ]
-EXACT = [*FLIPS, *ROBUST, *MASKS, *WEIGHTS]
+EXACT = [(changes, kind) for changes in (*FLIPS, *MASKS) for kind in ("relay", "tally")]
+EXACT += [(changes, "relay") for changes in (*ROBUST, *WEIGHTS)]
+EXACT += [(changes, "tally") for changes in (ROBUST[0], WEIGHTS[-1])]  # who have none send the payloads
 
 
-def name_of(changes) -> str:
-    return ", ".join(map(str, changes.values()))
+def name_of(given) -> str:
+    return given if isinstance(given, str) else ", ".join(map(str, given.values()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +71,11 @@ class Played:
 def build(problem, **changes):
     faulty = {"faults__dropout": 0.2, "attack__kind": "corrupt", "attack__share": 0.25}
     settings = {"clients": CLIENTS, "rounds": 6, "participation": 0.5} | faulty
-    config = tiny_config(**settings | changes)
-    return dataclasses.replace(problem, config=config), methods.build(config, problem.task)
+    config, task = tiny_config(**settings | changes), problem.task
+    if config.method != "deltamask":  # coders of whole masks and weights are slow where lanes are few
+        index = FlatIndex.create(task.params, ".*encoderblock_5/MlpBlock.*/kernel")
+        task = dataclasses.replace(task, index=index)
+    return dataclasses.replace(problem, config=config, task=task), methods.build(config, task)
 
 
 def rounds_of(problem, method, rounds=5, kind="smaller"):
@@ -77,13 +86,10 @@ def rounds_of(problem, method, rounds=5, kind="smaller"):
     carry = jax.eval_shape(method.client.init, method.frozen, received)
     shapes = jax.eval_shape(method.client.final, method.frozen, received, carry, one)
     for number in range(1, rounds + 1):
-        asked = cohort_of(
-            partition.cohort(CLIENTS, config.participation, config.seed, number),
-            number,
-            examples=np.arange(6) + number,
-        )
-        plan = cohort.Schedule(np.zeros((6, 1, 1), np.int32), np.ones(6, np.int32), 1)
-        senders = asked.of(np.setdiff1d(np.arange(6), list(faults.draw(config, plan, asked)[1])))
+        clients = partition.cohort(CLIENTS, config.participation, config.seed, number)
+        asked = cohort_of(clients, number, examples=clients + number)
+        plan = cohort.Schedule(np.zeros((len(clients), 1, 1), np.int32), np.ones(len(clients), np.int32), 1)
+        senders = asked.of(np.setdiff1d(np.arange(len(clients)), list(faults.draw(config, plan, asked)[1])))
         updates = [drawn(shapes, np.random.default_rng([number, int(k)])) for k in senders.clients]
         payloads = method.up.encode(state, updates, senders)
         before, state = state, method.remember(state, updates, payloads, senders)
@@ -110,23 +116,22 @@ def assert_same(told, state):
 
 
 def follow(method, told, played):
-    """The news name who is in them; the client knows seed and round alone."""
-    return downlink.follow(method, told, played.news, cohort_of([], played.asked.round))
+    """The news name who is in them; the client knows seed and round, and how many clients there are."""
+    return downlink.follow(method, told, played.news, cohort_of(np.arange(CLIENTS), played.asked.round))
 
 
 def snapshot(method, played):
     return method.down.decode(method.down.encode(played.before, played.asked), played.asked)
 
 
-@pytest.mark.parametrize("kind", ["relay", "tally"])
-@pytest.mark.parametrize("changes", EXACT, ids=name_of)
+@pytest.mark.parametrize("changes, kind", EXACT, ids=name_of)
 def test_followers_hold_the_servers_state(problem, changes, kind):
     """One who follows from the start, and two who begin with a snapshot in the middle."""
     problem, method = build(problem, **changes)
     assert method.exact
     told, kinds, lost = [method.init()], set(), 0
     for number, played in enumerate(rounds_of(problem, method, kind=kind)):
-        if number % 2:
+        if number in (1, 3):
             told.append(snapshot(method, played))
         for its in told:
             assert_same(its, played.before)
@@ -135,7 +140,7 @@ def test_followers_hold_the_servers_state(problem, changes, kind):
         for its in told:
             assert_same(its, played.after)
         lost += len(played.asked) - len(played.voters)
-    assert lost > 5
+    assert lost > 5 or method.name == "linear_probe"
     assert kinds == {bundle.TALLY if kind == "tally" and method.tally else bundle.RELAY}
 
 
@@ -148,10 +153,14 @@ def server(played) -> Context:
 def test_methods_whose_snapshot_is_rounded_or_lacks_the_optimiser_have_no_news(problem, changes):
     problem, method = build(problem, **changes)
     assert not method.exact
-    for played in rounds_of(problem, method, rounds=2):
+    memory = Memory.at_start(CLIENTS)
+    for number, played in enumerate(rounds_of(problem, method, rounds=2), 1):
         assert played.news is None
-        memory = Memory.at_start(CLIENTS).after(played.asked, [], NOTHING)
-        assert np.isinf(memory.lacking(cohort_of(played.asked.clients, 2))).all()
+        memory = memory.after(played.asked, [], NOTHING)
+        asked = cohort_of(np.arange(CLIENTS), number + 1)
+        told = downlink.tell(method, played.after, asked, memory)
+        assert told.snapshots == CLIENTS
+        assert (told.bytes == len(method.down.encode(played.after, asked))).all()
 
 
 def test_news_that_weigh_more_than_any_payload_may_are_not_sent(problem):
@@ -234,7 +243,7 @@ def test_the_snapshot_is_sent_where_it_is_smaller(problem):
 def test_rounds_count_what_is_told_and_clients_follow_them(problem, monkeypatch, name):
     """Whole rounds, some of them repeated: bytes are those of `tell`, and one client follows every news."""
     settings = {"method": name, "clients": 6, "participation": 0.5, "faults__dropout": 0.3}
-    config = tiny_config(**settings, min_clients=2, max_repeats=20, rounds=4)
+    config = tiny_config(**settings, min_clients=3, max_repeats=50, rounds=4)
     problem = dataclasses.replace(problem, config=config)
     method = methods.build(config, problem.task)
     tell, news_of, told, news = downlink.tell, downlink.news_of, [], []
@@ -266,7 +275,7 @@ def test_rounds_count_what_is_told_and_clients_follow_them(problem, monkeypatch,
             its = state
             continue
         assert result.news_bytes == len(news[-1]) == memory.news[-1]
-        its = downlink.follow(method, its, news[-1], cohort_of([], number))
+        its = downlink.follow(method, its, news[-1], cohort_of(np.arange(6), number))
         assert_same(its, state)
     assert len(memory.news) == 4 and repeats
     assert (memory.held[memory.held >= 0] <= 3).all()
@@ -318,7 +327,8 @@ def test_damaged_news_and_snapshots_raise_payload_errors_alone(problem, changes,
     *_, played = rounds_of(its, method, 2, kind)
     told, rng = snapshot(method, played), np.random.default_rng(0)
     refused = 0
-    for _ in range(60):
+    times = 5 if method.name == "qsgd" else 40  # its coder is slow where lanes are few
+    for _ in range(times):
         for news in damaged(played.news, rng):
             try:
                 follow(method, told, dataclasses.replace(played, news=news))
@@ -329,13 +339,19 @@ def test_damaged_news_and_snapshots_raise_payload_errors_alone(problem, changes,
                 method.down.decode(payload, played.asked)
             except PayloadError:
                 refused += 1
-    assert refused > 0.5 * 60 * 8
-    wrong = cohort_of([], played.asked.round + 1)
-    for news in (b"", played.news[:10], method.down.encode(played.before, played.asked)):
+    assert refused > 0.5 * times * 8
+    everyone, number = np.arange(CLIENTS), played.asked.round
+    strangers, another = cohort_of(everyone[:1], number), cohort_of(everyone, number + 1)
+    whole = bundle.unpack(played.news, server(played))
+    nobody = bundle.pack(whole.parts, server(played), whole.kind)
+    unseen = bundle.pack(whole.parts, server(played), bundle.RELAY, whole.clients)
+    foreign = method.down.encode(played.before, played.asked)
+    for news in (b"", played.news[:10], foreign, nobody, unseen):
         with pytest.raises(PayloadError):
             follow(method, told, dataclasses.replace(played, news=news))
-    with pytest.raises(PayloadError):
-        downlink.follow(method, told, played.news, wrong)
+    for asked in (strangers, another):
+        with pytest.raises(PayloadError):
+            downlink.follow(method, told, played.news, asked)
 
 
 # ---- votes that the server holds back ----
