@@ -30,7 +30,7 @@ from deltamask_jax.public_random import EVERY_CLIENT, MASK, Key, uniforms
 from deltamask_jax.registry import look_up
 from deltamask_jax.task import Cohort, Task
 
-_U16, _F32 = codecs.get("dense", dtype="uint16"), codecs.get("dense")
+_U16, _F32, _TALLY = codecs.get("dense", dtype="uint16"), codecs.get("dense"), codecs.get("tally")
 
 
 @jax.tree_util.register_dataclass

@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 from deltamask_jax import methods
 from deltamask_jax.codecs import distance, envelope
 from deltamask_jax.evaluation import evaluator
-from deltamask_jax.federation import attacks, cohort, faults
+from deltamask_jax.federation import attacks, cohort, engine, faults
 from deltamask_jax.federation.rounds import TooFewClients, play_round, play_until_enough
 from deltamask_jax.public_random import EVERY_CLIENT, MASK, stream_key, uniforms
 from deltamask_jax.task import PROBE_PHASE
