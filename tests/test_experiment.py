@@ -165,7 +165,7 @@ def test_a_run_leaves_nothing_of_itself_in_the_process(tmp_path, monkeypatch):
 
     def watched_method(config, task):
         method = build(config, task)
-        made[config.method, len(made)] = weakref.ref(method.training.step)
+        made[config.method, len(made)] = weakref.ref(method.client.step)
         return method
 
     monkeypatch.setattr(experiment, "set_up", watched_problem)
