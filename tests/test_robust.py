@@ -1,5 +1,7 @@
 """Robust merges of flips equal their definition on the cohort's dense changes."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from deltamask_jax import methods, robust
 from deltamask_jax.codecs import PayloadError, distance
 from deltamask_jax.public_random import EVERY_CLIENT, MASK, stream_key, uniforms
-from tests.conftest import tiny_config
+from tests.conftest import cohort_of, tiny_config
 
 
 @settings(max_examples=60, deadline=None)
@@ -70,15 +72,16 @@ def test_what_is_decoded_is_the_robust_merge_of_dense_changes(problem, who, aggr
         robust__trim=0.3,
         robust__max_flip_rate=1.0,
     )
-    method, d, clients = methods.build(config, problem.task), problem.task.index.d, np.array([0, 1, 2, 4, 5])
+    method, d = methods.build(config, problem.task), problem.task.index.d
+    cohort = cohort_of([0, 1, 2, 4, 5])
     rng, state = np.random.default_rng(3), method.init()
     theta = rng.integers(700, 64800, d).astype(np.uint16)
-    state = type(state)(theta, state.posterior)
+    state = dataclasses.replace(state, theta=theta)
     flips = rng.random((5, d)) < np.array([0.05, 0.1, 0.2, 0.3, 0.45])[:, None]
     flips[:, : d // 2] |= flips[:1, : d // 2]  # half of the positions agree more than chance
     packed = [np.packbits(row) for row in flips]
-    votes, _ = method.decode(state, method.encode(state, packed, 1, clients), 1, clients)
-    words = [EVERY_CLIENT if who == "shared" else int(client) for client in clients]
+    votes, _ = method.up.decode(state, method.up.encode(state, packed, cohort), cohort)
+    words = [EVERY_CLIENT if who == "shared" else int(client) for client in cohort.clients]
     streams = np.stack([uniforms(stream_key(0, 1, word, MASK), d) for word in words])
     globe = streams < theta
     changes = flips * np.where(globe, -1, 1)
@@ -104,10 +107,10 @@ def test_what_is_decoded_is_the_robust_merge_of_dense_changes(problem, who, aggr
 def test_a_cap_below_the_cohorts_sum_does_not_reject_honest_payloads(problem):
     """Shared uniforms are decoded as counts first; their sum may pass the cap though no payload does."""
     config = tiny_config(codec__name="rice", robust__max_flip_rate=0.2)
-    method, d, clients = methods.build(config, problem.task), problem.task.index.d, np.arange(3)
-    packed = [np.packbits(np.arange(d) % 10 == k) for k in clients]  # 10 % each, 30 % together
-    payloads = method.encode(method.init(), packed, 1, clients)
-    assert method.decode(method.init(), payloads, 1, clients)[0].flips == pytest.approx(0.3 * d, abs=3)
+    method, d, cohort = methods.build(config, problem.task), problem.task.index.d, cohort_of(np.arange(3))
+    packed = [np.packbits(np.arange(d) % 10 == k) for k in cohort.clients]  # 10 % each, 30 % together
+    payloads = method.up.encode(method.init(), packed, cohort)
+    assert method.up.decode(method.init(), payloads, cohort)[0].flips == pytest.approx(0.3 * d, abs=3)
 
 
 def test_the_cap_follows_the_cohorts_median_and_a_minority_cannot_move_it():
@@ -130,10 +133,10 @@ def test_flips_where_nobody_else_flips_hardly_count(problem, who):
     config = tiny_config(
         mask__uniforms=who, codec__name="rice", robust__aggregator="clip", robust__max_flip_rate=1.0
     )
-    method, d, clients = methods.build(config, problem.task), problem.task.index.d, np.arange(5)
+    method, d, cohort = methods.build(config, problem.task), problem.task.index.d, cohort_of(np.arange(5))
     state = method.init()
     sent, expected = [], np.zeros(d, int)
-    for client in clients:
+    for client in cohort.clients:
         u = uniforms(stream_key(0, 1, EVERY_CLIENT if who == "shared" else int(client), MASK), d)
         apart = distance.between(u, state.theta)
         near = apart < 400
@@ -143,7 +146,7 @@ def test_flips_where_nobody_else_flips_hardly_count(problem, who):
         else:
             sent.append(np.packbits(near))
             expected += near * np.where(u < state.theta, -1, 1)
-    votes, rejected = method.decode(state, method.encode(state, sent, 1, clients), 1, clients)
+    votes, rejected = method.up.decode(state, method.up.encode(state, sent, cohort), cohort)
     assert not rejected
     lies = np.bincount(np.minimum(apart[lie] // robust.BAND, robust.BANDS - 1))
     much = np.minimum(lies, 2).sum()  # and honest counts that chance put above what the cohort may flip
