@@ -131,9 +131,7 @@ def get_config() -> ConfigDict:
 
     config.downlink = ConfigDict()
     config.downlink.memory = "keep"  # 'keep': clients keep what they know and are sent the news; 'none'
-    config.downlink.news = (
-        "smaller"  # the cohort's payloads ('relay'), their votes' sum ('tally'), the 'smaller'
-    )
+    config.downlink.news = "smaller"  # the cohort's payloads ('relay'), their sum ('tally'), or the 'smaller'
     config.downlink.hold = 1  # votes that a weight's change waits for; 1 = none, the server loses nothing
 
     # Simulated failures of clients, in the rounds after the head's (docs/reliability.md).
