@@ -263,6 +263,51 @@ def test_a_checkpoint_of_the_format_before_continues(left, monkeypatch):
         assert kept.load(None).round == 2
 
 
+FOLLOWED = {
+    "rounds": 4,
+    "clients": 6,
+    "participation": 0.5,
+    "min_clients": 2,
+    "faults__dropout": 0.3,
+    "head__init": "he",
+    "mask__uniforms": "per_client",
+    "model__trained_blocks": 1,
+}
+
+
+def test_what_clients_hold_is_kept_and_a_checkpoint_that_does_not_know_it_sends_snapshots(tmp_path):
+    """Half of the clients a round: what each is told depends on the rounds before."""
+    whole, cut, older = (tmp_path / name for name in ("whole", "cut", "older"))
+    experiment.run(tiny_config(**FOLLOWED), whole)
+    with pytest.MonkeyPatch.context() as patch:
+        crash_at(patch, experiment, "play_until_enough", 3)
+        with pytest.raises(Crash):
+            experiment.run(tiny_config(**FOLLOWED), cut)
+    subprocess.run(["cp", "-r", cut, older], check=True)
+    experiment.run(tiny_config(**FOLLOWED), cut)
+    assert outcome(cut) == outcome(whole)
+    records = claim.lines(whole / "metrics.jsonl")
+    assert all(record["downlink_bytes"] for record in records[2:]) and any(r["news_bpp"] for r in records)
+
+    file = older / "checkpoints" / "2" / "ledger" / "metadata"
+    ledger = json.loads(file.read_text())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(journal, "fingerprint", lambda problem: ledger["problem"])
+        with journal.Journal(older, tiny_config(**FOLLOWED)) as kept:
+            arrays = kept.load(None).state
+    ledger = {name: value for name, value in ledger.items() if name not in ("checksum", "held", "news")}
+    ledger |= {"format": 2}
+    file.write_text(json.dumps(ledger | {"checksum": journal._checksum_of(ledger, arrays)}))
+    experiment.run(tiny_config(**FOLLOWED), older)
+    later = claim.lines(older / "metrics.jsonl")
+    assert later[3]["snapshots"] == later[3]["clients"] and later[3]["downlink_bytes"] > 0
+    learned = "downlink_bytes", "downlink_bpp", "total_bytes", "snapshots"
+    for expected, found in zip(records, later, strict=True):
+        for name in expected:
+            if not name.endswith("seconds") and name not in learned:
+                assert found[name] == expected[name], name
+
+
 def test_what_cannot_be_continued_is_refused_and_fresh_moves_it_aside(left, capsys):
     def refused(message, **changes):
         before = {p: p.read_bytes() for p in left.rglob("*") if p.is_file()}
