@@ -51,14 +51,14 @@ def check() -> None:
         jax.devices()
     except Exception as error:  # RuntimeError or AssertionError, by platform and version
         why = (str(error).strip().splitlines() or ["no such device"])[0][:200]
-        asked = jax.config.values["jax_platforms"] or "none"
+        asked = jax.config.jax_platforms or "none"  # ty: ignore[missing-attribute]
         raise ValueError(
             f"jax cannot start (JAX_PLATFORMS: {asked}): {why}; unset JAX_PLATFORMS or set it to cpu"
         ) from error
     try:
         jax.local_devices(backend="cpu")
     except RuntimeError:
-        asked = jax.config.values["jax_platforms"]
+        asked = jax.config.jax_platforms  # ty: ignore[missing-attribute]
         raise ValueError(
             f"JAX_PLATFORMS={asked} hides the CPU that codecs need: use JAX_PLATFORMS={asked},cpu"
         ) from None
