@@ -67,7 +67,7 @@ def test_numbers_of_the_table(played, tmp_path):
     assert fedavg["curve"][2]["uplink_megabytes"] == pytest.approx(9.1)
     assert (fedavg["curve"][2]["low"], fedavg["curve"][2]["high"]) == (0.8, 0.9)
     table = (tmp_path / "comparison.md").read_text()
-    assert "| fedavg | 85.0 ± 7.1 | 85.0 | 3 (1 of 2 seeds) | 9.1 | 18.2 | 0.1 | 16 | 2 |" in table
+    assert "| fedavg | 85.0 ± 7.1 | 85.0 | 3 (1 of 2 seeds) | 27.3 | 9.1 | 18.2 | 0.1 | 16 | 2 |" in table
     assert "`the command`" in table
     picture = np.asarray(Image.open(tmp_path / "comparison.png").convert("RGB"), int)
     coloured = (np.ptp(picture, axis=-1) > 60).any(axis=0)  # two lines in two panels
