@@ -165,7 +165,7 @@ def test_the_downlink_is_rounded_to_its_type_and_as_long_as_it_says(kind, step):
 
 
 def test_what_is_trained(problem):
-    task, flat_params = problem.task, lambda config: set(trained_weights(config, problem.task).paths)
+    task, flat_params = problem.task, lambda config: set(trained_weights(config.fedavg, problem.task).paths)
     kernels = flat_params(tiny_config())
     blocks = flat_params(tiny_config(fedavg__trained="blocks"))
     backbone = flat_params(tiny_config(fedavg__trained="backbone"))
@@ -175,7 +175,7 @@ def test_what_is_trained(problem):
     assert {"embedding/kernel", "Transformer/posembed_input/pos_embedding"} <= backbone
     assert (
         sum(x.size for x in jax.tree.leaves(task.params))
-        == trained_weights(tiny_config(fedavg__trained="backbone"), task).d
+        == trained_weights(tiny_config(fedavg__trained="backbone").fedavg, task).d
     )
 
 
@@ -191,7 +191,8 @@ def test_batch_statistics_are_not_trained():
     task = Task(model, jax.eval_shape(model.init, jax.random.key(0)), {}, None)
     for trained in ("blocks", "backbone"):
         last = {
-            path.split("/")[-1] for path in trained_weights(tiny_config(fedavg__trained=trained), task).paths
+            path.split("/")[-1]
+            for path in trained_weights(tiny_config(fedavg__trained=trained).fedavg, task).paths
         }
         assert last == {"kernel", "bias", "scale"}
 
