@@ -129,7 +129,7 @@ def get_config() -> ConfigDict:
     config.downlink = ConfigDict()
     config.downlink.memory = "keep"  # of clients between rounds: who keeps what it knew is sent the news
     config.downlink.news = "smaller"  # what news are: the cohort's payloads, their votes' sum, the smaller
-    config.downlink.hold = 1  # votes that a weight's change waits for; 1 = none, the server loses nothing
+    config.downlink.hold = 1  # votes that a weight's change waits for before it is told; 1 = told at once
 
     # Simulated failures of clients, in the rounds after the head's (docs/reliability.md).
     config.faults = ConfigDict()

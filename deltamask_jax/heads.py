@@ -43,7 +43,7 @@ def with_head(problem: Problem) -> tuple[Problem, Round]:
     head, result = (_linear_probing_round if config.head.init == "lp" else _discriminant_round)(problem)
     # The fitted head goes back to every client once.
     vector = np.concatenate([np.ravel(head["bias"]), np.ravel(head["kernel"])])
-    payload = codecs.get("dense").encode(vector, server_context(_everyone(config, 0), vector.size))
+    payload = codecs.get("dense").encode(vector, server_context(_everyone(config), vector.size))
     down = result.downlink_bytes + config.clients * len(payload)
     task = dataclasses.replace(problem.task, head=jax.device_put(head))
     return dataclasses.replace(problem, task=task), dataclasses.replace(result, downlink_bytes=down)
@@ -87,7 +87,7 @@ def discriminant(counts: np.ndarray, sums: np.ndarray, moment: np.ndarray) -> He
 def _linear_probing_round(problem: Problem) -> tuple[Head, Round]:
     config = problem.config
     method = _linear_probe(problem, config.head.learning_rate)
-    state, result = play_round(problem, method, method.init(), _everyone(config, 0))
+    state, result = play_round(problem, method, method.init(), _everyone(config))
     return state.weights, result
 
 
@@ -99,7 +99,7 @@ def _discriminant_round(problem: Problem) -> tuple[Head, Round]:
     upper = np.triu_indices(width)
     size = classes * (1 + width) + len(upper[0])
     codec, payloads = codecs.get("dense"), []
-    known = contexts(_everyone(problem.config, 0), size)
+    known = contexts(_everyone(problem.config), size)
     for part, its in zip(problem.parts, known, strict=True):
         x, y = features[part], np.eye(classes, dtype=np.float32)[labels[part]]
         statistics = np.concatenate([y.sum(0), (y.T @ x).ravel(), (x.T @ x)[upper]])
@@ -118,5 +118,6 @@ def _linear_probe(problem: Problem, learning_rate: float) -> Method:
     return linear_probe(problem.task, learning_rate=learning_rate)
 
 
-def _everyone(config, number: int) -> Cohort:
-    return Cohort(config.seed, number, np.arange(config.clients), HEAD_PHASE)
+def _everyone(config) -> Cohort:
+    """The cohort of round 0."""
+    return Cohort(config.seed, 0, np.arange(config.clients), HEAD_PHASE)

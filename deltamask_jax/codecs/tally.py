@@ -195,9 +195,7 @@ def _check(context: Context) -> int:
     Raises:
         ValueError: it lacks theta u16[d] or voters, or has more streams than this codec adds up.
     """
-    theta = context.theta
-    if theta is None or theta.shape != (context.d,) or theta.dtype != np.uint16:
-        raise ValueError(f"this codec needs context.theta as u16[{context.d}]")
+    context.check(streams=False)
     if not 1 <= context.voters <= _MOST_VOTERS or len(context.streams) > _MOST_VOTERS:
         raise ValueError(
             f"this codec needs 1 … {_MOST_VOTERS} context.voters and at most as many streams, "
@@ -402,11 +400,11 @@ def _theta_codes(context: Context) -> np.ndarray:
 
 def _shared_codes(context: Context, shift: int) -> np.ndarray:
     """Classes of a shared stream: 2 · min(distance >> shift, 63) + bit, u16[d]."""
-    words = np.array([[int(word) for word in context.streams[0]]], np.uint32)[0]
     if context.d <= _SMALL:
-        u = uniforms_at(words, np.arange(context.d, dtype=np.uint32))
+        u = context.uniforms()
         bucket = np.minimum(distance.between(u, context.theta) >> shift, 63)
         return (bucket << 1 | (u < context.theta)).astype(np.uint16)
+    words = np.array(context.streams[0], np.uint32)
     tables = [jnp.asarray(table) for table in distance.logit_tables()]
     return _in_chunks(
         context, lambda start, theta: _shared_chunk(start, theta, words, *tables, np.int32(shift))
@@ -419,7 +417,7 @@ def _voter_codes(context: Context, edges: tuple[int, ...], weights: tuple[int, .
     A voter whose distance is in edges[g−1] … edges[g] − 1 counts for weights[g]; the buckets are quarters of
     an octave of these sums, 0 for a sum of 0.
     """
-    words = np.array([[int(word) for word in key] for key in context.streams], np.uint32)
+    words = np.array(context.streams, np.uint32)
     bounds = _bounds(edges)
     steps = np.array([weights, [w << 16 for w in weights]], np.int32)
     if context.d <= _SMALL:
@@ -557,12 +555,7 @@ def _choose_shift(votes: np.ndarray, context: Context) -> int:
     at = np.arange(0, context.d, max(1, context.d >> 17) | 1, dtype=np.uint32)
     some = np.flatnonzero(votes)
     some = some[:: max(1, len(some) >> 16) | 1].astype(np.uint32)
-    key = np.array([int(word) for word in context.streams[0]], np.uint32)
-
-    def apart(at):
-        return distance.between(uniforms_at(key, at), context.theta[at])
-
-    everywhere, there = apart(at), apart(some)
+    everywhere, there = distance.at(context, at), distance.at(context, some)
     weight = np.count_nonzero(votes) / len(some)
     best = (np.inf, 0)
     for shift in range(_SHIFTS):
@@ -591,7 +584,7 @@ def _choose_groups(votes: np.ndarray, context: Context) -> tuple[tuple[int, ...]
     voters = np.zeros((2, len(at), buckets), np.float32)  # up, down: how many in each bucket
     row = np.arange(len(at))
     for key in context.streams:
-        u = uniforms_at([np.uint32(word) for word in key], at)
+        u = uniforms_at(key, at)
         voters[(u < theta).astype(int), row, bucket_of[distance.between(u, theta)]] += 1
     size = voters.sum((0, 1), np.float64)
     total, middle = max(np.abs(sums).sum(), 1), np.append(_FINE, 2 * _FINE[-1]) * 0.9

@@ -8,13 +8,13 @@ their pixels by one grey level).
 
 import dataclasses
 import math
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
+
+from deltamask_jax import threads
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _AT_ONCE = 16  # images a thread takes
@@ -96,7 +96,7 @@ def apply(images: np.ndarray | Sequence[np.ndarray], preprocessing: Preprocessin
             pixels[i] = _resize_and_crop(images[i], p)
 
     # Pillow resizes outside the interpreter lock.
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with threads.pool() as pool:
         list(pool.map(fill, range(0, len(images), _AT_ONCE)))
     # A row of pixels at a time: NumPy's inner loop over three channels alone is eight times slower.
     mean, std = (np.tile(np.asarray(value, np.float32), p.size) for value in (p.mean, p.std))

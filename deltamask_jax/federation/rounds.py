@@ -192,8 +192,8 @@ def play_round(
     marks.append(time.perf_counter())
     news = None
     if memory is not None:
-        told = downlink.news_of(method, state, votes, accepted, voters, config.downlink.news)
-        news = downlink.NOTHING if told is None else len(told)
+        payload = downlink.news_of(method, state, votes, accepted, voters, config.downlink.news)
+        news = downlink.NOTHING if payload is None else len(payload)
     marks.append(time.perf_counter())
     if len(merged) < len(cohort):
         updates = jax.tree.map(lambda x: x[merged], updates)

@@ -84,7 +84,6 @@ def check(config) -> None:
                     f"config.{name}={value!r} is about flips, which method {config.method!r} does not send: "
                     f"use one of {', '.join(SEND_FLIPS)}"
                 )
-
     if config.mask.ranking == "thin" and config.mask.aggregator != "control_variate":
         raise ValueError(
             "config.mask.ranking='thin' weighs votes by 1/κ: it needs mask.aggregator='control_variate'"

@@ -109,10 +109,8 @@ def deltamask(
             ]
         ups, downs = np.zeros((2, d), np.float32 if bounds.aggregator == "clip" else np.int32)
         for flips, votes, context in received:
-            ones, votes = (
-                masks.draw(state.theta[flips], context.uniforms(flips)),
-                np.broadcast_to(votes, flips.shape),
-            )
+            ones = masks.draw(state.theta[flips], context.uniforms(flips))
+            votes = np.broadcast_to(votes, flips.shape)
             ups[flips[~ones]] += votes[~ones]
             downs[flips[ones]] += votes[ones]
         change = robust.total_change(bounds.aggregator, bounds.trim, ups, downs, len(valid))

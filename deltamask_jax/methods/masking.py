@@ -106,7 +106,7 @@ def mask_method(
         training: further settings of `local_training.mask_training`.
     """
     index, d = task.index, task.index.d
-    whole_votes = told_by_tally and float(options.lambda0).is_integer()  # then α + β is the same everywhere
+    same_total = told_by_tally and float(options.lambda0).is_integer()  # α + β is, at every position
     low, high = (round(p * masks.SCALE) for p in (options.theta_clip, 1 - options.theta_clip))
     schedules = {
         "learning_rate": cosine(options.learning_rate, options.learning_rate_final, rounds),
@@ -131,12 +131,12 @@ def mask_method(
         return options.aggregator == "running" or not aggregation.resets_at(cohort.round - 1, participation)
 
     def snapshot(state: State, cohort: Cohort) -> bytes:
-        """θ_g; and the posterior where it goes on: α, and β or, where votes are whole, α + β."""
+        """θ_g; and the posterior where it goes on: α, and β or, where it is the same everywhere, α + β."""
         theta = _U16.encode(state.theta, server_context(cohort, d))
         if not keeps_posterior(cohort):
             return theta
         alpha, beta = np.asarray(state.posterior.alpha), np.asarray(state.posterior.beta)
-        rest = alpha[:1] + beta[:1] if whole_votes else beta
+        rest = alpha[:1] + beta[:1] if same_total else beta
         counts = _F32.encode(np.append(alpha, rest), server_context(cohort, d + rest.size))
         return bundle.pack([theta, counts], server_context(cohort, d))
 
@@ -144,11 +144,11 @@ def mask_method(
         posterior = aggregation.prior(d, options.lambda0)
         if keeps_posterior(cohort):
             payload, counts = bundle.unpack(payload, server_context(cohort, d), parts=2).parts
-            counts = _F32.decode(counts, server_context(cohort, d + (1 if whole_votes else d)))
+            counts = _F32.decode(counts, server_context(cohort, d + (1 if same_total else d)))
             alpha, rest = counts[:d], counts[d:]
-            beta = rest - alpha if whole_votes else rest
+            beta = rest - alpha if same_total else rest
             if min(alpha.min(), beta.min()) < 0:
-                raise codecs.PayloadError("a snapshot counts fewer votes than none")
+                raise codecs.PayloadError("a snapshot holds a posterior with negative counts")
             posterior = aggregation.BetaPosterior(jnp.asarray(alpha), jnp.asarray(beta))
         return State(_U16.decode(payload, server_context(cohort, d)), posterior)
 
@@ -190,8 +190,10 @@ def mask_method(
         return len(cohort) * float(kept(cohort.round - 1))
 
     def release(state: State, votes: Votes, cohort: Cohort) -> tuple[State, Votes]:
-        """Votes travel once they amount to `hold`; until then the server keeps them. Those that would move θ
-        beyond its clip are dropped, as `merge` drops them."""
+        """Votes travel once they amount to `hold`; until then the server keeps them.
+
+        Those that would move θ beyond its clip are dropped, as `merge` drops them.
+        """
         up, down = (
             np.ceil(room * (voters_of(cohort) / masks.SCALE)).astype(np.int32)
             for room in (high - state.theta.astype(np.int32), state.theta.astype(np.int32) - low)

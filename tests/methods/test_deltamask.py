@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from deltamask_jax import masks, methods
+from deltamask_jax.methods import masking
 from deltamask_jax.public_random import EVERY_CLIENT, MASK, stream_key, uniforms
 from tests.conftest import cohort_of, tiny_config
 
@@ -88,6 +89,44 @@ def test_kappa_follows_a_cosine(problem):
     method = build(problem, rounds=11, mask__kappa=0.8, mask__kappa_final=0.2)
     kappas = [method.start(method.init(), cohort_of([0], number))["kappa"] for number in (1, 6, 11)]
     np.testing.assert_allclose(kappas, [0.8, 0.5, 0.2], rtol=1e-5)
+
+
+def test_thinned_votes_count_the_more(problem):
+    """κ of the flips travel, chosen at random, and each of their votes moves θ 1/κ as far."""
+    d, rng = problem.task.index.d, np.random.default_rng(1)
+    thin = {"mask__ranking": "thin", "mask__kappa": 0.25, "mask__kappa_final": 0.25}
+    regime = {"mask__uniforms": "per_client", "mask__aggregator": "control_variate"}
+    some, every = build(problem, **regime, **thin), build(problem, **regime, mask__kappa=1.0)
+    state, moves = some.init(), rng.integers(-2, 3, d).astype(np.int32)
+    state = dataclasses.replace(state, theta=rng.integers(20_000, 40_000, d).astype(np.uint16))
+    votes, cohort = masking.Votes(change=moves), cohort_of(range(60))
+    moved, whole = (
+        method.merge(state, votes, cohort).theta.astype(int) - state.theta for method in (some, every)
+    )
+    np.testing.assert_allclose(moved, 4 * whole, atol=3)  # roundings to 1/65536
+    theta_k, kept = (state.theta + 3000).astype(np.uint16), []
+    for number in range(1, 41):
+        asked = cohort_of([0], number)
+        received, key = some.start(state, asked), some.private(asked)
+        private = tuple(words[0] for words in key)
+        u = uniforms(private, d)
+        flips = (u < theta_k) != (u < state.theta)
+        logits = problem.task.index.unravel(masks.logits(theta_k, 1e-6))
+        packed = np.asarray(some.client.final(None, received, (logits, None), private))
+        travelled = np.unpackbits(packed, count=d).astype(bool)
+        assert travelled.sum() == np.ceil(flips.sum() / 4) and not (travelled & ~flips).any()
+        kept.append(travelled[: d // 2].sum() / flips[: d // 2].sum())
+    assert abs(np.mean(kept) - 0.25) < 3 * np.std(kept) / 40**0.5
+
+
+def test_thinning_and_holding_need_votes_that_add_up():
+    regime = {"method": "deltamask", "mask__uniforms": "per_client", "mask__aggregator": "control_variate"}
+    methods.check(tiny_config(**regime, mask__ranking="thin", downlink__hold=2))
+    with pytest.raises(ValueError, match="ranking='thin' .*needs mask.aggregator='control_variate'"):
+        methods.check(tiny_config(mask__ranking="thin"))
+    for changes in ({}, regime | {"robust__aggregator": "clip"}, regime | {"method": "fedpm"}):
+        with pytest.raises(ValueError, match="hold=2 holds back whole votes: it needs one of"):
+            methods.check(tiny_config(**changes, downlink__hold=2))
 
 
 def test_evaluated_networks(problem):
