@@ -11,6 +11,7 @@ import pytest
 
 from deltamask_jax import codecs, threads
 from deltamask_jax.codecs import side_info
+from deltamask_jax.public_random import MASK, stream_key
 
 
 @pytest.fixture
@@ -24,9 +25,10 @@ def test_a_cohort_is_encoded_on_two_threads_a_core_at_most(three, monkeypatch):
     """Four clients of four chunks each: pools inside pools would be 3 + 3 · 3 threads."""
     d, seen, bucket_chunk = 1 << 20, [], side_info._bucket_chunk
     rng, before = np.random.default_rng(0), threading.active_count()
-    theta, uniforms = rng.integers(0, 1 << 16, (2, d), np.uint16)
+    theta = rng.integers(0, 1 << 16, d, np.uint16)
     positions = [np.sort(rng.choice(d, 500, replace=False)).astype(np.uint32) for _ in range(4)]
-    contexts = [codecs.Context(d, theta, uniforms, 1, client) for client in range(4)]
+    streams = [(stream_key(0, 1, client, MASK),) for client in range(4)]
+    contexts = [codecs.Context(d, theta, stream, 1, client) for client, stream in enumerate(streams)]
 
     def watched(*arguments):
         seen.append(threading.active_count() - before)
