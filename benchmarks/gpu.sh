@@ -21,9 +21,10 @@ run() { # name, seconds, arguments of python -m
   timeout "$limit" "$python" -m "$@" --json "$out/$name.json" || echo "{\"skipped\": \"$*: status $?\"}" > "$out/$name.json"
 }
 run paper 200 benchmarks.round --paper
-run round 90 benchmarks.round
+run profile 60 benchmarks.profile --model=vit_b16 --clients=8 --examples=256 --batch=64 --dtype=bfloat16
+run round 60 benchmarks.round
 run vs_torch 90 benchmarks.vs_torch
-run scaling 100 benchmarks.scaling
+run scaling 60 benchmarks.scaling
 run vs_flower 50 benchmarks.vs_flower --quick
 "$python" - "$out" <<'PYTHON'
 import json, pathlib, re, sys

@@ -72,7 +72,10 @@ def problem(
 
 
 def step_flops(problem: Problem) -> float:
-    """Floating-point operations of one training step of a client, by XLA's count."""
+    """Floating-point operations of one training step of a client, by XLA's count for the CPU.
+
+    Other back ends count nothing (GPU) or what their own rewriting left.
+    """
     task, batch = problem.task, problem.config.batch_size
     method = methods.build(problem.config, task)
     inputs = problem.inputs["tokens"][0]
@@ -82,9 +85,11 @@ def step_flops(problem: Problem) -> float:
         "weights": jax.ShapeDtypeStruct((batch,), jnp.float32),
     }
     received = method.start(method.init(), Cohort(0, 1, np.arange(1)))
-    state = jax.eval_shape(method.client.init, method.frozen, received)
+    shapes = jax.eval_shape(lambda *x: x, method.frozen, received)
+    state = jax.eval_shape(method.client.init, *shapes)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    lowered = jax.jit(method.client.step).lower(method.frozen, received, state, batch, key)
+    with devices.host():
+        lowered = jax.jit(method.client.step).lower(*shapes, state, batch, key)
     return lowered.cost_analysis()["flops"]
 
 
@@ -97,9 +102,10 @@ def matmul_rate(dtype: str = "float32") -> float:
 
 
 def best_of(times: int, function) -> float:
-    """Seconds of the fastest of some calls, after one that compiles."""
+    """Seconds of the fastest of some calls, after one that compiles; of that one, if it is the only one."""
+    started = time.perf_counter()
     function()
-    seconds = []
+    seconds = [] if times else [time.perf_counter() - started]
     for _ in range(times):
         started = time.perf_counter()
         function()

@@ -183,7 +183,8 @@ def _random(key: jax.Array, shapes: Params) -> Params:
     """
     leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
     ends = np.cumsum([leaf.size for _, leaf in leaves])
-    noise = jax.random.normal(key, (ends[-1],))
+    # Without the barrier a GPU's compiler writes the generator into every slice: minutes for ViT-B.
+    noise = jax.lax.optimization_barrier(jax.random.normal(key, (ends[-1],)))
     values = []
     for (path, leaf), end in zip(leaves, ends, strict=True):
         module, name = path[-2].key if len(path) > 1 else "", path[-1].key
