@@ -1,4 +1,4 @@
-"""Mutation fuzzer of every payload that clients send: PayloadError or a valid update, whatever arrives.
+"""Mutation fuzzer of every payload on the wire: PayloadError or a valid update, whatever arrives.
 
     python benchmarks/fuzz_codecs.py                  # 2,000 payloads a codec, a minute
     python benchmarks/fuzz_codecs.py --payloads 100000 --json fuzz.json
@@ -6,7 +6,8 @@
     python benchmarks/fuzz_codecs.py --d 70000 --only bfuse --only bloom   # the compiled decoders
     python benchmarks/fuzz_codecs.py --structure --payloads 41700 --json structure.json
 
-Codecs of flips decode to positions, random coding to a mask, codecs of values to a finite vector. Each runs
+Codecs of flips decode to positions, random coding to a mask, codecs of values to a finite vector, tallies to
+counts (of three voters: one stream that they share, or one each), bundles to payloads. Each runs
 in a process of its own, so that a crash is counted, not suffered. Half of the mutated payloads get a fresh
 checksum and the expected d, round and client, as a forger would write them; the others keep the old
 checksum, so decoding one of them at all is a silent wrong decode.
@@ -29,16 +30,18 @@ import zlib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import zstandard
 
-from deltamask_jax import codecs
-from deltamask_jax.public_random import MASK, stream_key
+from deltamask_jax import codecs, public_random
+from deltamask_jax.codecs import bundle
 
 D = 300  # positions, or values, unless told otherwise
 SEED, ROUND, CLIENT = 7, 3, 4
+VOTERS = 3
 SETTINGS = (
     {"name": "bfuse", "container": "png"},
     {"name": "bfuse", "container": "zstd"},
@@ -64,6 +67,9 @@ SETTINGS = (
     {"name": "dense", "dtype": "float32"},
     {"name": "dense", "dtype": "float16"},
     {"name": "dense", "dtype": "bfloat16"},
+    {"name": "tally", "streams": 1},
+    {"name": "tally", "streams": VOTERS},
+    {"name": "bundle"},
 )
 INTERESTING = (0, 1, 0x7F, 0x80, 0xFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 
@@ -221,6 +227,12 @@ def seeds_of(codec: codecs.Codec, context: codecs.Context, rng: np.random.Genera
         updates = [positions[: len(positions) * k // 8] for k in range(1, 9)]
     elif codec.kind == "theta":
         updates = [(theta + (moved - theta) * k / 8).astype(np.uint16) for k in range(1, 9)]
+    elif codec.kind == "votes":
+        u = np.stack([public_random.uniforms(key, D) for key in context.streams])
+        change = VOTERS // len(u) * ((u < moved.astype(np.uint16)).astype(np.int32) - (u < theta)).sum(0)
+        updates = [np.where(np.arange(D) < D * k // 8, change, 0).astype(np.int32) for k in range(1, 9)]
+    elif codec.kind == "parts":
+        updates = [[rng.bytes(int(size)) for size in rng.integers(0, 60, k)] for k in range(1, 9)]
     else:
         updates = (rng.normal(size=(8, D)) * 10.0 ** np.arange(-4, 4)[:, None]).astype(type_of(codec))
     return [codec.encode(update, context) for update in updates]
@@ -231,8 +243,24 @@ def type_of(codec: codecs.Codec) -> np.dtype:
     return jnp.dtype(codec.name.removeprefix("dense-") if codec.name.startswith("dense") else "float32")
 
 
-def valid(codec: codecs.Codec, decoded: np.ndarray) -> bool:
+def codec_of(settings: dict) -> codecs.Codec:
+    """One of the registry, or a bundle of parts as one."""
+    if settings["name"] != "bundle":
+        return codecs.get(**{key: value for key, value in settings.items() if key != "streams"})
+
+    def encode(parts, context):
+        return bundle.pack(parts, context, bundle.RELAY, np.arange(len(parts)), np.ones(len(parts)))
+
+    return codecs.Codec("bundle", encode, bundle.unpack, True, "parts")
+
+
+def valid(codec: codecs.Codec, decoded: Any) -> bool:
     """What a decoded update has to be."""
+    if codec.kind == "parts":
+        return decoded.kind <= bundle.TALLY and bool((np.diff(decoded.clients) > 0).all())
+    if codec.kind == "votes":
+        inside = decoded.dtype == np.int32 and decoded.shape == (D,)
+        return inside and bool((np.abs(decoded) <= VOTERS).all())
     if codec.kind == "positions":
         inside = decoded.dtype == np.uint32 and (not len(decoded) or decoded[-1] < D)
         return inside and bool((decoded[1:] > decoded[:-1]).all())
@@ -245,9 +273,10 @@ def fuzz(settings: dict, payloads: int, seed: int, d: int, structure: bool, resu
     global D
     D = d
     rng = np.random.default_rng(seed)
-    codec, stream = codecs.get(**settings), stream_key(SEED, ROUND, CLIENT, MASK)
+    codec, clients = codec_of(settings), range(CLIENT, CLIENT + settings.get("streams", 1))
     theta = rng.integers(0, 1 << 16, D, dtype=np.uint16)
-    context = codecs.Context(D, theta, (stream,), ROUND, CLIENT, SEED)
+    streams = tuple(public_random.stream_key(SEED, ROUND, k, public_random.MASK) for k in clients)
+    context = codecs.Context(D, theta, streams, ROUND, CLIENT, SEED, VOTERS)
     seeds = seeds_of(codec, context, rng)
 
     def decode(data: bytes) -> np.ndarray:
