@@ -10,6 +10,7 @@ Decoding takes one step per symbol of a lane. How many lanes there are follows f
 words: a vector operation would cost more than all their arithmetic.
 """
 
+import array
 from collections.abc import Sequence
 
 import numpy as np
@@ -70,10 +71,10 @@ def encode_runs(
 
 def _encode_few(runs: Sequence[tuple[np.ndarray, np.ndarray]], x: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """`encode_runs` symbol by symbol, from the lanes' first states."""
-    lanes, words = len(x), []  # the words last first
+    lanes, words = len(x), array.array("H")  # last word first
     for bits, p in reversed(runs):
         at = len(bits)
-        for bit, probability in zip(reversed(bits.tolist()), reversed(p.tolist()), strict=True):
+        for bit, probability in zip(bits[::-1].data, p[::-1].astype(np.uint16).data, strict=True):
             at -= 1
             state, frequency = x[at % lanes], probability if bit else ONE - probability
             if state >= frequency << (32 - PRECISION):
@@ -96,7 +97,7 @@ class Decoder:
 
     def __init__(self, states: np.ndarray, words: np.ndarray):
         self._x = states.astype(np.uint32)
-        self._words, self._read = words, 0
+        self._words, self._read = words.astype(np.uint16), 0  # aligned
         if (self._x < _LOW).any():
             raise PayloadError("entropy-coded part starts from an impossible state")
 
@@ -125,15 +126,17 @@ class Decoder:
 
     def _read_few(self, p: np.ndarray) -> np.ndarray:
         """`read` symbol by symbol."""
-        x, words, bits = self._x.tolist(), self._words[self._read : self._read + len(p)].tolist(), []
-        lanes, read = len(x), 0
-        for at, probability in enumerate(p.tolist()):
+        x, words, read = self._x.tolist(), self._words.data, self._read
+        lanes, bits = len(x), np.empty(len(p), bool)
+        answers = bits.data
+        for at, probability in enumerate(p.astype(np.uint16).data):
             state = x[at % lanes]
             slot = state & ONE - 1
-            bit = slot < probability
-            if bit:
+            if slot < probability:
+                answers[at] = True
                 state = (state >> PRECISION) * probability + slot
             else:
+                answers[at] = False
                 state = (state >> PRECISION) * (ONE - probability) + slot - probability
             if state < _LOW:
                 if read == len(words):
@@ -141,9 +144,8 @@ class Decoder:
                 state = state << 16 | words[read]
                 read += 1
             x[at % lanes] = state
-            bits.append(bit)
-        self._x, self._read = np.array(x, np.uint32), self._read + read
-        return np.array(bits, bool)
+        self._x, self._read = np.array(x, np.uint32), read
+        return bits
 
     def finish(self) -> np.ndarray:
         """What the lanes carried, u16[lanes], once all runs are read."""
