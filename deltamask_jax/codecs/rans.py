@@ -5,10 +5,12 @@ Symbol number t * lanes + l belongs to lane l, so one vector operation advances 
 symbol. All lanes share one stream of 16-bit words. A lane's first state may carry 16 bits of other
 data, which the decoder gets back; without such data the lanes cost 2 bytes each.
 
-Decoding takes one step per symbol of a lane, so few lanes are slow. How many there are follows from
-what both ends know (`lanes_log2`); a receiver refuses fewer.
+Decoding takes one step per symbol of a lane. How many lanes there are follows from what both ends know
+(`lanes_log2`); a receiver refuses fewer. Few lanes are coded symbol by symbol in plain Python, to the same
+words: a vector operation would cost more than all their arithmetic.
 """
 
+import array
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,6 +21,7 @@ PRECISION = 14  # probabilities are multiples of 2**-14
 ONE = 1 << PRECISION
 MOST_LANES_LOG2 = 12
 _LOW = 1 << 16  # states stay in 2**16 .. 2**32 - 1
+_FEW = 32  # lanes below which plain Python is faster
 
 
 def lanes_log2(symbols: int) -> int:
@@ -49,6 +52,8 @@ def encode_runs(
     """
     lanes = len(carried)
     x = carried.astype(np.uint32) + np.uint32(_LOW)
+    if lanes < _FEW:
+        return _encode_few(runs, x.tolist())
     words = []
     for bits, p in reversed(runs):
         for start in range((len(bits) - 1) // lanes * lanes, -1, -lanes) if len(bits) else ():
@@ -64,6 +69,22 @@ def encode_runs(
     return x, np.concatenate(words[::-1]) if words else np.zeros(0, np.uint16)
 
 
+def _encode_few(runs: Sequence[tuple[np.ndarray, np.ndarray]], x: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """`encode_runs` symbol by symbol, from the lanes' first states."""
+    lanes, words = len(x), array.array("H")  # last word first
+    for bits, p in reversed(runs):
+        at = len(bits)
+        for bit, probability in zip(bits[::-1].data, p[::-1].astype(np.uint16).data, strict=True):
+            at -= 1
+            state, frequency = x[at % lanes], probability if bit else ONE - probability
+            if state >= frequency << (32 - PRECISION):
+                words.append(state & 0xFFFF)
+                state >>= 16
+            state += state // frequency * (ONE - frequency)
+            x[at % lanes] = state if bit else state + probability
+    return np.array(x, np.uint32), np.array(words[::-1], np.uint16)
+
+
 class Decoder:
     """Inverse of `encode_runs`, run by run.
 
@@ -76,13 +97,15 @@ class Decoder:
 
     def __init__(self, states: np.ndarray, words: np.ndarray):
         self._x = states.astype(np.uint32)
-        self._words, self._read = words, 0
+        self._words, self._read = words.astype(np.uint16), 0  # aligned
         if (self._x < _LOW).any():
             raise PayloadError("entropy-coded part starts from an impossible state")
 
     def read(self, p: np.ndarray) -> np.ndarray:
         """The next run of bits, bool[m], from their probabilities u16[m]."""
         lanes, words, read = len(self._x), self._words, self._read
+        if lanes < _FEW:
+            return self._read_few(p)
         bits = np.empty(len(p), bool)
         for start in range(0, len(p), lanes):
             probability = p[start : start + lanes].astype(np.uint32)
@@ -99,6 +122,29 @@ class Decoder:
             state[empty] = state[empty] << 16 | words[read : read + len(empty)]
             read += len(empty)
         self._read = read
+        return bits
+
+    def _read_few(self, p: np.ndarray) -> np.ndarray:
+        """`read` symbol by symbol."""
+        x, words, read = self._x.tolist(), self._words.data, self._read
+        lanes, bits = len(x), np.empty(len(p), bool)
+        answers = bits.data
+        for at, probability in enumerate(p.astype(np.uint16).data):
+            state = x[at % lanes]
+            slot = state & ONE - 1
+            if slot < probability:
+                answers[at] = True
+                state = (state >> PRECISION) * probability + slot
+            else:
+                answers[at] = False
+                state = (state >> PRECISION) * (ONE - probability) + slot - probability
+            if state < _LOW:
+                if read == len(words):
+                    raise PayloadError("entropy-coded part ends too early")
+                state = state << 16 | words[read]
+                read += 1
+            x[at % lanes] = state
+        self._x, self._read = np.array(x, np.uint32), read
         return bits
 
     def finish(self) -> np.ndarray:

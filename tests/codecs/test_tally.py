@@ -205,9 +205,8 @@ def test_more_votes_than_voters_are_refused():
         CODEC.decode(payload, dataclasses.replace(context, voters=4))
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_the_dearest_payload_takes_bounded_time_and_memory(mode):
-    d = 40_000
+@pytest.mark.parametrize("mode, d", [("each", 40_000), ("none", 500), ("shared", 500)])
+def test_the_dearest_payload_takes_bounded_time_and_memory(mode, d):
     votes, context = arbitrary(mode, d, 65_535, 1.0, 0)
     payload = CODEC.encode(votes, context)
     CODEC.decode(payload, context)

@@ -72,7 +72,7 @@ def build(problem, **changes):
     faulty = {"faults__dropout": 0.2, "attack__kind": "corrupt", "attack__share": 0.25}
     settings = {"clients": CLIENTS, "rounds": 6, "participation": 0.5} | faulty
     config, task = tiny_config(**settings | changes), problem.task
-    if config.method != "deltamask":  # coders of whole masks and weights are slow where lanes are few
+    if config.method != "deltamask":  # whole masks and weights are long
         index = FlatIndex.create(task.params, ".*encoderblock_5/MlpBlock.*/kernel")
         task = dataclasses.replace(task, index=index)
     return dataclasses.replace(problem, config=config, task=task), methods.build(config, task)
@@ -327,7 +327,7 @@ def test_damaged_news_and_snapshots_raise_payload_errors_alone(problem, changes,
     *_, played = rounds_of(its, method, 2, kind)
     told, rng = snapshot(method, played), np.random.default_rng(0)
     refused = 0
-    times = 5 if method.name == "qsgd" else 40  # its coder is slow where lanes are few
+    times = 5 if method.name == "qsgd" else 40  # its payloads are long
     for _ in range(times):
         for news in damaged(played.news, rng):
             try:

@@ -146,11 +146,19 @@ def test_a_kind_that_the_network_cannot_have_is_refused_before_anything_is_read(
     methods.check(tiny_config(method="deltamask", peft__kind=kind, model__name=model))
 
 
+@pytest.fixture
+def shallow(monkeypatch):
+    """tiny_vit has two blocks: tracing and compiling six, with and without a cut, takes most of a minute."""
+    preset = dataclasses.replace(models.PRESETS["tiny_vit"], depth=2)
+    monkeypatch.setitem(models.PRESETS, "tiny_vit", preset)
+
+
 def small(**changes):
-    return tiny_config(train_examples=36, test_examples=30, **changes)
+    settings = {"train_examples": 36, "test_examples": 30, "model__trained_blocks": 1}
+    return tiny_config(**settings | changes)
 
 
-def test_without_a_cut_the_problem_is_the_same(tmp_path):
+def test_without_a_cut_the_problem_is_the_same(tmp_path, shallow):
     """What every round trains from, and what bpp counts by, do not depend on where the cut is."""
     cut = set_up(small(), tmp_path)
     whole = set_up(
@@ -159,11 +167,11 @@ def test_without_a_cut_the_problem_is_the_same(tmp_path):
     np.testing.assert_allclose(whole.inputs["features"][1], cut.inputs["features"][1], atol=1e-5)
     assert whole.inputs["tokens"][0].shape == (36, 32, 32, 3)  # images
     assert whole.task.index == cut.task.index
-    embedded = set_up(small(model__trained_blocks=6, prefix_cache=str(tmp_path / "cache")), tmp_path)
+    embedded = set_up(small(model__trained_blocks=2, prefix_cache=str(tmp_path / "cache")), tmp_path)
     assert embedded.inputs["tokens"][0].shape == (36, 17, 32)  # not the images kept in the same folder
 
 
-def test_biases_before_the_cut_are_trained_within_a_budget(tmp_path):
+def test_biases_before_the_cut_are_trained_within_a_budget(tmp_path, shallow):
     """End to end on real images: everything moves, clients are judged one by one, the budget ends the run."""
     budget = 40_000
     config = small(method="peft", peft__scope="network", rounds=3, byte_budget=budget)
