@@ -8,7 +8,8 @@
 Nothing is run. Per program: memory on each chip beside the chip's, operations and bytes as the compiler
 counts them, the seconds of its cost model and the share of the chip's peak that they would mean, and
 collectives by kind; then the costliest operations of a training step. The seconds are the compiler's opinion,
-not a measurement, and there are none for programs with loops: a step is compiled by itself too.
+not a measurement, and there are none for programs with loops: a step is compiled by itself too. Cycles are
+of TPUs alone; on GPUs the operations are those with the largest outputs.
 """
 
 import argparse
@@ -39,7 +40,6 @@ from deltamask_jax.task import Cohort, Task
 
 CLASSES = 100
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-OPERATIONS = "fusion|custom-call|copy|convolution|dot|reduce"
 BYTES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "u16": 2, "s16": 2, "pred": 1, "u8": 1, "s8": 1}
 
 
@@ -304,7 +304,9 @@ def main() -> None:
     workload.report(rows, None)
     operations = costliest(step)
     if operations:
-        print("\nthe costliest operations of one step, by the compiler's estimate")
+        cycles = operations[0]["cycles"]
+        whole = f" of {cycles / operations[0]['share']:,.0f} cycles" if cycles else ""
+        print(f"\nthe costliest operations of one step{whole}, by the compiler's estimate")
         workload.report(operations, None)
     if options.json:
         about = {
