@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jax.stages import Wrapped
 from tqdm import tqdm
 
 from deltamask_jax import devices
@@ -39,11 +40,11 @@ class Engine:
     backend: str = "vmap"
     chunk: int = 1
     memory: int = 0
-    _compiled: dict[Hashable, Callable] = dataclasses.field(default_factory=dict, init=False, repr=False)
+    _compiled: dict[Hashable, Wrapped] = dataclasses.field(default_factory=dict, init=False, repr=False)
     _chosen: dict[Hashable, int] = dataclasses.field(default_factory=dict, init=False, repr=False)
     _ceiling: dict[Hashable, int] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
-    def compiled(self, function: Callable, *fixed: Hashable) -> Callable:
+    def compiled(self, function: Callable, *fixed: Hashable) -> Wrapped:
         """`function` jitted, its first arguments fixed; one and the same however often it is asked for.
 
         jax keeps what it compiled as long as the jitted function lives: here, as long as the engine. A
