@@ -13,6 +13,7 @@ from deltamask_jax.data import stratify
 from deltamask_jax.data.dataset import DataError, Dataset, LazyImages, Split, labelled
 from deltamask_jax.data.features import fingerprint
 from deltamask_jax.data.tree import Folder, Layout, find, shown, walk
+from deltamask_jax.reporting.progress import say
 
 _NAMED = 10  # how many bad files or classes a message names
 
@@ -41,7 +42,7 @@ def load_folder(directory: Path) -> Dataset:
         dataset = labelled(shown(directory.name), train, test, names, where=where)
     else:
         dataset = stratify.hold_out(shown(directory.name), train, names, where=where)
-    tqdm.write(_found(directory, root, layout, dataset))
+    say(_found(directory, root, layout, dataset))
     return dataset
 
 
