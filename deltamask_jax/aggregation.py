@@ -1,6 +1,7 @@
 """How the server merges what clients sent: Beta–Bernoulli posterior of masks, weighted means of weights."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +50,7 @@ def resets_at(round_number: int, participation: float) -> bool:
     return round_number % max(1, round(1 / participation)) == 0
 
 
-def weighted_mean(trees: list, weights: list[float]):
+def weighted_mean(trees: list, weights: Sequence[float]):
     """Mean of pytrees of arrays, weighted (FedAvg, arXiv 1602.05629: weights are example counts).
 
     Raises:

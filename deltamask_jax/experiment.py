@@ -25,6 +25,7 @@ from deltamask_jax.federation.rounds import Round, play_until_enough
 from deltamask_jax.heads import linear_probe_accuracy, with_head
 from deltamask_jax.paths import expanded
 from deltamask_jax.reporting import pictures, progress
+from deltamask_jax.reporting.progress import say
 from deltamask_jax.reporting.trackers import Tracker, open_trackers
 from deltamask_jax.setup import set_up
 from deltamask_jax.workdir import environment, files
@@ -64,8 +65,8 @@ def run(config, workdir: str | Path) -> dict[str, Any]:
                 trackers = open_trackers(config, workdir)  # one that is missing says so before any work
                 journal.summary = _run(config, workdir, journal, trackers, started)
         else:
-            print(f"{workdir} is finished already; --config.resume=fresh runs it again")
-        print(_closing_table(journal.summary, workdir))
+            say(f"{workdir} is finished already; --config.resume=fresh runs it again")
+        say(_closing_table(journal.summary, workdir))
         return journal.summary
 
 
@@ -83,7 +84,7 @@ def _run(config, workdir: Path, journal: Journal, trackers: list[Tracker], start
         started -= saved.seconds
     method = methods.build(config, problem.task)
     d, rounds = problem.task.index.d, config.rounds
-    print(
+    say(
         f"{method.name} on {config.data}: {config.clients} clients, d = {d:,} masked weights, "
         f"linear probe {probe_accuracy:.1%}"
     )
@@ -97,7 +98,7 @@ def _run(config, workdir: Path, journal: Journal, trackers: list[Tracker], start
 
     files.write_json(workdir / "environment.json", environment.describe())
     for flag, value in environment.unusual().items():
-        print(f"{flag}={value} is set: a run without it may round differently, or go on where this one stops")
+        say(f"{flag}={value} is set: a run without it may round differently, or go on where this one stops")
     shares = None
     if config.per_client_evaluation:
         shares = partition.test_split(problem.parts, *map(np.asarray, problem.labels), seed=config.seed)

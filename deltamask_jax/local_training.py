@@ -20,6 +20,13 @@ from deltamask_jax.public_random import uniforms_at
 Batch = dict[str, jax.Array]  # inputs [b, ...], labels i32[b], weights f32[b] (0 for padding)
 Forward = Callable[[Any, Any, jax.Array], jax.Array]  # (params, head, inputs) -> logits f32[b, classes]
 
+Frozen = Any  # pytree that all clients share and no round changes
+Received = Any  # pytree that all clients start the round from
+Carry = Any  # pytree, state of one client's training
+ClientInit = Callable[[Frozen, Received], Carry]
+ClientStep = Callable[[Frozen, Received, Carry, Batch, jax.Array], tuple[Carry, jax.Array]]
+ClientFinal = Callable[[Frozen, Received, Carry, Any], Any]
+
 
 @dataclasses.dataclass(frozen=True)
 class LocalTraining:
@@ -27,14 +34,14 @@ class LocalTraining:
 
     Attributes:
         init: (frozen, received) -> carry. `frozen` never changes, `received` is the round's broadcast.
-        step: (frozen, received, carry, batch, key) -> (carry, mean loss of the batch).
+        step: (frozen, received, carry, batch, key) -> (carry, mean loss of the batch f32[]).
         final: (frozen, received, carry, private) -> update, what leaves the device. `private` is what differs
             between clients beside their data (a pytree with a leading client axis in the cohort).
     """
 
-    init: Callable
-    step: Callable
-    final: Callable
+    init: ClientInit
+    step: ClientStep
+    final: ClientFinal
 
 
 def cross_entropy(logits: jax.Array, batch: Batch) -> jax.Array:

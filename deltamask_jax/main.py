@@ -60,6 +60,8 @@ def parse_flags(argv: list[str]) -> list[str]:
     argv = _located(argv)
     try:
         rest = FLAGS(argv)
+        if not FLAGS["verbosity"].present:  # orbax and jax tell a story a round
+            logging.set_verbosity(logging.WARNING)
         if _CONFIG.value is None:
             _stop("say which config to run, for example --config=configs/quickstart.py")
         if len(rest) > 1:
@@ -94,8 +96,6 @@ def main(argv: list[str]) -> None:
 
     try:
         devices.keep_compilations()
-        if not FLAGS["verbosity"].present:  # orbax and jax tell a story a round
-            logging.set_verbosity(logging.WARNING)
         hosts.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _PATIENCE.value)
         with hosts.ending_together():
             experiment.run(_CONFIG.value, hosts.workdir(_WORKDIR.value or "runs/" + _CONFIG.value.method))

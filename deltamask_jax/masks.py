@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+Array = jax.Array | np.ndarray
+
 SCALE = 65536  # θ16 and u16 count in units of 1/SCALE
 
 
@@ -27,7 +29,7 @@ def logits(theta: jax.Array, clip: float) -> jax.Array:
     return jnp.log(p) - jnp.log1p(-p)
 
 
-def draw(theta: jax.Array, uniforms: jax.Array) -> jax.Array:
+def draw(theta: Array, uniforms: Array) -> Array:
     """The mask both ends draw: bool[...] = [u < θ16], from u16[...] and u16[...]. NumPy arrays stay NumPy."""
     return uniforms < theta
 

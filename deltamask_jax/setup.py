@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from deltamask_jax import data, devices, methods, models, pretrained
 from deltamask_jax.data import features, partition
@@ -18,6 +17,7 @@ from deltamask_jax.federation import engine
 from deltamask_jax.flat_index import FlatIndex
 from deltamask_jax.heads import random_head
 from deltamask_jax.paths import expanded
+from deltamask_jax.reporting.progress import say
 from deltamask_jax.task import Problem, Task
 
 
@@ -92,7 +92,7 @@ def _fit_on_devices(config, model: models.Model, params, examples: int) -> bool:
     size = examples * outputs.size * jnp.dtype(config.model.dtype).itemsize
     fit = devices.have_room_for(size, config.cohort.memory)
     if not fit:
-        tqdm.write(
+        say(
             f"examples: {size / 2**20:,.0f} MiB stay on the host, more than a device may give them "
             "(config.cohort.memory changes it); each chunk of clients is sent its own"
         )

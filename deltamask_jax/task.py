@@ -82,6 +82,16 @@ class Cohort:
         examples = None if self.examples is None else self.examples[rows]
         return dataclasses.replace(self, clients=self.clients[rows], examples=examples)
 
+    def weights(self) -> list[int]:
+        """How many examples each client trained on, as a mean of what they send weighs them.
+
+        Raises:
+            ValueError: they have not trained yet.
+        """
+        if self.examples is None:
+            raise ValueError("a cohort that has not trained has no weights")
+        return self.examples.tolist()
+
     def stream(self, purpose: int, client: int) -> Key:
         """A public stream of this round, see `public_random`."""
         return stream_key(self.seed, self.round, int(client), purpose)

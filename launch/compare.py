@@ -5,7 +5,7 @@
     python launch/compare.py --config=configs/quickstart.py --methods=fedavg,peft --out=runs/try --smoke
 
 A method is any name `config.method` takes, with settings of its own behind colons: any of configs/common.py,
-those of a section named like the method also without its name. Before these come NEEDS and SETTINGS below.
+those of a section named like the method also without its name. Before these come those of tuning.py.
 Whatever else the config says is the same for all: split, pretrained weights, head, rounds. To search a
 learning rate, list a method with several: --methods=fedavg:learning_rate=1e-4,fedavg:learning_rate=3e-4.
 
@@ -22,44 +22,19 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
 
 import jax
 from absl import app, flags
 from comparison_report import draw, markdown, summarise
 from ml_collections import ConfigDict
+from runner import Job, play, settings_in
+from tuning import checked, settings_of, with_settings
 
 from deltamask_jax import config as config_lib
-from deltamask_jax import experiment, main, methods
+from deltamask_jax import main
 from deltamask_jax.paths import expanded
+from deltamask_jax.reporting.progress import say
 from deltamask_jax.workdir import files
-
-# What a method needs on every network. FedPM's aggregator is the Beta posterior; FedMask and KLMS have no
-# masks drawn from public uniforms, and so no control variate.
-NEEDS: dict[str, dict[str, Any]] = {
-    name: {"mask.aggregator": "beta"} for name in ("fedpm", "fedmask", "klms")
-}
-
-# What is best on a network (`config.model.name`): {network: {method: {setting: value}}}. Those of glyph_vit
-# are from a search over five rounds of the quick start (docs/results.md); what is not here is as the config
-# says.
-SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
-    "glyph_vit": {
-        "linear_probe": {"linear_probe.learning_rate": 0.3},
-        "fedavg": {"fedavg.learning_rate": 1e-3},
-        # Those that compress FedAvg's updates train like it.
-        "eden": {"fedavg.learning_rate": 1e-3},
-        "drive": {"fedavg.learning_rate": 1e-3},
-        "qsgd": {"fedavg.learning_rate": 1e-3},
-        "signsgd": {"fedavg.learning_rate": 1e-3},  # searched by itself: it trains with error feedback
-        "peft": {"peft.learning_rate": 1e-2},
-        "deltamask": {"mask.learning_rate": 1.2},
-        "deepreduce": {"mask.learning_rate": 1.2},  # trains like DeltaMask
-        "fedpm": {"mask.learning_rate": 1.2},
-        "fedmask": {"mask.learning_rate": 0.6},
-        "klms": {"mask.learning_rate": 1.2},
-    },
-}
 
 # What --smoke leaves of a config; smaller values stay.
 SMOKE = {"rounds": 2, "clients": 4, "local_epochs": 1, "head.epochs": 2, "batch_size": 8}
@@ -76,30 +51,6 @@ if __name__ == "__main__":  # beside --config and its overrides, which deltamask
         "target", 0.0, "Accuracy whose cost is asked, 0 … 1; 0 = the linear probe's.", 0.0, 1.0
     )
     flags.DEFINE_bool("smoke", False, "One seed, few examples, two rounds: whether everything runs.")
-
-
-def settings_of(network: str, method: str) -> dict[str, Any]:
-    """What a method gets on a network unless told otherwise."""
-    return NEEDS.get(method, {}) | SETTINGS.get(network, {}).get(method, {})
-
-
-def with_settings(config: ConfigDict, settings: dict[str, Any]) -> ConfigDict:
-    """A copy of the config with some settings changed; text takes the type of the setting.
-
-    Raises:
-        ValueError: a setting that does not exist, or a value of the wrong type.
-    """
-    config, flat = config.copy_and_resolve_references(), config_lib.flatten(config)
-    for name, value in settings.items():
-        if name not in flat:
-            raise ValueError(f"unknown setting config.{name}: {config_lib.nearest(name, flat)}")
-        kind = type(flat[name])
-        try:
-            typed = json.loads(value) if isinstance(value, str) and kind is bool else kind(value)
-            config.update_from_flattened_dict({name: typed})
-        except (ValueError, TypeError):
-            raise ValueError(f"config.{name}={value!r}: takes a {kind.__name__}") from None
-    return config
 
 
 def config_of(config: ConfigDict, method: str, seed: int) -> ConfigDict:
@@ -120,10 +71,7 @@ def config_of(config: ConfigDict, method: str, seed: int) -> ConfigDict:
     for item in own:
         setting, value = item.split("=", 1)
         settings[f"{name}.{setting}" if setting in section else setting] = value
-    chosen = with_settings(config, settings)
-    config_lib.validate(chosen)
-    methods.check(chosen)
-    return chosen
+    return checked(config, settings)
 
 
 def smoke_of(config: ConfigDict) -> ConfigDict:
@@ -144,21 +92,6 @@ def finished(workdir: Path, config: ConfigDict) -> bool:
     return settings_in(workdir) == json.loads(json.dumps(config.to_dict()))
 
 
-def settings_in(workdir: Path) -> dict[str, Any]:
-    """The config.json of a run.
-
-    Raises:
-        ValueError: it is damaged.
-    """
-    try:
-        settings = json.loads((workdir / "config.json").read_text())
-    except ValueError as error:
-        raise ValueError(f"{workdir}/config.json is damaged ({error}); move the folder away") from None
-    if not isinstance(settings, dict):
-        raise ValueError(f"{workdir}/config.json is not a run's; choose another --out")
-    return settings
-
-
 def compare(config: ConfigDict, names: list[str], seeds: int, out: Path, target: float, command: str) -> int:
     """Run what is missing, and write the comparison after every run.
 
@@ -175,25 +108,18 @@ def compare(config: ConfigDict, names: list[str], seeds: int, out: Path, target:
         for name in names
     }
     about = {"command": command, "hardware": _hardware(), "model": config.model.name, "data": config.data}
-    failures: dict[str, str] = {}
-    for number, ((name, seed), (workdir, chosen)) in enumerate(runs.items(), 1):
-        if finished(workdir, chosen):
-            print(f"[{number}/{len(runs)}] {name}, seed {seed}: is there")
-        else:
-            print(f"[{number}/{len(runs)}] {name}, seed {seed}")
-            try:
-                experiment.run(chosen, workdir)
-            except (ValueError, ArithmeticError, RuntimeError, MemoryError) as error:  # a failure is a result
-                failures[f"{name}, seed {seed}"] = str(error)
-                print(f"failed: {error}")
-            jax.clear_caches()  # the next run compiles its own
+
+    def write(failures: dict[str, str]) -> None:
         done = {key: workdir for key, (workdir, chosen) in runs.items() if finished(workdir, chosen)}
         if done:
             comparison = summarise(done, names, target) | about | {"failures": failures}
             files.write_json(out / "comparison.json", comparison)
             (out / "comparison.md").write_text(markdown(comparison))
             draw(out / "comparison.png", comparison)
-    print(f"comparison in {out}")
+
+    jobs = [Job(f"{name}, seed {seed}", *its, done=finished(*its)) for (name, seed), its in runs.items()]
+    failures = play(jobs, write)
+    say(f"comparison in {out}")
     return len(failures)
 
 

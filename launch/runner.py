@@ -23,14 +23,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from compare import settings_in, settings_of
 from ml_collections import ConfigDict
+from tuning import checked, settings_of
 
 from deltamask_jax import config as config_lib
-from deltamask_jax import config_files, experiment, methods
+from deltamask_jax import config_files, experiment
+from deltamask_jax.federation.rounds import TooFewClients
 from deltamask_jax.paths import expanded
 from deltamask_jax.reporting import report
+from deltamask_jax.reporting.progress import say
 from deltamask_jax.workdir import claim, files
+
+# Errors that say by themselves what is wrong.
+EXPLAINED = (ValueError, OSError, ArithmeticError, MemoryError, TooFewClients)
 
 # The quick start's network and data, made small enough that a run takes seconds once it is compiled.
 SMOKE_CONFIG = "configs/quickstart.py"
@@ -100,21 +105,24 @@ def settings(run: Run, seed: int, smoke: bool) -> ConfigDict:
         "seed": seed,
     }
     try:
-        with config.unlocked():
-            config.update_from_flattened_dict(_known(changes, config))
-        config_lib.validate(config)
-        methods.check(config)
+        return checked(config, changes)
     except ValueError as error:
         raise ValueError(f"{run.name}: {error}") from None
-    return config
 
 
-def _known(changes: dict[str, Any], config: ConfigDict) -> dict[str, Any]:
-    known = config_lib.flatten(config)
-    for name in changes:
-        if name not in known:
-            raise ValueError(f"unknown setting config.{name}: {config_lib.nearest(name, known)}")
-    return changes
+def settings_in(workdir: Path) -> dict[str, Any]:
+    """The config.json of a run.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        settings = json.loads((workdir / "config.json").read_text())
+    except ValueError as error:
+        raise ValueError(f"{workdir}/config.json is damaged ({error}); move the folder away") from None
+    if not isinstance(settings, dict):
+        raise ValueError(f"{workdir}/config.json is not a run's; choose another --out")
+    return settings
 
 
 def is_done(workdir: Path, config: ConfigDict) -> bool:
@@ -135,6 +143,48 @@ def is_done(workdir: Path, config: ConfigDict) -> bool:
     return True
 
 
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run of the list.
+
+    Attributes:
+        name: as it is called in messages.
+        done: it was found finished and is not repeated.
+    """
+
+    name: str
+    workdir: Path
+    config: ConfigDict
+    done: bool
+
+
+def play(jobs: list[Job], after: Callable[[dict[str, str]], None] = lambda failed: None) -> dict[str, str]:
+    """Run what is not done, one after the other; a run's failure does not cost the others.
+
+    Args:
+        after: called after every run, with what has failed so far.
+
+    Returns:
+        {name: message} of those that failed.
+    """
+    failed: dict[str, str] = {}
+    for number, job in enumerate(jobs, 1):
+        say(f"=== {number} of {len(jobs)}: {job.name}{' is done already' * job.done}")
+        if not job.done:
+            started = time.time()
+            try:
+                experiment.run(job.config, job.workdir)
+                say(f"=== {time.time() - started:.0f} s")
+            except Exception as error:
+                if not isinstance(error, EXPLAINED):
+                    traceback.print_exc()
+                failed[job.name] = str(error)
+                say(f"failed: {error}")
+            jax.clear_caches()  # compiled programs of one run are of no use to the next
+        after(failed)
+    return failed
+
+
 def gather(out: Path, workdirs: list[Path]) -> None:
     """Write table.md, table.json and report.html about the runs that have begun; damaged ones are named."""
     begun = [workdir for workdir in workdirs if (workdir / "metrics.jsonl").exists()]
@@ -143,7 +193,7 @@ def gather(out: Path, workdirs: list[Path]) -> None:
         try:
             loaded.append(report.load(workdir, str(workdir.relative_to(out))))
         except (ValueError, OSError) as error:
-            print(f"left out: {error}")
+            say(f"left out: {error}")
     if not loaded:
         return
     rows = {members.label: report.summary_row(members) for members in report.group(loaded)}
@@ -153,7 +203,7 @@ def gather(out: Path, workdirs: list[Path]) -> None:
     (out / "table.md").write_text("\n".join(lines) + "\n")
     files.write_json(out / "table.json", rows)
     (out / "report.html").write_text(report.render(begun), encoding="utf-8")
-    print(f"{out / 'table.md'}, {out / 'report.html'}: {len(loaded)} of {len(workdirs)} runs")
+    say(f"{out / 'table.md'}, {out / 'report.html'}: {len(loaded)} of {len(workdirs)} runs")
 
 
 def _pattern(text: str) -> str:
@@ -200,26 +250,17 @@ def main(doc: str, runs: Callable[[bool], list[Run]], argv: list[str] | None = N
     try:  # every setting of every run, and what the report needs, before the first of them starts
         report.template()
         configs = [settings(run, seed, options.smoke) for run, seed in jobs]
-        done = [is_done(*pair) for pair in zip(workdirs, configs, strict=True)]
+        listed = [
+            Job(str(workdir), workdir, config, is_done(workdir, config))
+            for workdir, config in zip(workdirs, configs, strict=True)
+        ]
         out.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    failed = []
-    for i in range(len(jobs)) if options.only is None else [options.only]:
-        if done[i]:
-            print(f"{workdirs[i]}: done before")
-            continue
-        print(f"=== {i + 1} of {len(jobs)}: {workdirs[i]}", flush=True)
-        started = time.time()
-        try:
-            experiment.run(configs[i], workdirs[i])
-            print(f"=== {time.time() - started:.0f} s", flush=True)
-        except Exception as error:  # one run's failure must not cost the others
-            if not isinstance(error, ValueError | OSError):  # those say by themselves what is wrong
-                traceback.print_exc()
-            failed.append(f"{workdirs[i]}: {error}")
-        jax.clear_caches()  # compiled programs of one run are of no use to the next
     if options.only is None:
+        failed = play(listed)
         gather(out, workdirs)
+    else:
+        failed = play([listed[options.only]])
     if failed:
-        sys.exit("error: failed\n  " + "\n  ".join(failed))
+        sys.exit("error: failed\n  " + "\n  ".join(f"{name}: {why}" for name, why in failed.items()))

@@ -57,8 +57,8 @@ class Context:
         """This client's public stream of this round for one purpose, see `public_random`."""
         return stream_key(self.seed, self.round, self.client, purpose)
 
-    def check(self, streams: bool = True) -> None:
-        """Refuses a context without θ_g and public uniforms, for the codecs that look at them.
+    def check(self, streams: bool = True) -> np.ndarray:
+        """Returns θ_g, u16[d], for the codecs that look at it and at public uniforms.
 
         Args:
             streams: whether masks are drawn from the context's streams.
@@ -70,6 +70,14 @@ class Context:
             raise ValueError(f"this codec needs context.theta as u16[{self.d}]")
         if streams and not self.streams:
             raise ValueError("this codec needs context.streams, from which the masks are drawn")
+        return self.theta
+
+
+Bytes = bytes | memoryview  # received: all of a payload, or a part of it that is not copied
+Encode = Callable[[np.ndarray, Context], bytes]
+Decode = Callable[[bytes, Context], np.ndarray]
+Sizes = list[int | PayloadError]  # of a cohort: how many flips each payload holds, or what is wrong with it
+Count = Callable[[Sequence[bytes], Sequence[Context], np.ndarray], Sizes]
 
 
 @dataclass(frozen=True)
@@ -87,17 +95,16 @@ class Codec:
             values     f32[d], or another type of float
             theta      u16[d] going in: θ_k; a mask bool[d] coming out
             votes      i32[d]: what a cohort's masks add up to
-        count: (payloads, contexts, counts u16[d]) -> list, adds a cohort's flips per position to
-            counts, and returns how many each payload holds, or its PayloadError; None where decoding one
-            payload after the other is as good.
+        count: (payloads, contexts, counts u16[d]) -> sizes, adds a cohort's flips per position to counts;
+            None where decoding one payload after the other is as good.
     """
 
     name: str
-    encode: Callable[[np.ndarray, Context], bytes]
-    decode: Callable[[bytes, Context], np.ndarray]
+    encode: Encode
+    decode: Decode
     exact: bool = True
     kind: str = "positions"
-    count: Callable[[Sequence[bytes], Sequence[Context], np.ndarray], list[int | PayloadError]] | None = None
+    count: Count | None = None
 
 
 def check_values(codec: str, vector: np.ndarray, context: Context) -> np.ndarray:

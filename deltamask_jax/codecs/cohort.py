@@ -1,12 +1,12 @@
 """Encoding and decoding a cohort's payloads together. Each payload is decoded once: what is wrong with one
 stands in its place and does not touch the others."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from deltamask_jax.codecs.codec import Codec, Context, PayloadError
+from deltamask_jax.codecs.codec import Codec, Context, PayloadError, Sizes
 from deltamask_jax.threads import pool as thread_pool
 
 
@@ -26,7 +26,7 @@ def valid_and_rejected(decoded: Sequence[Any]) -> tuple[list[Any], dict[int, Pay
 
 def encode_cohort(
     codec: Codec | Sequence[Codec],
-    positions: Sequence[np.ndarray],
+    positions: Iterable[np.ndarray],
     contexts: Sequence[Context],
     threads: int | None = None,
 ) -> list[bytes]:
@@ -41,7 +41,7 @@ def encode_cohort(
     Returns:
         Payloads in the clients' order.
     """
-    per_client = [codec] * len(positions) if isinstance(codec, Codec) else codec
+    per_client = [codec] * len(contexts) if isinstance(codec, Codec) else codec
     with thread_pool(threads) as pool:
         jobs = zip(per_client, positions, contexts, strict=True)
         return list(pool.map(lambda job: job[0].encode(job[1], job[2]), jobs))
@@ -68,7 +68,7 @@ def decode_cohort(
 
 def decode_counts(
     codec: Codec | Sequence[Codec], payloads: Sequence[bytes], contexts: Sequence[Context]
-) -> tuple[np.ndarray, list[int | PayloadError]]:
+) -> tuple[np.ndarray, Sizes]:
     """How many clients flip each position. Never holds clients x d values.
 
     Args:
@@ -80,7 +80,8 @@ def decode_counts(
         wrong with it.
     """
     per_client = [codec] * len(payloads) if isinstance(codec, Codec) else list(codec)
-    counts, sizes = np.zeros(contexts[0].d, np.uint16), [0] * len(payloads)
+    counts = np.zeros(contexts[0].d, np.uint16)
+    sizes: Sizes = [0] * len(payloads)
     together: dict[Codec, list[int]] = {}
     for client, its_codec in enumerate(per_client):
         together.setdefault(its_codec, []).append(client)

@@ -13,7 +13,7 @@ import zlib
 import numpy as np
 import zstandard
 
-from deltamask_jax.codecs.codec import PayloadError
+from deltamask_jax.codecs.codec import Bytes, PayloadError
 
 CONTAINERS = ("raw", "png", "zstd")  # index = number on the wire
 
@@ -30,7 +30,7 @@ def pack(data: bytes, container: str) -> bytes:
     return bytes(data)
 
 
-def unpack(blob: bytes, size: int, container: str) -> bytes:
+def unpack(blob: Bytes, size: int, container: str) -> bytes:
     """Returns the `size` bytes inside the container; allocates a small multiple of `size` at most.
 
     Raises:
@@ -84,7 +84,7 @@ def _png(data: bytes) -> bytes:
     )
 
 
-def _read_png(blob: bytes, size: int) -> bytes:
+def _read_png(blob: Bytes, size: int) -> bytes:
     view = memoryview(blob)
     height, width = image_shape(size)
     start = _PNG_SIGNATURE + _chunk(b"IHDR", _header(height, width))
@@ -113,7 +113,7 @@ def _read_png(blob: bytes, size: int) -> bytes:
     return pixels[:size].tobytes()
 
 
-def _read_zstd(blob: bytes, size: int) -> bytes:
+def _read_zstd(blob: Bytes, size: int) -> bytes:
     try:
         # The frame's own claims decide what zstandard allocates: check them first.
         frame = zstandard.get_frame_parameters(blob)
@@ -130,7 +130,7 @@ def _read_zstd(blob: bytes, size: int) -> bytes:
     return data
 
 
-def _check_blocks(blob: bytes, at: int, most: int) -> None:
+def _check_blocks(blob: Bytes, at: int, most: int) -> None:
     """Follows the headers of a zstd frame's blocks (RFC 8878, 3.1.1.2) from byte `at` to the frame's end: a
     decoder builds tables for each block, which takes microseconds however little it holds."""
     for _ in range(most):

@@ -20,7 +20,7 @@ def between(uniforms: np.ndarray, theta: np.ndarray) -> np.ndarray:
 
 def at(context: Context, positions: np.ndarray) -> np.ndarray:
     """The distance at positions u32[n] from the context's first stream, i32[n]."""
-    return between(context.uniforms(positions), context.theta[positions])
+    return between(context.uniforms(positions), context.check()[positions])
 
 
 @functools.cache

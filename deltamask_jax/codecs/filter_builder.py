@@ -7,6 +7,7 @@ others become alone. The NumPy builder peels all such keys of a round at once.
 """
 
 import logging
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,8 @@ try:
     from pyfusefilter._xorfilter import ffi, lib  # private: what is public fixes the geometry itself
 except ImportError as error:
     logging.warning("filters are built in NumPy, some times slower: no pyfusefilter._xorfilter (%s)", error)
-    ffi = lib = None
+    ffi: Any = None
+    lib: Any = None
 
 ATTEMPTS = 20  # seeds tried before giving up; one alone nearly always works
 FIRST_SEED = 0x1E89E7A8E42F3F6D  # any number: clients that start from the same one share their hashes

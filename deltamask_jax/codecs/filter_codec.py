@@ -8,14 +8,14 @@ Not exact: each position that is not a flip is reported with probability 2**-bit
 """
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from deltamask_jax import threads
 from deltamask_jax.codecs import containers, distance, envelope, membership
-from deltamask_jax.codecs.codec import Codec, Context, PayloadError, check_positions
+from deltamask_jax.codecs.codec import Codec, Context, PayloadError, Sizes, check_positions
 from deltamask_jax.codecs.cohort import attempt
 from deltamask_jax.codecs.fingerprints import Filter, Geometry, fuse_geometry, xor_geometry
 
@@ -106,7 +106,7 @@ def filter_codec(
                 raise PayloadError(f"filter holds no position at distance {received.farthest}, its window")
         return hits
 
-    def count(payloads, contexts, counts: np.ndarray) -> list[int | PayloadError]:
+    def count(payloads: Sequence[bytes], contexts: Sequence[Context], counts: np.ndarray) -> Sizes:
         with threads.pool() as pool:  # unpacking the containers takes its time
             received = list(pool.map(lambda *pair: attempt(read, *pair), payloads, contexts))
         full = [k for k, item in enumerate(received) if isinstance(item, _Received)]
@@ -127,14 +127,14 @@ def picture(payload: bytes) -> np.ndarray:
     if not payload:
         return containers.image(b"")
     received = envelope.unpack(payload)
-    family = {envelope.CODEC_IDS["bfuse"]: fuse_geometry, envelope.CODEC_IDS["xor"]: xor_geometry}
-    if received.codec_id not in family or not received.n:
+    fuse = received.codec_id == envelope.CODEC_IDS["bfuse"]
+    if not (fuse or received.codec_id == envelope.CODEC_IDS["xor"]) or not received.n:
         return containers.image(bytes(received.body))
     fields = ((0, 3), (2, 3), (4, 1), (5, 1))
     container, width, arity, window = (received.flags >> at & mask for at, mask in fields)
     _, room = _HEAD.unpack_from(received.body)
-    wide = (arity + 3,) if received.codec_id == envelope.CODEC_IDS["bfuse"] else ()
-    size = family[received.codec_id](room, *wide).array_length << width
+    shape = fuse_geometry(room, arity + 3) if fuse else xor_geometry(room)
+    size = shape.array_length << width
     table = received.body[_HEAD.size + window * _WINDOW.size :]
     return containers.image(containers.unpack(table, size, containers.CONTAINERS[container]))
 

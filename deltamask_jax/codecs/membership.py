@@ -119,9 +119,11 @@ def client_rows(tables: list[np.ndarray]) -> np.ndarray:
     return rows
 
 
-def _count_sorted(filter: Filter, table, present, start: int, order: np.ndarray) -> np.ndarray:
-    """Hits of positions start + 0 .. len(order)-1, u8, taken in that order and hashed in the CPU's 64-bit
-    words."""
+def _count_sorted(
+    filter: Filter, table: jax.Array, present: jax.Array, start: int, order: np.ndarray
+) -> np.ndarray:
+    """Hits of positions start + 0 .. chunk-1, u8[chunk], taken in the order u32[chunk] and hashed in the
+    CPU's 64-bit words; table and present as of `_count_matches`."""
     shape, hashing = filter.geometry, (np.uint64(start), np.uint64(filter.seed))
     lengths = np.uint64(shape.segment_length), np.uint64(shape.start_length)
     with jax.enable_x64(True):
@@ -144,27 +146,37 @@ def _orders(seed: int, d: int, chunk: int) -> dict[int, np.ndarray]:
         return dict(zip(range(0, d, chunk), pool.map(order, range(0, d, chunk)), strict=True))
 
 
-def _count_in_order(filter: Filter, table, present, start: int, chunk: int) -> np.ndarray:
-    """The same on an accelerator, in 32-bit words."""
+def _count_in_order(
+    filter: Filter, table: jax.Array, present: jax.Array, start: int, chunk: int
+) -> np.ndarray:
+    """The same on an accelerator, in 32-bit words and the positions' own order: u8[chunk]."""
     hashing = np.uint32(start), *_hashing(filter)
     return np.asarray(_count_chunk(table, present, *hashing, chunk=chunk, kind=filter.geometry.kind))
 
 
 def _hashing(filter: Filter) -> tuple[np.ndarray, np.uint32, np.uint32]:
-    """Arguments of the jitted functions: seed as two words, segment length, start length."""
+    """Arguments of the jitted functions: seed as two words u32[2], segment length, start length."""
     seed = np.array([filter.seed & 0xFFFFFFFF, filter.seed >> 32], np.uint32)
     shape = filter.geometry
     return seed, np.uint32(shape.segment_length), np.uint32(shape.start_length)
 
 
 def pad_table(table: np.ndarray) -> np.ndarray:
-    """Pads axis 0 with zeros to a power of two, 2**16 or more: little is compiled, whatever is announced."""
+    """Pads axis 0 with zeros to a power of two, 2**16 or more, [slots, ...] -> [padded, ...]: little is
+    compiled, whatever is announced."""
     length = 1 << max(len(table) - 1, SMALL - 1).bit_length()
     return np.pad(table, [(0, length - len(table))] + [(0, 0)] * (table.ndim - 1))
 
 
 @functools.partial(jax.jit, static_argnames="kind")
-def _contains_chunk(table, start, seed, segment_length, start_length, *, kind):
+def _contains_chunk(table, start, seed, segment_length, start_length, *, kind: str) -> jax.Array:
+    """Whether a filter contains positions start + 0 .. CHUNK-1, bool[CHUNK].
+
+    Args:
+        table: fingerprints [slots], u8, u16 or u32; a slot beyond the filter's is never read.
+        start, segment_length, start_length: u32[].
+        seed: two words, u32[2].
+    """
     low, high = hash_positions(start, seed, CHUNK)
     result = (low ^ high).astype(table.dtype)
     for slot in _slots(low, high, segment_length, start_length, kind):
@@ -173,7 +185,7 @@ def _contains_chunk(table, start, seed, segment_length, start_length, *, kind):
 
 
 @functools.partial(jax.jit, static_argnames="chunk")
-def _regions(start, seed, *, chunk):
+def _regions(start, seed, *, chunk: int) -> jax.Array:
     """Region of the table where a position's rows lie in a fuse filter, u8[chunk]: they follow the hash's
     high bits, whatever the filter's size."""
     h = mix64(jax.lax.iota(jnp.uint64, chunk) + start + seed)
@@ -181,14 +193,20 @@ def _regions(start, seed, *, chunk):
 
 
 @functools.partial(jax.jit, static_argnames="kind")
-def _count_at(table, present, order, start, seed, segment_length, start_length, *, kind):
+def _count_at(table, present, order, start, seed, segment_length, start_length, *, kind: str) -> jax.Array:
+    """Hits of positions start + order, u8[chunk], from order u32[chunk] and four u64[]; table and present as
+    of `_count_matches`."""
     h = mix64(order.astype(jnp.uint64) + start + seed)
     where = [slot.astype(jnp.uint32) for slot in slots64(h, kind, segment_length, start_length)]
     return _count_matches(table, present, h ^ h >> np.uint64(32), where)
 
 
 @functools.partial(jax.jit, static_argnames=("chunk", "kind"))
-def _count_chunk(table, present, start, seed, segment_length, start_length, *, chunk, kind):
+def _count_chunk(
+    table, present, start, seed, segment_length, start_length, *, chunk: int, kind: str
+) -> jax.Array:
+    """Hits of positions start + 0 .. chunk-1, u8[chunk]; numbers as of `_contains_chunk`, table and present
+    as of `_count_matches`."""
     low, high = hash_positions(start, seed, chunk)
     where = _slots(low, high, segment_length, start_length, kind)
     return _count_matches(table, present, low ^ high, where)
@@ -198,10 +216,10 @@ def _count_matches(table, present, prints, where) -> jax.Array:
     """Clients whose slots XOR to the fingerprint: u8[count].
 
     Args:
-        table: [slots, lanes] as from `client_rows`.
+        table: u8, u16 or u32 [slots, lanes] as from `client_rows`.
         present: bool[lanes], whether a lane has a client.
-        prints: [count], fingerprints in the low bits.
-        where: slots [count] each.
+        prints: u32[count] or u64[count], fingerprints in the low bits.
+        where: slots, 3 or 4 times u32[count] or i32[count].
     """
     differs = prints.astype(table.dtype)[:, None]
     for slot in where:
@@ -210,7 +228,8 @@ def _count_matches(table, present, prints, where) -> jax.Array:
 
 
 def hash_positions(start: jax.Array, seed: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """`fingerprints.murmur64` of start + 0 .. count-1 as (low, high) words, u32[count] each."""
+    """`fingerprints.murmur64` of start + 0 .. count-1 as (low, high) words, u32[count] each, from start u32[]
+    and the seed's two words u32[2]."""
     position = jax.lax.iota(jnp.uint32, count) + start
     low = position + seed[0]
     high = seed[1] + (low < position).astype(jnp.uint32)
@@ -220,7 +239,7 @@ def hash_positions(start: jax.Array, seed: jax.Array, count: int) -> tuple[jax.A
 
 
 def _slots(low, high, segment_length, start_length, kind: str) -> list[jax.Array]:
-    """`fingerprints.slots` on 32-bit words: i32[count] each."""
+    """`fingerprints.slots` of hashes as two words u32[count]: i32[count] each."""
     if kind == "xor3":
         rotated = (low, low << 21 | high >> 11, low >> 22 | high << 10)
         result = [
@@ -242,13 +261,13 @@ def _slots(low, high, segment_length, start_length, kind: str) -> list[jax.Array
 
 
 def multiply_high(a: jax.Array, b: jax.Array) -> jax.Array:
-    """High word of the 64-bit product of two u32."""
+    """High word of the 64-bit product of two u32[...]: u32[...]."""
     a0, a1, b0, b1 = a & 0xFFFF, a >> 16, b & 0xFFFF, b >> 16
     middle = a1 * b0 + (a0 * b0 >> 16)
     return a1 * b1 + (middle >> 16) + ((middle & 0xFFFF) + a0 * b1 >> 16)
 
 
 def _multiply(low: jax.Array, high: jax.Array, constant: int) -> tuple[jax.Array, jax.Array]:
-    """(high, low) * constant mod 2**64."""
+    """(high, low) * constant mod 2**64: (low, high) words, u32[...] each."""
     c_low, c_high = jnp.uint32(constant & 0xFFFFFFFF), jnp.uint32(constant >> 32)
     return low * c_low, multiply_high(low, c_low) + low * c_high + high * c_low

@@ -38,7 +38,7 @@ def qsgd(levels: int = 16, bucket: int = 512) -> Codec:
         levels: s, 1 … 255.
         bucket: values that share a norm.
     """
-    encode, decode = (partial(function, levels, bucket) for function in (_encode, _decode))
+    encode, decode = partial(_encode, levels, bucket), partial(_decode, levels, bucket)
     return Codec(f"qsgd-{levels}-{bucket}", encode, decode, exact=False, kind="values")
 
 

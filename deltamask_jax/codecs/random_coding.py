@@ -25,7 +25,7 @@ import numpy as np
 from deltamask_jax import masks
 from deltamask_jax.codecs import envelope
 from deltamask_jax.codecs.codec import Codec, Context, PayloadError
-from deltamask_jax.public_random import CANDIDATES, candidate_words, uniforms_at
+from deltamask_jax.public_random import CANDIDATES, Key, candidate_words, uniforms_at
 
 _ID = envelope.CODEC_IDS["random_coding"]
 _HEAD = struct.Struct("<BB")
@@ -50,14 +50,14 @@ def random_coding(bits: int = 8, block_kl: float = 1.0) -> Codec:
 
 
 def _encode(bits: int, block_kl: float, theta_k: np.ndarray, context: Context) -> bytes:
-    context.check(streams=False)
+    theta_g = context.check(streams=False)
     if theta_k.shape != (context.d,) or theta_k.dtype != np.uint16:
         raise ValueError(f"random_coding takes u16[{context.d}], got {theta_k.dtype}{list(theta_k.shape)}")
     key = context.stream(CANDIDATES)
     # The sender's own randomness, which picks among the candidates.
     rng = np.random.default_rng([context.seed, context.round, context.client, CANDIDATES])
-    rows_log2, counts = _plan(np.asarray(_kl(theta_k, context.theta)), block_kl)
-    chosen = _choose(theta_k, context.theta, key, rows_log2, counts, bits, rng)
+    rows_log2, counts = _plan(np.asarray(_kl(theta_k, theta_g)), block_kl)
+    chosen = _choose(theta_k, theta_g, key, rows_log2, counts, bits, rng)
     numbers = chosen[:, None] >> np.arange(bits)[::-1] & 1
     body = b"".join(
         (
@@ -70,7 +70,7 @@ def _encode(bits: int, block_kl: float, theta_k: np.ndarray, context: Context) -
 
 
 def _decode(bits: int, payload: bytes, context: Context) -> np.ndarray:
-    context.check(streams=False)
+    theta_g = context.check(streams=False)
     key = context.stream(CANDIDATES)
     received = envelope.unpack(payload, codec_id=_ID, d=context.d, round=context.round, client=context.client)
     body = bytes(received.body)
@@ -99,7 +99,7 @@ def _decode(bits: int, payload: bytes, context: Context) -> np.ndarray:
     words = candidate_words(key, 1 << bits)[chosen][_blocks(counts)]  # u32[segments, 256]
     rows = np.arange(-(-context.d // _COLUMNS)) >> rows_log2  # a segment may be longer than d
     words = words[rows].reshape(-1)[: context.d]
-    return np.asarray(_draw(context.theta, key[0], words))
+    return np.asarray(_draw(theta_g, key[0], words))
 
 
 def _plan(kl: np.ndarray, block_kl: float) -> tuple[int, np.ndarray]:
@@ -133,8 +133,24 @@ def _blocks(counts: np.ndarray) -> np.ndarray:
     return first[:, None] + np.arange(_COLUMNS) % counts[:, None]
 
 
-def _choose(theta_k, theta_g, key, rows_log2: int, counts: np.ndarray, bits: int, rng) -> np.ndarray:
-    """Candidate of every block, i64[blocks], drawn with probability proportional to q(c)/p(c)."""
+def _choose(
+    theta_k: np.ndarray,
+    theta_g: np.ndarray,
+    key: Key,
+    rows_log2: int,
+    counts: np.ndarray,
+    bits: int,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Candidate of every block, i32[blocks], drawn with probability proportional to q(c)/p(c).
+
+    Args:
+        theta_k, theta_g: u16[d].
+        key: of the candidates' streams.
+        rows_log2, counts: as from `_plan`.
+        bits: log2 of the number of candidates.
+        rng: the sender's own.
+    """
     size = _COLUMNS << rows_log2
     step = max(1, min(_CHUNK // size, _SCORES // _COLUMNS >> bits))  # segments in one call
     # Padding has equal probabilities, so that it scores 0; its blocks come last and are cut off.
@@ -162,15 +178,15 @@ def _choose(theta_k, theta_g, key, rows_log2: int, counts: np.ndarray, bits: int
 
 
 @jax.jit
-def _choose_chunk(theta_k, theta_g, start, block, wanted, word, words):
+def _choose_chunk(theta_k, theta_g, start, block, wanted, word, words) -> jax.Array:
     """Candidates of whole segments' blocks, i32[blocks].
 
     Args:
         theta_k, theta_g: u16[segments, positions].
-        start: first position, u32.
+        start: first position, u32[].
         block: of every column, counted from the first segment's first, i32[segments, 256].
         wanted: where in its cumulative distribution each block chooses, f32[blocks], 0 … 1.
-        word, words: the candidates' streams.
+        word, words: the candidates' streams, whose first word u32[] is the same; u32[candidates].
     """
     segments, size = theta_g.shape
     p, q = ((theta.astype(jnp.float32) + 0.5) / (masks.SCALE + 1) for theta in (theta_k, theta_g))
@@ -189,10 +205,12 @@ def _choose_chunk(theta_k, theta_g, start, block, wanted, word, words):
 
 
 @jax.jit
-def _kl(theta_k, theta_g):
+def _kl(theta_k, theta_g) -> jax.Array:
+    """KL(θ_k ‖ θ_g) in nats, f32[d], from u16[d]."""
     return masks.bernoulli_kl(theta_k, theta_g)
 
 
 @jax.jit
 def _draw(theta, word, words):
+    """A mask bool[d] from θ_g u16[d] and every position's stream: first word u32[], second u32[d]."""
     return masks.draw(theta, uniforms_at((word, words), jnp.arange(theta.size, dtype=jnp.uint32), jnp))

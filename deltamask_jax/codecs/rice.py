@@ -10,7 +10,7 @@ Body: u8 remainder bits k, then the gaps (see `pack_gaps`). No body where there 
 import numpy as np
 
 from deltamask_jax.codecs import envelope
-from deltamask_jax.codecs.codec import Codec, Context, PayloadError, check_positions
+from deltamask_jax.codecs.codec import Bytes, Codec, Context, PayloadError, check_positions
 
 _ID = envelope.CODEC_IDS["rice"]
 
@@ -67,7 +67,7 @@ def pack_gaps(positions: np.ndarray, k: int) -> bytes:
     return np.packbits(unary).tobytes() + np.packbits(remainders).tobytes()
 
 
-def unpack_gaps(data: bytes, n: int, k: int, limit: int) -> np.ndarray:
+def unpack_gaps(data: Bytes, n: int, k: int, limit: int) -> np.ndarray:
     """Inverse of `pack_gaps`: sorted unique positions u32[n], all below `limit`.
 
     Allocates at most about 60 bytes per position, and one per 2**k positions below `limit`.
@@ -80,11 +80,11 @@ def unpack_gaps(data: bytes, n: int, k: int, limit: int) -> np.ndarray:
         raise PayloadError(f"gap code of {len(data)} bytes is too short for {n} gaps of {k} bits")
     if (split - 1) * 8 >= n + (limit >> k):
         raise PayloadError(f"gap code of {len(data)} bytes reaches beyond position {limit - 1}")
-    data = np.frombuffer(data, np.uint8)
-    ends = np.flatnonzero(np.unpackbits(data[:split]))
+    packed = np.frombuffer(data, np.uint8)
+    ends = np.flatnonzero(np.unpackbits(packed[:split]))
     if len(ends) != n or (split - 1) * 8 > (ends[-1] if n else -1):
         raise PayloadError(f"gap code holds {len(ends)} gaps, header says {n}")
-    tail = np.unpackbits(data[split:])
+    tail = np.unpackbits(packed[split:])
     if tail[n * k :].any():
         raise PayloadError("gap code is not padded with zeros")
     remainder_rows = tail[: n * k].reshape(n, k)

@@ -15,6 +15,7 @@ to nothing (32 bits for 65,536 values). All arithmetic is in 32 bits.
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.linalg import hadamard
 
 from deltamask_jax.public_random import Key, uniforms
 
@@ -90,14 +91,6 @@ def _hadamard(x: jax.Array) -> jax.Array:
     while inner < size:
         radix = min(_RADIX, size // inner)
         x = x.reshape(count, size // (radix * inner), radix, inner)
-        x = jnp.einsum("ij,cajb->caib", _sylvester(radix), x, precision=jax.lax.Precision.HIGHEST)
+        x = jnp.einsum("ij,cajb->caib", hadamard(radix, np.float32), x, precision=jax.lax.Precision.HIGHEST)
         inner *= radix
     return x.reshape(count, size) * np.float32(size**-0.5)
-
-
-def _sylvester(size: int) -> np.ndarray:
-    """The ±1 Hadamard matrix, f32[size, size]."""
-    matrix = np.ones((1, 1), np.float32)
-    while len(matrix) < size:
-        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
-    return matrix

@@ -132,8 +132,9 @@ def _lanes_log2(lanes: int) -> int:
 
 def near_positions(context: Context, shift: int, buckets: int) -> tuple[np.ndarray, np.ndarray]:
     """Positions whose distance >> shift is below `buckets`, and that bucket: u32[m], u8[m]."""
+    theta_g = context.check()
     if context.d <= _SMALL:
-        bucket = distance.between(context.uniforms(), context.theta) >> shift
+        bucket = distance.between(context.uniforms(), theta_g) >> shift
         near = np.flatnonzero(bucket < buckets)
         return near.astype(np.uint32), bucket[near].astype(np.uint8)
 
@@ -141,7 +142,7 @@ def near_positions(context: Context, shift: int, buckets: int) -> tuple[np.ndarr
         # The last chunk is moved back so that every call has the same shape.
         first = min(start, context.d - _CHUNK)
         chunk = slice(max(first, 0), first + _CHUNK)
-        theta = context.theta[chunk]
+        theta = theta_g[chunk]
         uniforms = context.uniforms(np.arange(chunk.start, chunk.start + len(theta), dtype=np.uint32))
         if first < 0:
             uniforms, theta = np.pad(uniforms, (0, -first)), np.pad(theta, (0, -first))

@@ -311,16 +311,17 @@ class _Model:
             codes = codes[where]
             values = values[where] if known else None
         if self._kind.signed:
-            negative = ask(self._p_negative, codes, values < 0 if known else None, self._negative)
+            below = None if values is None else values < 0
+            negative = ask(self._p_negative, codes, below, self._negative)
         else:
             negative = codes & 1 == 1
-        sizes = np.abs(values) if known else np.ones(len(codes), np.int32)
+        sizes = np.ones(len(codes), np.int32) if values is None else np.abs(values)
         side, open_ = self._kind.side(codes, negative), slice(None)
         left = sizes
         for level in range(1, self._levels + 1):
             truth = left > level if known else None
             more = ask(self._p_more[level - 1], side, truth, self._more[:, level - 1])
-            open_ = np.flatnonzero(more) if level == 1 else open_[more]
+            open_ = np.flatnonzero(more) if level == 1 else open_[more]  # ty: ignore[not-subscriptable]
             if not len(open_):
                 break
             side, left = side[more], left[more]
@@ -389,21 +390,22 @@ def _far_votes(votes: np.ndarray, codes: np.ndarray, cut: int, kind: _Kind) -> n
 
 def _centre(context: Context) -> np.ndarray:
     """round(voters · θ), halves up: i32[d]."""
-    return ((context.theta.astype(np.uint32) * np.uint32(context.voters) + (1 << 15)) >> 16).astype(np.int32)
+    theta = context.check(streams=False)
+    return ((theta.astype(np.uint32) * np.uint32(context.voters) + (1 << 15)) >> 16).astype(np.int32)
 
 
 def _theta_codes(context: Context) -> np.ndarray:
     """Classes where there are no streams: sixteenths of an octave of θ's odds, u16[d] below 1024."""
     table = (distance.logit_tables()[1].astype(np.int32) + (18 << 10) >> 6).astype(np.uint16)
-    return table[context.theta]
+    return table[context.check(streams=False)]
 
 
 def _shared_codes(context: Context, shift: int) -> np.ndarray:
     """Classes of a shared stream: 2 · min(distance >> shift, 63) + bit, u16[d]."""
     if context.d <= _SMALL:
-        u = context.uniforms()
-        bucket = np.minimum(distance.between(u, context.theta) >> shift, 63)
-        return (bucket << 1 | (u < context.theta)).astype(np.uint16)
+        u, theta = context.uniforms(), context.check()
+        bucket = np.minimum(distance.between(u, theta) >> shift, 63)
+        return (bucket << 1 | (u < theta)).astype(np.uint16)
     words = np.array(context.streams[0], np.uint32)
     tables = [jnp.asarray(table) for table in distance.logit_tables()]
     return _in_chunks(
@@ -421,11 +423,11 @@ def _voter_codes(context: Context, edges: tuple[int, ...], weights: tuple[int, .
     bounds = _bounds(edges)
     steps = np.array([weights, [w << 16 for w in weights]], np.int32)
     if context.d <= _SMALL:
-        at = np.arange(context.d, dtype=np.uint32)
-        lo, hi = _unpack_bounds(bounds[:, context.theta])
+        at, theta = np.arange(context.d, dtype=np.uint32), context.check()
+        lo, hi = _unpack_bounds(bounds[:, theta])
         up, down = np.zeros((2, context.d), np.int32)
         for key in words:
-            packed = _weight(uniforms_at(key, at).astype(np.int32), context.theta, lo, hi, steps, np)
+            packed = _weight(uniforms_at(key, at).astype(np.int32), theta, lo, hi, steps, np)
             up, down = up + (packed >> 16), down + (packed & 0xFFFF)
         bits = (np.stack((up, down)).astype(np.float32)).view(np.int32)
         return _voter_code(up, down, *bits, np)
@@ -512,11 +514,11 @@ def _shared_chunk(start, theta, words, uniform_odds, theta_odds, shift):
 
 def _in_chunks(context: Context, codes_of: Callable) -> np.ndarray:
     """u16[d] from (first position, θ u16[_CHUNK]) -> u16[_CHUNK]; d > _CHUNK. Chunks run on a thread pool."""
-    codes = np.empty(context.d, np.uint16)
+    codes, theta = np.empty(context.d, np.uint16), context.check()
 
     def fill(start: int) -> None:
         start = min(start, context.d - _CHUNK)  # the last chunk is moved back: every call has the same shape
-        codes[start : start + _CHUNK] = codes_of(np.uint32(start), context.theta[start : start + _CHUNK])
+        codes[start : start + _CHUNK] = codes_of(np.uint32(start), theta[start : start + _CHUNK])
 
     with threads.pool() as pool:
         list(pool.map(fill, range(0, context.d, _CHUNK)))
@@ -578,7 +580,7 @@ def _choose_groups(votes: np.ndarray, context: Context) -> tuple[tuple[int, ...]
     """
     rows = min(max((1 << 20) // len(context.streams), 256), 1 << 15)
     at = np.arange(0, context.d, max(1, context.d // rows) | 1, dtype=np.uint32)
-    theta, sums = context.theta[at], votes[at].astype(np.float64)
+    theta, sums = context.check()[at], votes[at].astype(np.float64)
     bucket_of = np.searchsorted(_FINE, np.arange(1 << 16), "right")
     buckets = len(_FINE) + 1
     voters = np.zeros((2, len(at), buckets), np.float32)  # up, down: how many in each bucket

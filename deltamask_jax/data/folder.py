@@ -1,7 +1,6 @@
 """A directory of images, one sub-directory a class, decoded when they are used."""
 
 import functools
-import hashlib
 import os
 from pathlib import Path
 
@@ -12,7 +11,9 @@ from tqdm import tqdm
 from deltamask_jax import threads
 from deltamask_jax.data import stratify
 from deltamask_jax.data.dataset import DataError, Dataset, LazyImages, Split, labelled
+from deltamask_jax.data.features import fingerprint
 from deltamask_jax.data.tree import Folder, Layout, find, shown, walk
+from deltamask_jax.reporting.progress import say
 
 _NAMED = 10  # how many bad files or classes a message names
 
@@ -41,7 +42,7 @@ def load_folder(directory: Path) -> Dataset:
         dataset = labelled(shown(directory.name), train, test, names, where=where)
     else:
         dataset = stratify.hold_out(shown(directory.name), train, names, where=where)
-    tqdm.write(_found(directory, root, layout, dataset))
+    say(_found(directory, root, layout, dataset))
     return dataset
 
 
@@ -50,13 +51,10 @@ def _split(root: Folder, classes: tuple[str, ...]) -> Split:
     files = [sorted(root.folders[name].everything()) if name in root.folders else [] for name in classes]
     labels = np.repeat(np.arange(len(files), dtype=np.int32), [len(paths) for paths in files])
     paths = [path for of_class in files for path in of_class]
-    identity = hashlib.sha256()
-    for path in paths:
-        state = path.stat()
-        identity.update(os.fsencode(path.relative_to(root.path)))
-        identity.update(f" {state.st_size} {state.st_mtime_ns}\n".encode())
-    images = LazyImages(functools.partial(_read, paths), np.arange(len(paths)), identity.hexdigest())
-    return Split(images, labels)
+    names = b"\0".join(os.fsencode(path.relative_to(root.path)) for path in paths)
+    states = [(state.st_size, state.st_mtime_ns) for state in (path.stat() for path in paths)]
+    identity = fingerprint(names, np.array(states, np.int64))
+    return Split(LazyImages(functools.partial(_read, paths), np.arange(len(paths)), identity), labels)
 
 
 def _found(directory: Path, root: Folder, layout: Layout, dataset: Dataset) -> str:

@@ -19,11 +19,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from deltamask_jax import devices
 from deltamask_jax.federation.engine import Engine
-from deltamask_jax.local_training import LocalTraining
+from deltamask_jax.local_training import Batch, LocalTraining
 from deltamask_jax.task import Cohort
 
 Examples = dict[str, jax.Array | np.ndarray]  # inputs [n, ...], on the devices or the host; labels i32[n]
@@ -157,6 +157,8 @@ def train_in_chunks(
     def memory_of(chunk: int) -> int:
         inputs = arguments(0, chunk, taken=shape_of)
         used = train_chunk.lower(*inputs).compile().memory_analysis()
+        if used is None:  # a back end that does not tell: too large a chunk is halved
+            return 0
         own = sum(x.size * x.dtype.itemsize for x in inputs[3].values()) // lanes
         return used.temp_size_in_bytes + used.output_size_in_bytes + 2 * own  # the next chunk's too
 
@@ -195,7 +197,8 @@ def _own_rows(batches: np.ndarray, steps: np.ndarray, largest: int) -> tuple[np.
     return own, rows
 
 
-def _batch(examples, indices):
+def _batch(examples: Examples, indices: jax.Array) -> Batch:
+    """A batch from the indices i32[b] of its examples, −1 for padding."""
     at = jnp.maximum(indices, 0)
     return {
         "inputs": examples["inputs"][at],
@@ -204,16 +207,24 @@ def _batch(examples, indices):
     }
 
 
-def _client_step(training, frozen, received, examples, batches, key, step, carry):
-    """One step of one client; `carry` is (training state, sum of losses)."""
+def _client_step(
+    training: LocalTraining, frozen, received, examples: Examples, batches, key, step, carry
+) -> tuple[Any, jax.Array]:
+    """One step of one client.
+
+    Args:
+        batches: i32[steps, batch], indices into the examples.
+        step: i32[], which of them.
+        carry: (training state, sum of losses f32[]).
+    """
     state, total = carry
     batch = _batch(examples, batches[step])
     state, loss = training.step(frozen, received, state, batch, jax.random.fold_in(key, step))
     return state, total + loss
 
 
-def _only_finite(start, state, total):
-    """A client whose loss or training state is not finite ends where it started, its loss NaN."""
+def _only_finite(start, state, total) -> tuple[Any, jax.Array]:
+    """A client whose loss f32[] or training state is not finite ends where it started, its loss NaN."""
     finite = jnp.isfinite(total)
     for leaf in jax.tree.leaves(state):
         if jnp.issubdtype(leaf.dtype, jnp.inexact):
@@ -231,10 +242,24 @@ def _alone(function):
     return mapped
 
 
-def _train_chunk(training, mesh, frozen, received, shared, own, steps, batches, private, keys):
-    """A chunk of clients on every device. Nothing crosses from client to client.
+def _train_chunk(
+    training: LocalTraining, mesh: Mesh, frozen, received, shared, own, steps, batches, private, keys
+) -> tuple[Any, jax.Array]:
+    """A chunk of clients on every device, k in all. Nothing crosses from client to client.
 
-    The examples are either `shared`, or each client's `own`; the other is empty.
+    The examples are either shared, or each client's own; the other is empty.
+
+    Args:
+        frozen, received: pytrees, the same for all.
+        shared: {'inputs': [n, ...], 'labels': i32[n]}, or {}.
+        own: {'inputs': [k, largest, ...], 'labels': i32[k, largest]}, or {}.
+        steps: i32[k], how many each client has.
+        batches: i32[k, most steps, batch], indices into the examples, −1 for padding.
+        private: pytree with leading axis k.
+        keys: key[k].
+
+    Returns:
+        Updates, a pytree with leading axis k, and mean losses f32[k].
     """
 
     def on_one_device(frozen, received, shared, own, steps, batches, private, keys):
@@ -264,7 +289,17 @@ def _train_chunk(training, mesh, frozen, received, shared, own, steps, batches, 
     )(frozen, received, shared, own, steps, batches, private, keys)
 
 
-def _train_loop(engine, training, frozen, received, examples, plan, private, keys):
+def _train_loop(
+    engine: Engine,
+    training: LocalTraining,
+    frozen,
+    received,
+    examples: Examples,
+    plan: Schedule,
+    private,
+    keys: jax.Array,
+) -> Iterator[tuple[np.ndarray, Any, jax.Array]]:
+    """`train_in_chunks` with one client and one step after another."""
     client_step = engine.compiled(_client_step, training)
     for k, steps in enumerate(plan.steps):
         carry = (training.init(frozen, received), jnp.float32(0))
@@ -287,7 +322,14 @@ def _of_one(examples: Examples, plan: Schedule, row: int) -> tuple[Examples, np.
 
 
 def first_not_finite(
-    engine: Engine, training, frozen, received, examples, plan, row, key
+    engine: Engine,
+    training: LocalTraining,
+    frozen,
+    received,
+    examples: Examples,
+    plan: Schedule,
+    row: int,
+    key: jax.Array,
 ) -> tuple[int, str] | None:
     """Replay one client step by step: the first step, from 1, that leaves a value not finite.
 

@@ -145,7 +145,7 @@ def follow(method: Method, state: Any, news: bytes, cohort: Cohort) -> Any:
     if not len(voters) or not np.isin(voters.clients, cohort.clients).all():
         raise PayloadError("news of nobody, or of clients that do not exist")
     if received.kind == bundle.RELAY and len(received.parts) == len(voters):
-        if not voters.examples.all():
+        if not received.examples.all():
             raise PayloadError("news of a client that has seen no example")
         votes, rejected = method.up.decode(state, received.parts, voters, accepted=True)
         for error in rejected.values():

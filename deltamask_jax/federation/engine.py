@@ -14,9 +14,10 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from tqdm import tqdm
+from jax.stages import Wrapped
 
 from deltamask_jax import devices
+from deltamask_jax.reporting.progress import say
 
 CHUNKS = 4  # a cohort on an accelerator
 CPU_BYTES = 1 << 21  # what clients of a chunk receive, together, on CPU: only linear heads are that small
@@ -39,11 +40,11 @@ class Engine:
     backend: str = "vmap"
     chunk: int = 1
     memory: int = 0
-    _compiled: dict[Hashable, Callable] = dataclasses.field(default_factory=dict, init=False, repr=False)
+    _compiled: dict[Hashable, Wrapped] = dataclasses.field(default_factory=dict, init=False, repr=False)
     _chosen: dict[Hashable, int] = dataclasses.field(default_factory=dict, init=False, repr=False)
     _ceiling: dict[Hashable, int] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
-    def compiled(self, function: Callable, *fixed: Hashable) -> Callable:
+    def compiled(self, function: Callable, *fixed: Hashable) -> Wrapped:
         """`function` jitted, its first arguments fixed; one and the same however often it is asked for.
 
         jax keeps what it compiled as long as the jitted function lives: here, as long as the engine. A
@@ -76,7 +77,7 @@ class Engine:
             while (used := memory_of(chunk)) > budget and chunk > 1:
                 chunk = max(1, min(chunk - 1, chunk * budget // used))
             self._chosen[program] = chunk
-            tqdm.write(
+            say(
                 f"cohort: {chunk} client(s) at a time on each of {self.mesh.size} {platform} device(s); "
                 f"{used / 2**20:,.0f} MiB of {budget / 2**20:,.0f} (config.cohort.chunk changes it)"
             )
@@ -98,7 +99,7 @@ class Engine:
                 "weights over more devices (config.cohort.weight_shards)"
             ) from error
         self._ceiling[program] = chunk // 2
-        tqdm.write(f"out of memory with {chunk} clients at a time; going on with {chunk // 2}")
+        say(f"out of memory with {chunk} clients at a time; going on with {chunk // 2}")
         return chunk // 2
 
 

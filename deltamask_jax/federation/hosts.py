@@ -12,7 +12,7 @@ ends before the run does, all end (peers.py).
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ def _cluster(patience: float) -> tuple[str, int, int]:
         raise ValueError(
             f"--coordinator=auto: jax cannot read this cluster ({why}); give HOST:PORT of process 0"
         ) from None
-    if None in (coordinator, processes, process):
+    if coordinator is None or processes is None or process is None:
         raise ValueError("--coordinator=auto: jax finds no cluster here; give HOST:PORT of process 0")
     if devices:  # several processes on one host: a GPU each
         for platform in ("cuda", "rocm"):
@@ -84,7 +84,7 @@ def _cluster(patience: float) -> tuple[str, int, int]:
 
 
 @contextmanager
-def ending_together() -> Iterator[None]:
+def ending_together() -> Generator[None]:
     """Inside, an error of one process ends all; and none leaves before all are done."""
     try:
         yield
@@ -102,7 +102,7 @@ def leave(reason: str = "") -> None:
 
 
 @contextmanager
-def before_exit(prepare: Callable[[], str]) -> Iterator[None]:
+def before_exit(prepare: Callable[[], str]) -> Generator[None]:
     """Inside, `prepare` is called before another process's end ends this one, and what it returns is shown.
 
     Args:

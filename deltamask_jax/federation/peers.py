@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
+from typing import cast
 
 import numpy as np
 
@@ -82,7 +83,7 @@ class Peers:
         silent = dict.fromkeys(self._life, 0)  # beats of this process: one that is frozen itself counts none
         beaten = time.monotonic()
         while waiting:
-            for connection in wait(list(waiting), BEAT):
+            for connection in cast(list[Connection], wait(list(waiting), BEAT)):
                 process = waiting[connection]
                 try:
                     message = connection.recv_bytes(1 << 16)
@@ -168,7 +169,7 @@ def _server(host: str, port: int) -> socket.socket:
             return socket.create_server(("", port), family=family)
         except OSError as error:
             reason = error
-    why = os.strerror(reason.errno)
+    why = os.strerror(reason.errno or 0)
     raise OSError(f"cannot listen at port {port}: {why}; choose another in --coordinator")
 
 

@@ -230,7 +230,7 @@ def _examples(
     batches = np.where(taken[:, :, None], plan.batches, -1)
     rows = np.unique(batches[batches >= 0])
     batches = np.where(batches >= 0, np.searchsorted(rows, batches), -1).astype(np.int32)
-    examples = {"inputs": inputs[rows], "labels": np.asarray(labels)[rows]}
+    examples: training.Examples = {"inputs": inputs[rows], "labels": np.asarray(labels)[rows]}
     if inputs.on_devices:
         most = sum(sorted(map(len, problem.parts))[-len(plan.steps) :])  # one shape for every cohort
         examples = {

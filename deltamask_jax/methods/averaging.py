@@ -121,7 +121,7 @@ def averaging(
         return dataclasses.replace(state, residuals=state.residuals | kept)
 
     def merge(state: State, received: list[np.ndarray], cohort: Cohort) -> State:
-        mean = aggregation.weighted_mean(received, cohort.examples.tolist())
+        mean = aggregation.weighted_mean(received, cohort.weights())
         weights, memory = follow(state.weights, mean, state.optimizer)
         return dataclasses.replace(state, weights=jax.device_get(weights), optimizer=jax.device_get(memory))
 

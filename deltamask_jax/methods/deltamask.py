@@ -88,7 +88,7 @@ def deltamask(
         if together:
             counts, sizes = codecs.decode_counts(mine, payloads, context_of)
         else:
-            decoded = list(codecs.decode_cohort(mine, payloads, context_of))
+            decoded: list[Any] = list(codecs.decode_cohort(mine, payloads, context_of))
             sizes = [flips if isinstance(flips, codecs.PayloadError) else len(flips) for flips in decoded]
         if not accepted:
             sizes = robust.check_flips(sizes, d, bounds.max_flip_rate)

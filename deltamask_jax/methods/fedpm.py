@@ -81,7 +81,7 @@ def whole_mask_method(
         return contexts(cohort, d, theta=state.theta if given_theta else None)
 
     def encode(state, updates, cohort: Cohort) -> list[bytes]:
-        return codecs.encode_cohort(codec, list(masking.set_positions(updates, d)), known(state, cohort))
+        return codecs.encode_cohort(codec, masking.set_positions(updates, d), known(state, cohort))
 
     def decode(state, payloads, cohort: Cohort, accepted: bool = False):
         counts, sizes = codecs.decode_counts(codec, payloads, known(state, cohort))

@@ -165,6 +165,20 @@ def mask_method(
         ones = global_ones(jnp.asarray(state.theta), stacked(keys))
         return ones * (len(cohort) // len(keys))
 
+    def change_of(state: State, votes: Votes, cohort: Cohort) -> jax.Array | np.ndarray:
+        """Σ m̂_k − Σ m_g,k, [d]."""
+        if votes.change is not None:
+            return votes.change
+        return ones_of(state, votes, cohort) - expected_ones(state, cohort)
+
+    def ones_of(state: State, votes: Votes, cohort: Cohort) -> jax.Array | np.ndarray:
+        """Σ m̂_k, [d]."""
+        if votes.ones is not None:
+            return votes.ones
+        if votes.change is None:
+            raise ValueError("votes without a sum of masks or of flips")
+        return expected_ones(state, cohort) + votes.change
+
     def known(state: State, cohort: Cohort) -> codecs.Context:
         keys = streams(cohort)
         if hold > 1 and len(keys) == 1:  # votes of earlier rounds may point both ways where masks are shared
@@ -174,9 +188,8 @@ def mask_method(
         )
 
     def encode_tally(state: State, votes: Votes, cohort: Cohort) -> bytes:
-        sums = votes.ones if whole else votes.change
-        if whole and streams(cohort):
-            sums = np.asarray(sums - expected_ones(state, cohort))
+        sum_of = ones_of if whole and not streams(cohort) else change_of
+        sums = sum_of(state, votes, cohort)
         return _TALLY.encode(np.asarray(sums), known(state, cohort))
 
     def decode_tally(state: State, payload: bytes, cohort: Cohort) -> Votes:
@@ -187,7 +200,7 @@ def mask_method(
 
     def voters_of(cohort: Cohort) -> float:
         """How many voters one vote is one of, when all flips had travelled."""
-        return len(cohort) * float(kept(cohort.round - 1))
+        return len(cohort) * float(np.asarray(kept(cohort.round - 1)))
 
     def release(state: State, votes: Votes, cohort: Cohort) -> tuple[State, Votes]:
         """Votes travel once they amount to `hold`; until then the server keeps them.
@@ -198,17 +211,17 @@ def mask_method(
             np.ceil(room * (voters_of(cohort) / masks.SCALE)).astype(np.int32)
             for room in (high - state.theta.astype(np.int32), state.theta.astype(np.int32) - low)
         )
-        total = np.clip(state.held + votes.change, -down, up).astype(np.int32)
+        held = 0 if state.held is None else state.held
+        total = np.clip(held + change_of(state, votes, cohort), -down, up).astype(np.int32)
         told = np.where(np.abs(total) >= hold, total, 0)
         return dataclasses.replace(state, held=total - told), dataclasses.replace(votes, change=told)
 
     def merge(state: State, votes: Votes, cohort: Cohort) -> State:
         if options.aggregator == "control_variate":
-            change = votes.change if votes.change is not None else votes.ones - expected_ones(state, cohort)
+            change = change_of(state, votes, cohort)
             theta = jnp.asarray(state.theta) / masks.SCALE + jnp.asarray(change) / voters_of(cohort)
             return dataclasses.replace(state, theta=clamp(theta))
-        ones = votes.ones if votes.ones is not None else expected_ones(state, cohort) + votes.change
-        posterior = state.posterior
+        ones, posterior = ones_of(state, votes, cohort), state.posterior
         if options.aggregator == "beta" and aggregation.resets_at(cohort.round - 1, participation):
             posterior = aggregation.prior(d, options.lambda0)
         posterior = aggregation.vote(posterior, jnp.asarray(ones), len(cohort))

@@ -14,6 +14,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import traverse_util
@@ -89,7 +90,7 @@ def peft(task: Task, options: Any, *, seed: int) -> Method:
         return codec.encode(np.asarray(ravel_pytree(change)[0]), known)
 
     def unpack(payload: bytes, known: codecs.Context):
-        return unravel(codec.decode(payload, known).astype(np.float32))
+        return unravel(jnp.asarray(codec.decode(payload, known).astype(np.float32)))
 
     def loss_of(params, weights, batch):
         features = batch["inputs"]
@@ -115,7 +116,7 @@ def peft(task: Task, options: Any, *, seed: int) -> Method:
         )
 
     def merge(state, changes, cohort: Cohort):
-        return jax.tree.map(np.add, state, aggregation.weighted_mean(changes, cohort.examples.tolist()))
+        return jax.tree.map(np.add, state, aggregation.weighted_mean(changes, cohort.weights()))
 
     return Method(
         name="peft",

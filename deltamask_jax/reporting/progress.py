@@ -1,4 +1,4 @@
-"""One progress display for a terminal, a notebook and a log file."""
+"""One progress display, and messages beside it, for a terminal, a notebook and a log file."""
 
 import sys
 import time
@@ -6,6 +6,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
 from tqdm import tqdm
+
+
+def say(text: str) -> None:
+    """A message of a run, on stdout: above the bar where there is one, and at once where a log file is read.
+
+    What went wrong while the run goes on is a warning of `logging` instead.
+    """
+    tqdm.write(text)
+    sys.stdout.flush()
 
 
 class _Lines:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import deltamask_jax
+from deltamask_jax.reporting.progress import say
 from deltamask_jax.workdir import files
 
 FREE = ("resume", "checkpoint.every", "checkpoint.keep", "max_repeats")  # settings a continuation may change
@@ -184,7 +185,7 @@ def _flat(settings: dict, prefix: str = "") -> dict:
 def _move_aside(workdir: Path) -> None:
     aside = next(p for i in range(1, 10**6) if not (p := workdir.with_name(f"{workdir.name}.{i}")).exists())
     held = ", ".join(sorted(path.name for path in workdir.iterdir() if path.name != MARKER))
-    print(f"moving {workdir} aside to {aside}: it holds {held}")
+    say(f"moving {workdir} aside to {aside}: it holds {held}")
     workdir.rename(aside)
 
 

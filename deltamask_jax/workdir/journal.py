@@ -32,6 +32,7 @@ from absl import logging as absl_logging
 
 from deltamask_jax.federation import hosts
 from deltamask_jax.private_random import root_key
+from deltamask_jax.reporting.progress import say
 from deltamask_jax.workdir import files, sigterm
 from deltamask_jax.workdir.claim import LINES, WAYS_OUT, claim, lines, summary_of
 
@@ -122,7 +123,7 @@ class Journal:
         if progress is not None:
             self._saved = progress.round
             files.rewrite(self._lines, progress.records)
-            print(f"{self._workdir}: continuing after round {progress.round}")
+            say(f"{self._workdir}: continuing after round {progress.round}")
         return progress
 
     def commit(self, progress: Progress, *, last: bool = False) -> None:

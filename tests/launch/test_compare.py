@@ -15,6 +15,7 @@ from tests.conftest import tiny_config
 sys.path.insert(0, str(Path(__file__).parents[2] / "launch"))
 
 import compare  # noqa: E402
+import tuning  # noqa: E402
 
 UP = {"linear_probe": 1_000_000, "fedavg": 3_000_000}  # bytes a round
 
@@ -104,7 +105,7 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(played, tmp_path):
 
 
 def test_settings_of_one_method(monkeypatch):
-    monkeypatch.setitem(compare.SETTINGS, "tiny_vit", {"peft": {"peft.learning_rate": 0.5, "eval_every": 3}})
+    monkeypatch.setitem(tuning.SETTINGS, "tiny_vit", {"peft": {"peft.learning_rate": 0.5, "eval_every": 3}})
     made = compare.config_of(tiny_config(), "peft:kind=lora:lora_rank=2:rounds=7:eval_every=2", 4)
     assert (made.method, made.seed, made.rounds, made.eval_every) == ("peft", 4, 7, 2)
     assert (made.peft.kind, made.peft.lora_rank, made.peft.learning_rate) == ("lora", 2, 0.5)

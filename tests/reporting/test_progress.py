@@ -26,3 +26,12 @@ def test_a_log_file_gets_one_line_a_step():
 def test_a_terminal_gets_a_bar():
     text = play(Terminal())
     assert "\r" in text and "100%" in text and "accuracy 2%" in text
+
+
+def test_a_message_leaves_the_bar_whole(capsys):
+    terminal = Terminal()
+    bar = progress.over(range(2), "deltamask", file=terminal)
+    next(iter(bar))
+    progress.say("moved aside")
+    assert capsys.readouterr().out == "moved aside\n" and "moved" not in terminal.getvalue()
+    bar.close()

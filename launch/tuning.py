@@ -1,0 +1,73 @@
+"""What each method needs, what is best for it on a network, and how such settings get into a config."""
+
+import json
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from deltamask_jax import config as config_lib
+from deltamask_jax import methods
+
+# What a method needs on every network. FedPM's aggregator is the Beta posterior; FedMask and KLMS have no
+# masks drawn from public uniforms, and so no control variate.
+NEEDS: dict[str, dict[str, Any]] = {
+    name: {"mask.aggregator": "beta"} for name in ("fedpm", "fedmask", "klms")
+}
+
+# What is best on a network (`config.model.name`): {network: {method: {setting: value}}}. Those of glyph_vit
+# are from a search over five rounds of the quick start (docs/results.md); what is not here is as the config
+# says.
+SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
+    "glyph_vit": {
+        "linear_probe": {"linear_probe.learning_rate": 0.3},
+        "fedavg": {"fedavg.learning_rate": 1e-3},
+        # Those that compress FedAvg's updates train like it.
+        "eden": {"fedavg.learning_rate": 1e-3},
+        "drive": {"fedavg.learning_rate": 1e-3},
+        "qsgd": {"fedavg.learning_rate": 1e-3},
+        "signsgd": {"fedavg.learning_rate": 1e-3},  # searched by itself: it trains with error feedback
+        "peft": {"peft.learning_rate": 1e-2},
+        "deltamask": {"mask.learning_rate": 1.2},
+        "deepreduce": {"mask.learning_rate": 1.2},  # trains like DeltaMask
+        "fedpm": {"mask.learning_rate": 1.2},
+        "fedmask": {"mask.learning_rate": 0.6},
+        "klms": {"mask.learning_rate": 1.2},
+    },
+}
+
+
+def settings_of(network: str, method: str) -> dict[str, Any]:
+    """What a method gets on a network unless told otherwise."""
+    return NEEDS.get(method, {}) | SETTINGS.get(network, {}).get(method, {})
+
+
+def with_settings(config: ConfigDict, settings: dict[str, Any]) -> ConfigDict:
+    """A copy of the config with some settings changed; text takes the type of the setting.
+
+    Raises:
+        ValueError: a setting that does not exist, or a value of the wrong type.
+    """
+    config, flat = config.copy_and_resolve_references(), config_lib.flatten(config)
+    for name, value in settings.items():
+        if name not in flat:
+            raise ValueError(f"unknown setting config.{name}: {config_lib.nearest(name, flat)}")
+        kind = type(flat[name])
+        try:
+            if isinstance(value, str):
+                value = json.loads(value) if kind is bool else kind(value)
+            config.update_from_flattened_dict({name: value})
+        except (ValueError, TypeError):
+            raise ValueError(f"config.{name}={value!r}: takes a {kind.__name__}") from None
+    return config
+
+
+def checked(config: ConfigDict, settings: dict[str, Any]) -> ConfigDict:
+    """The same, and every value makes sense for the method.
+
+    Raises:
+        ValueError: naming what does not.
+    """
+    config = with_settings(config, settings)
+    config_lib.validate(config)
+    methods.check(config)
+    return config
