@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import save_file
 
-from deltamask_jax import codecs, devices, methods, metrics
+from deltamask_jax import codecs, devices, methods, metrics, progress
 from deltamask_jax import config as config_lib
 from deltamask_jax.data import partition
 from deltamask_jax.evaluation import correctness
@@ -24,8 +24,8 @@ from deltamask_jax.federation import downlink, hosts
 from deltamask_jax.federation.rounds import Round, play_until_enough
 from deltamask_jax.heads import linear_probe_accuracy, with_head
 from deltamask_jax.paths import expanded
-from deltamask_jax.reporting import pictures, progress
-from deltamask_jax.reporting.progress import say
+from deltamask_jax.progress import say
+from deltamask_jax.reporting import pictures
 from deltamask_jax.reporting.trackers import Tracker, open_trackers
 from deltamask_jax.setup import set_up
 from deltamask_jax.workdir import environment, files

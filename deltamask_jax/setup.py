@@ -17,7 +17,7 @@ from deltamask_jax.federation import engine
 from deltamask_jax.flat_index import FlatIndex
 from deltamask_jax.heads import random_head
 from deltamask_jax.paths import expanded
-from deltamask_jax.reporting.progress import say
+from deltamask_jax.progress import say
 from deltamask_jax.task import Problem, Task
 
 

@@ -33,7 +33,7 @@ from tuning import checked, settings_of, with_settings
 from deltamask_jax import config as config_lib
 from deltamask_jax import main
 from deltamask_jax.paths import expanded
-from deltamask_jax.reporting.progress import say
+from deltamask_jax.progress import say
 from deltamask_jax.workdir import files
 
 # What --smoke leaves of a config; smaller values stay.

@@ -30,8 +30,8 @@ from deltamask_jax import config as config_lib
 from deltamask_jax import config_files, experiment
 from deltamask_jax.federation.rounds import TooFewClients
 from deltamask_jax.paths import expanded
+from deltamask_jax.progress import say
 from deltamask_jax.reporting import report
-from deltamask_jax.reporting.progress import say
 from deltamask_jax.workdir import claim, files
 
 # Errors that say by themselves what is wrong.

@@ -13,7 +13,7 @@ from deltamask_jax.data import stratify
 from deltamask_jax.data.dataset import DataError, Dataset, LazyImages, Split, labelled
 from deltamask_jax.data.features import fingerprint
 from deltamask_jax.data.tree import Folder, Layout, find, shown, walk
-from deltamask_jax.reporting.progress import say
+from deltamask_jax.progress import say
 
 _NAMED = 10  # how many bad files or classes a message names
 

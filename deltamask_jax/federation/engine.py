@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jax.stages import Wrapped
 
 from deltamask_jax import devices
-from deltamask_jax.reporting.progress import say
+from deltamask_jax.progress import say
 
 CHUNKS = 4  # a cohort on an accelerator
 CPU_BYTES = 1 << 21  # what clients of a chunk receive, together, on CPU: only linear heads are that small

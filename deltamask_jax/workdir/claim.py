@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import deltamask_jax
-from deltamask_jax.reporting.progress import say
+from deltamask_jax.progress import say
 from deltamask_jax.workdir import files
 
 FREE = ("resume", "checkpoint.every", "checkpoint.keep", "max_repeats")  # settings a continuation may change

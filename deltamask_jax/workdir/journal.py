@@ -32,7 +32,7 @@ from absl import logging as absl_logging
 
 from deltamask_jax.federation import hosts
 from deltamask_jax.private_random import root_key
-from deltamask_jax.reporting.progress import say
+from deltamask_jax.progress import say
 from deltamask_jax.workdir import files, sigterm
 from deltamask_jax.workdir.claim import LINES, WAYS_OUT, claim, lines, summary_of
 

@@ -2,7 +2,7 @@
 
 import io
 
-from deltamask_jax.reporting import progress
+from deltamask_jax import progress
 
 
 class Terminal(io.StringIO):
