@@ -37,6 +37,7 @@ RANGES = {
     "head.epochs": (1, 100_000),
     "head.learning_rate": (0.0, 1e6),
     "linear_probe.learning_rate": (0.0, 1e6),
+    "fedcof.gamma": (0.0, 1e6),
     "mask.theta_init": (1e-3, 1 - 1e-3),
     "mask.theta_clip": (1e-4, 0.49),
     "mask.learning_rate": (1e-9, 1e6),
@@ -83,7 +84,8 @@ RANGES = {
 CHOICES = {
     "partition.name": ("dirichlet", "iid", "pathological", "users"),
     "model.dtype": ("float32", "bfloat16"),
-    "head.init": ("lp", "fit", "he"),
+    "head.init": ("lp", "fit", "fedcof", "he"),
+    "fedcof.wire": ("float32", "float16"),
     "mask.uniforms": ("shared", "per_client"),
     "mask.ranking": ("kl", "random", "thin"),
     "mask.aggregator": ("beta", "running", "control_variate"),
