@@ -117,13 +117,15 @@ def get_config() -> ConfigDict:
     config.qsgd.bucket = 512  # weights that share a norm
 
     config.peft = ConfigDict()
-    config.peft.kind = "bias"  # tuned beside the head: 'head' (nothing), 'bias', 'adapter', 'prompt', 'lora'
+    config.peft.kind = "bias"  # tuned beside the head; 'head': nothing else; docs/peft.md counts each kind
     config.peft.scope = "network"  # 'network': every block, no cache (FedPEFT); 'suffix': trained_blocks only
     config.peft.learning_rate = 1e-3  # Adam's step, in weights
     config.peft.adapter_width = 8  # hidden channels of an adapter
     config.peft.prompts = 10  # tokens a block, or in all where shallow
     config.peft.prompt_depth = "deep"  # 'deep': prompts in every block; 'shallow': before the first
-    config.peft.lora_rank = 4  # rank of the updates of queries and values
+    config.peft.lora_rank = 4  # rank of the updates of queries and values, for 'lora' and 'unilora'
+    config.peft.fedsb_rank = 16  # r; 'fedsb' trains r × r numbers in each kernel of attention and MLP
+    config.peft.unilora_size = 1024  # numbers that 'unilora' trains in all
     config.peft.wire = "float32"  # type of values, both ways; '8bit' by stochastic rounding
 
     config.robust = ConfigDict()
