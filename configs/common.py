@@ -49,13 +49,18 @@ def get_config() -> ConfigDict:
     config.model.masked = ""  # regular expression over parameter paths; '' = all kernels of trained blocks
 
     config.head = ConfigDict()
-    config.head.init = "lp"  # frozen after 'lp': one linear-probing round; 'fit': LDA; 'he': random
+    config.head.init = "lp"  # frozen after 'lp': one probing round; 'fit': LDA; 'fedcof': means; 'he': random
     config.head.epochs = 20  # passes over a client's examples in that round; cheap, features are cached
     config.head.learning_rate = 0.01  # Adam's step, in weights
 
     # The lower bracket, run beside every method for as many rounds: the head alone keeps training.
     config.linear_probe = ConfigDict()
     config.linear_probe.learning_rate = 0.01  # Adam's step, in weights
+
+    # The head of class means, without training: as the start of other methods, and as a method of one round.
+    config.fedcof = ConfigDict()
+    config.fedcof.gamma = 0.0  # γ, added to the variances within a class; 1 as published; 0 = chosen by OAS
+    config.fedcof.wire = "float16"  # type of the class means on the way up; costs no accuracy against float32
 
     config.mask = ConfigDict()
     config.mask.theta_init = 0.97  # θ before round 1; near 1 keeps the pretrained network
@@ -112,13 +117,15 @@ def get_config() -> ConfigDict:
     config.qsgd.bucket = 512  # weights that share a norm
 
     config.peft = ConfigDict()
-    config.peft.kind = "bias"  # tuned beside the head: 'head' (nothing), 'bias', 'adapter', 'prompt', 'lora'
+    config.peft.kind = "bias"  # tuned beside the head; 'head': nothing else; docs/peft.md counts each kind
     config.peft.scope = "network"  # 'network': every block, no cache (FedPEFT); 'suffix': trained_blocks only
     config.peft.learning_rate = 1e-3  # Adam's step, in weights
     config.peft.adapter_width = 8  # hidden channels of an adapter
     config.peft.prompts = 10  # tokens a block, or in all where shallow
     config.peft.prompt_depth = "deep"  # 'deep': prompts in every block; 'shallow': before the first
-    config.peft.lora_rank = 4  # rank of the updates of queries and values
+    config.peft.lora_rank = 4  # rank of the updates of queries and values, for 'lora' and 'unilora'
+    config.peft.fedsb_rank = 16  # r; 'fedsb' trains r × r numbers in each kernel of attention and MLP
+    config.peft.unilora_size = 1024  # numbers that 'unilora' trains in all
     config.peft.wire = "float32"  # type of values, both ways; '8bit' by stochastic rounding
 
     config.robust = ConfigDict()

@@ -5,6 +5,8 @@ client, whose bytes are counted as round 0:
   he   random (He et al., arXiv 1502.01852), frozen
   lp   one round of federated linear probing
   fit  linear discriminant analysis from the clients' class statistics (FiT, arXiv 2206.08671)
+Beside them stands one of class means alone, the smallest to send:
+  fedcof  covariances from how far the clients' class means lie apart (methods/fedcof.py)
 """
 
 import dataclasses
@@ -18,6 +20,7 @@ from deltamask_jax.data import partition
 from deltamask_jax.evaluation import evaluator
 from deltamask_jax.federation.rounds import Round, play_round
 from deltamask_jax.methods import Method
+from deltamask_jax.methods.fedcof import fedcof
 from deltamask_jax.methods.linear_probe import linear_probe
 from deltamask_jax.methods.method import contexts, server_context
 from deltamask_jax.private_random import root_key
@@ -40,7 +43,8 @@ def with_head(problem: Problem) -> tuple[Problem, Round]:
     config = problem.config
     if config.head.init == "he":
         return problem, Round(float("nan"), 0, 0, config.clients, {}, b"")
-    head, result = (_linear_probing_round if config.head.init == "lp" else _discriminant_round)(problem)
+    play = {"lp": _linear_probing_round, "fit": _discriminant_round, "fedcof": _class_means_round}
+    head, result = play[config.head.init](problem)
     # The fitted head goes back to every client once.
     vector = np.concatenate([np.ravel(head["bias"]), np.ravel(head["kernel"])])
     payload = codecs.get("dense").encode(vector, server_context(_everyone(config), vector.size))
@@ -112,6 +116,17 @@ def _discriminant_round(problem: Problem) -> tuple[Head, Round]:
     uplink = sum(len(payload) for payload in payloads)
     result = Round(float("nan"), uplink, 0, len(payloads), {}, payloads[-1])
     return discriminant(counts, sums.reshape(classes, width), moment), result
+
+
+def _class_means_round(problem: Problem) -> tuple[Head, Round]:
+    """FedCOF's one round, in which everybody takes part and reads each example once."""
+    config = problem.config.copy_and_resolve_references()
+    config.head.epochs = 1
+    method = fedcof(problem.task, **config.fedcof)
+    problem = dataclasses.replace(problem, config=config)
+    head, result = play_round(problem, method, method.init(), _everyone(config))
+    # Class means need no head to start from; what its random one would lose says nothing.
+    return head, dataclasses.replace(result, train_loss=float("nan"), downlink_bytes=0, snapshots=0)
 
 
 def _linear_probe(problem: Problem, learning_rate: float) -> Method:

@@ -51,6 +51,7 @@ SMOKE = {
 # Every method of the comparison, in the tables' order.
 METHODS = (
     "linear_probe",
+    "fedcof",
     "fedavg",
     "deltamask",
     "fedpm",

@@ -9,7 +9,7 @@ Budgets count both ways.
 
 import runner
 
-KINDS = ("head", "bias", "adapter", "prompt", "lora")
+KINDS = ("head", "bias", "adapter", "prompt", "lora", "fedsb", "unilora")
 AXES = {
     **{f"clients{m}": {"m": m} for m in (8, 16, 32, 64)},
     **{f"dirichlet{alpha}": {"alpha": alpha} for alpha in (0.1, 1000)},

@@ -1,4 +1,4 @@
-"""How the head starts: random (He), linear discriminant (FiT), or one round of linear probing (LP).
+"""How the head starts: random (He), discriminant (FiT), class means (FedCOF), one round of probing (LP).
 
 python launch/table_heads.py --seeds=3 --out=runs/table_heads  # options: runner.py
 
@@ -17,7 +17,7 @@ def runs(smoke: bool) -> list[runner.Run]:
         )
         for data in (("cifar10", "cifar100") if not smoke else ("digits",))
         for alpha in ((10, 0.1) if not smoke else (10,))
-        for head in ("he", "fit", "lp")
+        for head in ("he", "fit", "fedcof", "lp")
     ]
 
 

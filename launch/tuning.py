@@ -9,10 +9,10 @@ from deltamask_jax import config as config_lib
 from deltamask_jax import methods
 
 # What a method needs on every network. FedPM's aggregator is the Beta posterior; FedMask and KLMS have no
-# masks drawn from public uniforms, and so no control variate.
+# masks drawn from public uniforms, and so no control variate. FedCOF is one round and starts from no head.
 NEEDS: dict[str, dict[str, Any]] = {
     name: {"mask.aggregator": "beta"} for name in ("fedpm", "fedmask", "klms")
-}
+} | {"fedcof": {"rounds": 1, "head.init": "he"}}
 
 # What is best on a network (`config.model.name`): {network: {method: {setting: value}}}. Those of glyph_vit
 # are from a search over five rounds of the quick start (docs/results.md); what is not here is as the config

@@ -21,14 +21,14 @@ def accuracy(problem):
     return evaluator(problem, method)(method.init())
 
 
-@pytest.mark.parametrize("init", ["lp", "fit"])
+@pytest.mark.parametrize("init", ["lp", "fit", "fedcof"])
 def test_a_fitted_head_beats_the_random_one_and_its_bytes_are_counted(problem, init):
     fitted, cost = heads.with_head(with_config(problem, head__init=init, head__epochs=20))
     assert accuracy(fitted) > accuracy(problem) + 0.1
-    # 3 classes, 32 features; LDA also sends half a 32 × 32 matrix. zstd saves a little.
-    floats = 3 * 33 if init == "lp" else 3 * 33 + 32 * 33 // 2
+    # 3 classes, 32 features; LDA also sends half a 32 × 32 matrix, FedCOF halves. zstd saves a little.
+    floats = {"lp": 3 * 33, "fit": 3 * 33 + 32 * 33 // 2, "fedcof": 3 * 33 / 2}[init]
     assert 0.7 * 6 * 4 * floats < cost.uplink_bytes < 6 * (4 * floats + 64)
-    downs = {"lp": 2, "fit": 1}[init]  # linear probing also broadcasts the head it starts from
+    downs = {"lp": 2, "fit": 1, "fedcof": 1}[init]  # linear probing also broadcasts the head it starts from
     assert 0.7 * downs * 6 * 4 * 99 < cost.downlink_bytes < downs * 6 * (4 * 99 + 64)
 
 

@@ -13,6 +13,7 @@ from deltamask_jax.methods.deltamask import deltamask, flip_codecs
 from deltamask_jax.methods.drive import drive
 from deltamask_jax.methods.eden import eden
 from deltamask_jax.methods.fedavg import fedavg
+from deltamask_jax.methods.fedcof import fedcof
 from deltamask_jax.methods.fedmask import fedmask
 from deltamask_jax.methods.fedpm import fedpm
 from deltamask_jax.methods.klms import klms
@@ -58,6 +59,7 @@ METHODS: dict[str, Callable[[Any, Task], Method]] = {
     "signsgd": lambda c, task: signsgd(task, **_weights(c)),
     "linear_probe": lambda c, task: linear_probe(task, **c.linear_probe),
     "peft": lambda c, task: peft(task, c.peft, seed=c.seed),
+    "fedcof": lambda c, task: fedcof(task, **c.fedcof),
 }
 MASK_METHODS = ("deltamask", "fedpm", "fedmask", "deepreduce", "klms")
 WEIGHT_METHODS = ("fedavg", "eden", "drive", "qsgd", "signsgd")
@@ -76,6 +78,12 @@ def check(config) -> None:
     check_aggregator(config)
     if config.method == "peft":
         check_kind(config.peft.kind, look_up("model", config.model.name, PRESETS), config.model.name)
+    if config.method == "fedcof" and (config.rounds, config.head.init) != (1, "he"):
+        raise ValueError(
+            f"config.method='fedcof' is one round and makes its own head: use --config.rounds=1 and "
+            f"--config.head.init=he (now {config.rounds} and {config.head.init!r}); to train from its head, "
+            f"--config.head.init=fedcof with another method"
+        )
     if config.method not in SEND_FLIPS:
         asked = {"robust.aggregator": config.robust.aggregator, "attack.kind": config.attack.kind}
         for name, value in asked.items():

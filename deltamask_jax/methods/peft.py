@@ -1,13 +1,17 @@
 """Parameter-efficient tuning, federated (FedPEFT: Sun et al., arXiv 2210.01708): only the tuned part travels.
 
 `config.peft.kind` says what is tuned beside the head: nothing ('head'), every bias, a bottleneck adapter in
-each block, prompts, or low-rank updates of queries and values; docs/peft.md counts them. One round:
+each block, prompts, low-rank updates of queries and values, or few numbers that stand for low-rank updates
+(Fed-SB, Uni-LoRA: models/subspaces.py); docs/peft.md counts them. One round:
   1  the server broadcasts how far its tuned weights are from their initial values, which both ends know
   2  client k trains them from what arrived
   3  client k sends the change
   4  the server adds the mean change, weighted by example counts            aggregation.weighted_mean
 Both ways as float32, float16 or 8 bits by stochastic rounding. The server keeps its weights in float32, and
 rounding to 8 bits is unbiased, so its errors average out over clients and rounds instead of adding up.
+
+    python launch/compare.py --config=configs/quickstart.py --out=runs/peft \
+        --methods=peft:kind=lora:wire=8bit,peft:kind=fedsb:wire=8bit,peft:kind=unilora:wire=8bit
 """
 
 import dataclasses
@@ -21,12 +25,16 @@ from flax import traverse_util
 from jax.flatten_util import ravel_pytree
 
 from deltamask_jax import aggregation, codecs
+from deltamask_jax.flat_index import FlatIndex
 from deltamask_jax.local_training import cross_entropy, weight_training
 from deltamask_jax.methods.method import Link, Method, contexts, server_context
-from deltamask_jax.models import adapters
+from deltamask_jax.models import adapters, subspaces
+from deltamask_jax.models.subspaces import Subspace, whole
 from deltamask_jax.models.vit import ViTConfig
 from deltamask_jax.public_random import EVERY_CLIENT, PARTS, stream_key
 from deltamask_jax.task import Cohort, Task
+
+LOW_RANK = ("lora", "fedsb", "unilora")  # merged into the parameters, so any ViT runs them
 
 
 def tunes_prefix(options: Any) -> bool:
@@ -44,15 +52,17 @@ def check_kind(kind: str, network: Any, name: str) -> None:
         return
     if not isinstance(network, ViTConfig):
         raise ValueError(f"config.peft.kind={kind!r} is not for {name}: use 'head' or 'bias'")
-    if network.scenic and kind != "lora":
-        raise ValueError(f"config.peft.kind={kind!r} is not for {name}: use 'head', 'bias' or 'lora'")
+    if network.scenic and kind not in LOW_RANK:
+        raise ValueError(
+            f"config.peft.kind={kind!r} is not for {name}: use 'head', 'bias' or one of {', '.join(LOW_RANK)}"
+        )
 
 
-def initial_parts(options: Any, seed: int, task: Task) -> adapters.Parts:
-    """What is tuned beside the head, as both ends know it before the first round.
+def tuned_parts(options: Any, seed: int, task: Task) -> Subspace:
+    """What is tuned beside the head, as both ends know it before the first round, and what is frozen with it.
 
     Raises:
-        ValueError: a kind that this network cannot have.
+        ValueError: a kind that this network cannot have, or a size.
     """
     model = task.model
     network, tuned = model.architecture, model.trained_blocks
@@ -61,17 +71,22 @@ def initial_parts(options: Any, seed: int, task: Task) -> adapters.Parts:
     key = stream_key(seed, 0, EVERY_CLIENT, PARTS)
     blocks = range(network.depth - tuned, network.depth)
     if options.kind == "head":
-        return {}
+        return whole({})
     if options.kind == "bias":
         everything = options.scope == "network"
-        return adapters.biases(task.params, ".*" if everything else network.trained_pattern(tuned))
+        return whole(adapters.biases(task.params, ".*" if everything else network.trained_pattern(tuned)))
     check_kind(options.kind, network, model.name)
     if options.kind == "adapter":
-        return adapters.bottlenecks(key, network.width, blocks, options.adapter_width)
+        return whole(adapters.bottlenecks(key, network.width, blocks, options.adapter_width))
     if options.kind == "prompt":
         deep = options.prompt_depth == "deep"
-        return adapters.prompts(key, network.width, network.patch, blocks, options.prompts, deep)
-    return adapters.low_rank(key, task.params, blocks, options.lora_rank)
+        return whole(adapters.prompts(key, network.width, network.patch, blocks, options.prompts, deep))
+    if options.kind == "fedsb":
+        index = FlatIndex.create(task.params, network.masked_pattern(tuned))
+        return subspaces.square(key, index, options.fedsb_rank)
+    if options.kind == "unilora":
+        return subspaces.shared(key, task.params, blocks, options.lora_rank, options.unilora_size)
+    return whole(adapters.low_rank(key, task.params, blocks, options.lora_rank))
 
 
 def peft(task: Task, options: Any, *, seed: int) -> Method:
@@ -81,7 +96,8 @@ def peft(task: Task, options: Any, *, seed: int) -> Method:
         options: `config.peft`.
         seed: of the initial values, public.
     """
-    start = jax.device_get({"head": task.head, "parts": initial_parts(options, seed, task)})
+    parts = tuned_parts(options, seed, task)
+    start = jax.device_get({"head": task.head, "parts": parts.trained})
     vector, unravel = ravel_pytree(start)
     n = vector.size
     codec = codecs.get("rounded") if options.wire == "8bit" else codecs.get("dense", dtype=options.wire)
@@ -92,10 +108,14 @@ def peft(task: Task, options: Any, *, seed: int) -> Method:
     def unpack(payload: bytes, known: codecs.Context):
         return unravel(jnp.asarray(codec.decode(payload, known).astype(np.float32)))
 
-    def loss_of(params, weights, batch):
+    def grow(frozen, trained):
+        params, beside = frozen
+        return adapters.grow(params, parts.expand(beside, trained))
+
+    def loss_of(frozen, weights, batch):
         features = batch["inputs"]
         if options.kind != "head":
-            features = task.model.suffix(adapters.grow(params, weights["parts"]), features)
+            features = task.model.suffix(grow(frozen, weights["parts"]), features)
         return cross_entropy(features @ weights["head"]["kernel"] + weights["head"]["bias"], batch)
 
     def change(frozen, received, carry, private):
@@ -121,14 +141,14 @@ def peft(task: Task, options: Any, *, seed: int) -> Method:
     return Method(
         name="peft",
         inputs="features" if options.kind == "head" else "tokens",
-        frozen=() if options.kind == "head" else task.params,
+        frozen=() if options.kind == "head" else (task.params, parts.frozen),
         client=dataclasses.replace(weight_training(loss_of, optax.adam(options.learning_rate)), final=change),
         init=lambda: start,
         down=Link(snapshot, read_snapshot),
         start=lambda state, cohort: state,
         up=Link(encode, decode),
         merge=merge,
-        network=lambda state: (adapters.grow(task.params, state["parts"]), state["head"]),
+        network=lambda state: (grow((task.params, parts.frozen), state["parts"]), state["head"]),
         exact=False,  # what travels down is the change, rounded
         report=lambda updates, changes: {"tuned_parameters": n},
         export=lambda state: {

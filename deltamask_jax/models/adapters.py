@@ -10,7 +10,8 @@ any network runs them; adapters and prompts are new parameters, which `vit.py` r
     low_rank     LoRA, arXiv 2106.09685; here of queries and values
 
 All but the prompts leave the network's function as it is until they are trained. Random initial values come
-from the public hash, so that whoever knows the seed knows them and only changes have to travel.
+from the public hash, so that whoever knows the seed knows them and only changes have to travel. Low-rank
+updates of which even less is trained are in `subspaces.py`.
 """
 
 import math
@@ -39,7 +40,7 @@ def biases(params: Params, pattern: str) -> Parts:
 
 def bottlenecks(key: Key, width: int, blocks: Sequence[int], hidden: int) -> Parts:
     """Adapters x + up(gelu(down(x))) from `width` to `hidden` channels and back; `up` starts at zero."""
-    parts: Parts = _random(
+    parts = uniform_parts(
         key,
         {_BLOCK.format(i) + "/adapter/down/kernel": (width, hidden) for i in blocks},
         math.sqrt(3 / width),
@@ -58,7 +59,7 @@ def prompts(key: Key, width: int, patch: int, blocks: Sequence[int], count: int,
     Uniform with the bound of Xavier's rule for the patch embedding, VPT's initialisation as we understand it.
     """
     names = [f"Transformer/prompts_{i}" for i in (blocks if deep else blocks[:1])]
-    return _random(key, dict.fromkeys(names, (count, width)), math.sqrt(6 / (3 * patch**2 + width)))
+    return uniform_parts(key, dict.fromkeys(names, (count, width)), math.sqrt(6 / (3 * patch**2 + width)))
 
 
 def low_rank(key: Key, params: Params, blocks: Sequence[int], rank: int) -> Parts:
@@ -66,14 +67,20 @@ def low_rank(key: Key, params: Params, blocks: Sequence[int], rank: int) -> Part
 
     LoRA's factor α/rank is left out: under Adam it acts like the learning rate (§4.1).
     """
+    shapes = factor_shapes(params, blocks, rank)
+    before = {path: shape for path, shape in shapes.items() if path.endswith("lora_a")}
+    inputs = next(iter(before.values()))[0]
+    zeros = {path: np.zeros(shape, np.float32) for path, shape in shapes.items() if path not in before}
+    return uniform_parts(key, before, math.sqrt(3 / inputs)) | zeros
+
+
+def factor_shapes(params: Params, blocks: Sequence[int], rank: int) -> dict[str, tuple[int, int]]:
+    """Shapes of LoRA's factors: A of every query and value kernel, then B."""
     flat = traverse_util.flatten_dict(params, sep="/")
     names = [_PROJECTION.format(i, projection) for i in blocks for projection in ("query", "value")]
-    inputs = flat[f"{names[0]}/kernel"].shape[0]
-    parts: Parts = _random(key, {f"{name}/lora_a": (inputs, rank) for name in names}, math.sqrt(3 / inputs))
-    for name in names:
-        outputs = flat[f"{name}/kernel"].size // inputs
-        parts[f"{name}/lora_b"] = np.zeros((rank, outputs), np.float32)
-    return parts
+    inputs = {name: flat[f"{name}/kernel"].shape[0] for name in names}
+    before = {f"{name}/lora_a": (inputs[name], rank) for name in names}
+    return before | {f"{name}/lora_b": (rank, flat[f"{name}/kernel"].size // inputs[name]) for name in names}
 
 
 def grow(params: Params, parts: Parts) -> Params:
@@ -89,7 +96,7 @@ def grow(params: Params, parts: Parts) -> Params:
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
-def _random(key: Key, shapes: dict[str, tuple[int, int]], bound: float) -> Parts:
+def uniform_parts(key: Key, shapes: dict[str, tuple[int, int]], bound: float) -> Parts:
     """Uniform on −bound … bound, one stream for all."""
     sizes = [math.prod(shape) for shape in shapes.values()]
     u = (uniforms(key, sum(sizes)).astype(np.float32) + 0.5) / 65536

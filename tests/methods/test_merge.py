@@ -20,6 +20,7 @@ LOW, HIGH = 655, 64881  # θ_clip = 0.01 and 1 − θ_clip in units of 1 / SCALE
 EXACT = {"codec__name": "rice", "codec__fpr": 2.0**-32}  # all flips arrive, and no others
 FLIPS, WHOLE_MASKS = ("deltamask", "deepreduce"), ("fedpm", "fedmask")
 WEIGHTS = ("fedavg", "eden", "drive", "qsgd", "signsgd", "linear_probe", "peft")
+ELSEWHERE = ("fedcof",)  # by their own tests: their votes are neither masks nor updates
 AGGREGATORS = {
     "beta": {},
     "beta, λ₀ = 2.5, ρ = ½": {"mask__lambda0": 2.5, "participation": 0.5},
@@ -221,4 +222,4 @@ def test_the_server_steps_along_the_mean_as_fedopt_does(problem, name, server, s
 
 
 def test_every_method_is_tested():
-    assert {*methods.MASK_METHODS, *WEIGHTS} == set(methods.METHODS)
+    assert {*methods.MASK_METHODS, *WEIGHTS, *ELSEWHERE} == set(methods.METHODS)

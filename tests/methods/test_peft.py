@@ -15,7 +15,7 @@ from deltamask_jax.codecs import PayloadError
 from deltamask_jax.evaluation import evaluator
 from deltamask_jax.flat_index import FlatIndex
 from deltamask_jax.methods.method import server_context
-from deltamask_jax.methods.peft import initial_parts
+from deltamask_jax.methods.peft import tuned_parts
 from deltamask_jax.setup import set_up
 from deltamask_jax.task import Task
 from tests import conftest
@@ -36,6 +36,8 @@ def play(problem, rounds, **changes):
         ("prompt", "deep", 169_060),  # 12 · 10 · 768
         ("prompt", "shallow", 84_580),
         ("lora", "deep", 224_356),  # 24 · 2 · 768 · 4
+        ("fedsb", "deep", 95_332),  # 12 · 6 · 16²
+        ("unilora", "deep", 77_924),  # 1,024
     ],
 )
 def test_tuned_parameters_of_vit_b16_with_100_classes(kind, depth, tuned):
@@ -49,7 +51,7 @@ def test_tuned_parameters_of_vit_b16_with_100_classes(kind, depth, tuned):
         "bias": jax.ShapeDtypeStruct((100,), jnp.float32),
     }
     task = Task(model, params, head, FlatIndex.create(params, model.masked))
-    parts = initial_parts(config.peft, config.seed, task)
+    parts = tuned_parts(config.peft, config.seed, task).trained
     assert sum(leaf.size for leaf in jax.tree.leaves((head, parts))) == tuned
 
 
@@ -60,6 +62,8 @@ def test_tuned_parameters_of_vit_b16_with_100_classes(kind, depth, tuned):
         {"peft__kind": "adapter", "peft__wire": "float16"},
         {"peft__kind": "prompt", "peft__prompt_depth": "shallow"},
         {"peft__kind": "lora", "peft__wire": "8bit"},
+        {"peft__kind": "fedsb", "peft__wire": "8bit"},
+        {"peft__kind": "unilora", "peft__wire": "8bit", "peft__unilora_size": 200},
     ],
     ids=lambda changes: changes["peft__kind"],
 )
@@ -135,7 +139,7 @@ def test_what_a_network_cannot_have_is_refused(problem):
     [
         ("convmixer_768_32", "adapter", "'head' or 'bias'"),
         ("convmixer_768_32", "lora", "'head' or 'bias'"),
-        ("scenic_vit", "prompt", "'head', 'bias' or 'lora'"),
+        ("scenic_vit", "prompt", "'head', 'bias' or one of lora"),
     ],
 )
 def test_a_kind_that_the_network_cannot_have_is_refused_before_anything_is_read(model, kind, others):
