@@ -96,7 +96,7 @@ def grow(params: Params, parts: Parts) -> Params:
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
-def uniform_parts(key: Key, shapes: dict[str, tuple[int, int]], bound: float) -> dict[str, np.ndarray]:
+def uniform_parts(key: Key, shapes: dict[str, tuple[int, int]], bound: float) -> Parts:
     """Uniform on −bound … bound, one stream for all."""
     sizes = [math.prod(shape) for shape in shapes.values()]
     u = (uniforms(key, sum(sizes)).astype(np.float32) + 0.5) / 65536

@@ -63,11 +63,11 @@ def square(key: Key, index: FlatIndex, rank: int) -> Subspace:
     before = {f"{name}/lora_a": (inputs, rank) for name, (inputs, _) in sides.items()}
     after = {f"{name}/lora_b": (rank, outputs) for name, (_, outputs) in sides.items()}
     drawn = uniform_parts(key, before | after, 1.0)
-    frozen = {
+    frozen: Parts = {
         path: x * np.float32(math.sqrt(3 / (len(x) if path in before else x.shape[1])))
         for path, x in drawn.items()
     }
-    trained = {f"{name}/square": np.zeros((rank, rank), np.float32) for name in sides}
+    trained: Parts = {f"{name}/square": np.zeros((rank, rank), np.float32) for name in sides}
 
     def expand(frozen: Parts, trained: Parts) -> Parts:
         return {
