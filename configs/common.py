@@ -128,6 +128,13 @@ def get_config() -> ConfigDict:
     config.peft.unilora_size = 1024  # numbers that 'unilora' trains in all
     config.peft.wire = "float32"  # type of values, both ways; '8bit' by stochastic rounding
 
+    # One bit per client and direction each way, without gradients; a round is one step.
+    config.feedsign = ConfigDict()
+    config.feedsign.trained = "kernels"  # and the head: masked 'kernels', or what config.peft tunes: 'peft'
+    config.feedsign.learning_rate = 1e-5  # η, by which every weight moves per direction
+    config.feedsign.perturbation = 1e-3  # μ, how far along a direction clients look, per weight
+    config.feedsign.directions = 1  # bits per client and round, tried at the same weights; 1 in the paper
+
     config.robust = ConfigDict()
     config.robust.aggregator = "mean"  # estimator of a cohort's mean flips (robust.py)
     config.robust.trim = 0.2  # fraction of clients that 'trimmed' cuts off at each end

@@ -40,6 +40,7 @@ ROUNDING = 17  # stochastic rounding to 8 bits; both ends need not agree on it, 
 ROTATION = 32  # signs of a randomised Hadamard rotation
 SAMPLE = 33  # which values are sent, or sent with more bits
 QUANTISE = 34  # stochastic rounding; both ends need not agree on it, but a run repeats
+DIRECTIONS = 48  # along which clients try whether their loss rises
 
 _MASK32 = 0xFFFFFFFF
 

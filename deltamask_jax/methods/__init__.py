@@ -16,6 +16,7 @@ from deltamask_jax.methods.fedavg import fedavg
 from deltamask_jax.methods.fedcof import fedcof
 from deltamask_jax.methods.fedmask import fedmask
 from deltamask_jax.methods.fedpm import fedpm
+from deltamask_jax.methods.feedsign import feedsign
 from deltamask_jax.methods.klms import klms
 from deltamask_jax.methods.linear_probe import linear_probe
 from deltamask_jax.methods.masking import check_aggregator
@@ -60,6 +61,7 @@ METHODS: dict[str, Callable[[Any, Task], Method]] = {
     "linear_probe": lambda c, task: linear_probe(task, **c.linear_probe),
     "peft": lambda c, task: peft(task, c.peft, seed=c.seed),
     "fedcof": lambda c, task: fedcof(task, **c.fedcof),
+    "feedsign": lambda c, task: feedsign(task, c.feedsign, c.peft, seed=c.seed),
 }
 MASK_METHODS = ("deltamask", "fedpm", "fedmask", "deepreduce", "klms")
 WEIGHT_METHODS = ("fedavg", "eden", "drive", "qsgd", "signsgd")
@@ -76,7 +78,7 @@ def check(config) -> None:
     look_up("config.method", config.method, METHODS)
     flip_codecs(config)
     check_aggregator(config)
-    if config.method == "peft":
+    if _tunes_parts(config):
         check_kind(config.peft.kind, look_up("model", config.model.name, PRESETS), config.model.name)
     if config.method == "fedcof" and (config.rounds, config.head.init) != (1, "he"):
         raise ValueError(
@@ -104,9 +106,14 @@ def check(config) -> None:
         )
 
 
+def _tunes_parts(config) -> bool:
+    """Whether what is trained is what `config.peft` says."""
+    return config.method == "peft" or (config.method == "feedsign" and config.feedsign.trained == "peft")
+
+
 def trains_prefix(config) -> bool:
     """Whether the method trains parameters before the frozen prefix's cut, so that nothing can be cached."""
-    if config.method == "peft":
+    if _tunes_parts(config):
         return tunes_prefix(config.peft)
     return config.method in WEIGHT_METHODS and config.fedavg.trained == "backbone"
 

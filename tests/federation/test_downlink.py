@@ -47,6 +47,7 @@ ROUNDED = [
     {"method": "fedavg", "fedavg__downlink": "float16"},
 ]
 EXACT = [(changes, kind) for changes in (*FLIPS, *MASKS) for kind in ("relay", "tally")]
+EXACT += [({"method": "feedsign"}, "tally")]
 EXACT += [(changes, "relay") for changes in (*ROBUST, *WEIGHTS)]
 EXACT += [(changes, "tally") for changes in (ROBUST[0], WEIGHTS[-1])]  # who have none send the payloads
 

@@ -16,6 +16,7 @@ from tests.conftest import cohort_of, play, tiny_config
 @pytest.mark.parametrize("name", sorted(methods.METHODS))
 def test_training_loss_falls_and_bytes_are_counted(problem, name):
     rates = {"fedavg__learning_rate": 1e-3, "mask__learning_rate": 0.5, "mask__learning_rate_final": 0.5}
+    rates |= {"feedsign__learning_rate": 1e-3, "feedsign__directions": 4}
     problem, method, state, results = play(problem, 3, method=name, batch_size=4, **rates)
     assert results[-1].train_loss < results[0].train_loss
     for result in results:

@@ -38,6 +38,7 @@ SETTINGS = {
     "signsgd": {},
     "linear_probe": {},
     "peft": {"peft__kind": "bias"},
+    "feedsign": {"feedsign__directions": 10},
     "peft, 8bit": {"method": "peft", "peft__kind": "lora", "peft__wire": "8bit"},
 }
 

@@ -20,7 +20,7 @@ LOW, HIGH = 655, 64881  # θ_clip = 0.01 and 1 − θ_clip in units of 1 / SCALE
 EXACT = {"codec__name": "rice", "codec__fpr": 2.0**-32}  # all flips arrive, and no others
 FLIPS, WHOLE_MASKS = ("deltamask", "deepreduce"), ("fedpm", "fedmask")
 WEIGHTS = ("fedavg", "eden", "drive", "qsgd", "signsgd", "linear_probe", "peft")
-ELSEWHERE = ("fedcof",)  # by their own tests: their votes are neither masks nor updates
+ELSEWHERE = ("fedcof", "feedsign")  # by their own tests: their votes are neither masks nor updates
 AGGREGATORS = {
     "beta": {},
     "beta, λ₀ = 2.5, ρ = ½": {"mask__lambda0": 2.5, "participation": 0.5},
