@@ -44,7 +44,7 @@ def feedsign(task: Task, options: Any, peft: Any, *, seed: int) -> Method:
         seed: of initial values, public.
     """
     kernels, of_features = options.trained == "kernels", options.trained == "peft" and peft.kind == "head"
-    parts = whole(task.index.kernels(task.params)) if kernels else tuned_parts(peft, seed, task)
+    parts = whole({**task.index.kernels(task.params)}) if kernels else tuned_parts(peft, seed, task)
     vector, unravel = ravel_pytree({"head": task.head, "parts": parts.trained})
     start, n, count = jax.device_get(vector), vector.size, options.directions
     step_size = np.float32(options.learning_rate)
@@ -55,10 +55,11 @@ def feedsign(task: Task, options: Any, peft: Any, *, seed: int) -> Method:
         return adapters.grow(params, parts.expand(beside, tree["parts"])), tree["head"]
 
     def loss_of(frozen, weights, batch):
-        features = batch["inputs"]
-        params, head = ((), unravel(weights)["head"]) if of_features else network(frozen, weights)
-        if not of_features:
-            features = task.model.suffix(params, features)
+        if of_features:
+            head, features = unravel(weights)["head"], batch["inputs"]
+        else:
+            params, head = network(frozen, weights)
+            features = task.model.suffix(params, batch["inputs"])
         return cross_entropy(features @ head["kernel"] + head["bias"], batch)
 
     def streams(cohort: Cohort) -> np.ndarray:
