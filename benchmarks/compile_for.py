@@ -5,11 +5,16 @@
     python -m benchmarks.compile_for --target=tpu:v6e:2x2 --model=dinov2_large --chunk=2 --json FILE
     python -m benchmarks.compile_for --target=gpu:h200     # needs 'deltamask_jax[cuda12]', but no GPU
 
-Nothing is run. Per program: memory on each chip beside the chip's, operations and bytes as the compiler
-counts them, the seconds of its cost model and the share of the chip's peak that they would mean, and
-collectives by kind; then the costliest operations of a training step. The seconds are the compiler's opinion,
-not a measurement, and there are none for programs with loops: a step is compiled by itself too. Cycles are
-of TPUs alone; on GPUs the operations are those with the largest outputs.
+Nothing is run. A row per program has
+
+    its memory on each chip, and the share of the chip's
+    operations and bytes moved, as the compiler counts them (TPU alone)
+    the seconds of its cost model, and the share of the chip's peak that they would mean (TPU alone)
+    collectives by kind
+
+and the costliest operations of a training step follow: by estimated cycles for a TPU, by the size of their
+output for a GPU. All of it is the compiler's opinion, not a measurement. Programs with loops have no seconds,
+so a step is compiled by itself too.
 """
 
 import argparse
@@ -93,6 +98,8 @@ def chips_of(target: str) -> tuple[Chip, list[jax.Device]]:
     try:
         if platform == "gpu":
             os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
+            # Tiles of Triton's products are found by timing them, for which there is no card.
+            os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_enable_triton_gemm=false"
             described = topologies.get_topology_desc(
                 "", "cuda", topology="1x1x1", target_config=GPU_CONFIG.format_map(vars(chip))
             )

@@ -59,8 +59,8 @@ def get_config() -> ConfigDict:
 
     # The head of class means, without training: as the start of other methods, and as a method of one round.
     config.fedcof = ConfigDict()
-    config.fedcof.gamma = 0.0  # γ, added to the variances within a class; 1 as published; 0 = chosen by OAS
-    config.fedcof.wire = "float16"  # type of the class means on the way up; costs no accuracy against float32
+    config.fedcof.gamma = 0.0  # γ, added to variances within a class; 1 as published; 0 = by their spread
+    config.fedcof.wire = "float16"  # type of the class means on the way up
 
     config.mask = ConfigDict()
     config.mask.theta_init = 0.97  # θ before round 1; near 1 keeps the pretrained network
