@@ -1,18 +1,21 @@
 """Several payloads in one: the parts of a snapshot, or a round's news with the clients it is about.
 
-Body (little-endian): u32 clients k, u32[k] their ids, ascending, u32[k] their example counts (0 where nobody
-asked), u32[n] lengths of the parts, the parts. The envelope's n is the number of parts; its flags say what
-they are: 0 snapshot, 1 the clients' own payloads (relay), 2 a tally of their votes.
+Body (little-endian): u32 clients k, u32 bytes G and u8 remainder bits of the gap code (codecs/rice.py) of
+their ids, ascending; u8[G] that code; of a relay u32[k] their example counts (0 where nobody asked); u32[n]
+lengths of the parts; the parts. The envelope's n is the number of parts; its flags say what they are:
+0 snapshot, 1 the clients' own payloads (relay), 2 a tally of their votes.
 """
 
+import struct
 from dataclasses import dataclass
 
 import numpy as np
 
-from deltamask_jax.codecs import envelope
+from deltamask_jax.codecs import envelope, rice
 from deltamask_jax.codecs.codec import Context, PayloadError
 
 _ID = envelope.CODEC_IDS["bundle"]
+_HEAD = struct.Struct("<IIB")
 SNAPSHOT, RELAY, TALLY = range(3)
 MOST_CLIENTS = 1 << 20
 
@@ -24,7 +27,7 @@ class Bundle:
     Attributes:
         kind: `SNAPSHOT`, `RELAY` or `TALLY`.
         clients: ids, i64[k], ascending.
-        examples: of each of them, i64[k].
+        examples: of each of them in a relay, i64[k]; else 0.
         parts: the payloads.
     """
 
@@ -46,12 +49,16 @@ def pack(
     Args:
         context: d and round.
         clients: ids i[k], ascending; none in a snapshot.
-        examples: of each of them, i[k]; None: 0.
+        examples: of each of them, i[k], which only a relay tells; None: 0.
     """
-    clients = np.zeros(0, np.int64) if clients is None else clients
-    examples = np.zeros(len(clients), np.int64) if examples is None else examples
-    numbers = np.concatenate([[len(clients)], clients, examples, [len(part) for part in parts]])
-    body = b"".join((numbers.astype("<u4").tobytes(), *parts))
+    clients = np.zeros(0, np.int64) if clients is None else np.asarray(clients)
+    bits = _remainder_bits(clients)
+    gaps = rice.pack_gaps(clients, bits)
+    numbers = [len(part) for part in parts]
+    if kind == RELAY:
+        numbers = [*(np.zeros(len(clients), np.int64) if examples is None else examples), *numbers]
+    head = _HEAD.pack(len(clients), len(gaps), bits)
+    body = b"".join((head, gaps, np.array(numbers, "<u4").tobytes(), *parts))
     return envelope.pack(_ID, kind, context.d, len(parts), context.round, context.client, body)
 
 
@@ -66,16 +73,23 @@ def unpack(payload: bytes, context: Context, parts: int | None = None) -> Bundle
         PayloadError: not such a payload.
     """
     received = envelope.unpack(payload, codec_id=_ID, d=context.d, round=context.round, client=context.client)
-    body, n = received.body, received.n
-    if received.flags > TALLY or (parts is not None and n != parts):
-        raise PayloadError(f"bundle of kind {received.flags} with {n} parts, expected {parts}")
-    k = int.from_bytes(body[:4], "little") if len(body) >= 4 else MOST_CLIENTS + 1
-    if k > MOST_CLIENTS or len(body) < 4 * (1 + 2 * k + n):
+    kind, n, body = received.flags, received.n, received.body
+    if kind > TALLY or (parts is not None and n != parts):
+        raise PayloadError(f"bundle of kind {kind} with {n} parts, expected {parts}")
+    k, gap_bytes, bits = _HEAD.unpack_from(body) if len(body) >= _HEAD.size else (MOST_CLIENTS + 1, 0, 0)
+    start, told = _HEAD.size + gap_bytes, k if kind == RELAY else 0
+    if k > MOST_CLIENTS or len(body) < start + 4 * (told + n):
         raise PayloadError("bundle is too short for the clients and parts that it announces")
-    numbers = np.frombuffer(body, "<u4", 1 + 2 * k + n).astype(np.int64)
-    clients, examples, lengths = np.split(numbers[1:], [k, 2 * k])
-    if (np.diff(clients) <= 0).any() or lengths.sum() != len(body) - 4 * len(numbers):
+    clients = rice.unpack_gaps(body[_HEAD.size : start], k, bits, 1 << 32).astype(np.int64)
+    numbers = np.frombuffer(body[start : start + 4 * (told + n)], "<u4").astype(np.int64)
+    examples, lengths = np.split(numbers, [told])
+    ends = start + 4 * len(numbers) + np.cumsum(lengths)
+    if bits != _remainder_bits(clients) or start + 4 * len(numbers) + lengths.sum() != len(body):
         raise PayloadError("bundle does not hold the clients and parts that it announces")
-    ends = 4 * len(numbers) + np.cumsum(lengths)
     each = [bytes(body[end - length : end]) for end, length in zip(ends, lengths, strict=True)]
-    return Bundle(received.flags, clients, examples, each)
+    return Bundle(kind, clients, examples if kind == RELAY else np.zeros(k, np.int64), each)
+
+
+def _remainder_bits(clients: np.ndarray) -> int:
+    """Of the gap code of these ids."""
+    return rice.remainder_bits(len(clients), int(clients[-1]) + 1) if len(clients) else 0
