@@ -5,6 +5,7 @@ import os
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # compiling takes longer than what is compiled
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # what one test compiled serves the others, and their runs
     compiled = tempfile.TemporaryDirectory(prefix="deltamask-tests-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
