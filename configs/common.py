@@ -25,10 +25,16 @@ def get_config() -> ConfigDict:
     config.min_clients = 1  # payloads; a round that merges fewer is played again with a new cohort
     config.max_repeats = 3  # times a round is played again before the run gives up
 
-    config.data = "digits"  # 'digits', 'idx:DIR', 'folder:DIR', 'npz:FILE' or 'tfds:NAME' (docs/data.md)
+    config.data = "digits"  # a data set; docs/data.md lists what may stand here
     config.data_dir = ""  # folder of prepared tfds data; '' = its own default
     config.train_examples = 0  # examples to train on, stratified by class; 0 = all
     config.test_examples = 0  # examples to test on, stratified by class; 0 = all
+
+    config.columns = ConfigDict()  # what columns of 'csv:', 'jsonl:' and 'hf:' data are called
+    config.columns.text = "text"  # column of the texts
+    config.columns.image = "image"  # column of the images; 'hf:' only
+    config.columns.label = "label"  # column of the classes, by name or number
+    config.columns.user = ""  # column of who each example came from, for the partition 'users'; '' = none
 
     config.prefix_cache = "memory"  # the frozen prefix's outputs: 'memory', './folder', 'off' = ever anew
 
@@ -43,6 +49,7 @@ def get_config() -> ConfigDict:
     config.model.checkpoint = "embedded"  # file, directory, 'hf:org/name', 'embedded', or '' = random weights
     config.model.revision = ""  # commit of a hub checkpoint; '' = its main branch
     config.model.image_size = 0  # pixels, side of the square input; 0 = the model's own
+    config.model.max_length = 128  # tokens of a text; longer ones are cut
     config.model.trained_blocks = 5  # last blocks, which are masked; those before are the frozen prefix
     config.model.dtype = "float32"  # type the network computes in
     config.model.remat = False  # compute blocks again in the backward pass, to save memory (not on CPU)

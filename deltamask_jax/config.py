@@ -33,6 +33,7 @@ RANGES = {
     "partition.classes_per_client": (1, 2**20),
     "partition.min_examples": (0, 2**31),
     "model.image_size": (0, 4096),
+    "model.max_length": (2, 8192),
     "model.trained_blocks": (1, 1000),
     "head.epochs": (1, 100_000),
     "head.learning_rate": (0.0, 1e6),

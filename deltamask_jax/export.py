@@ -16,6 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from deltamask_jax import models, pretrained
+from deltamask_jax.models.bert import BertConfig
 from deltamask_jax.paths import expanded
 from deltamask_jax.pretrained.tensors import one_line, read_safetensors
 from deltamask_jax.workdir import claim
@@ -39,6 +40,8 @@ def export(workdir: str | Path, out: str | Path | None = None) -> list[Path]:
     out = expanded(out) if out else workdir / "export"
     config, model, learned, class_names = _finished(workdir)
     params = pretrained.load(config.model, model)
+    if isinstance(model.architecture, BertConfig):
+        model = pretrained.with_tokenizer(config.model, model)
     head = {name: learned[f"head/{name}"] for name in ("kernel", "bias")}
     compact = out / "compact.safetensors"
     mask = np.unpackbits(learned["mask"], count=len(learned["theta"]))

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -16,6 +15,7 @@ from deltamask_jax.evaluation import chunk_of, in_chunks
 from deltamask_jax.federation import engine
 from deltamask_jax.flat_index import FlatIndex
 from deltamask_jax.heads import random_head
+from deltamask_jax.models.bert import BertConfig
 from deltamask_jax.paths import expanded
 from deltamask_jax.progress import say
 from deltamask_jax.task import Problem, Task
@@ -26,7 +26,8 @@ def set_up(config, workdir: Path) -> Problem:
     model = models.build(config.model)  # what needs nothing is checked before anything is read
     run = engine.from_config(config)
     mesh = run.mesh
-    dataset = data.load(config.data, cache_dir=config.data_dir or None)
+    dataset = data.load(config.data, cache_dir=config.data_dir or None, columns=config.columns)
+    model = _reading(config, model, dataset)
     dataset = data.subset(dataset, config.train_examples, config.test_examples, config.seed)
     parts = partition.split(
         config.partition.name,
@@ -45,7 +46,7 @@ def set_up(config, workdir: Path) -> Problem:
     if methods.trains_prefix(config):
         model = _without_prefix(_without_cut(config, model))
     on_devices = _fit_on_devices(config, model, params, len(dataset.train) + len(dataset.test))
-    prefix = partial(jax.jit(lambda *inputs: model.prefix(*inputs).astype(config.model.dtype)), params)
+    prefix = partial(jax.jit(partial(_kept, model, config.model.dtype)), params)
     tokens_of = partial(_tokens, config, model, params, prefix, mesh, directory, on_devices)
     test = tokens_of(dataset.test)  # before the larger split: what there is no room for is refused early
     tokens = (tokens_of(dataset.train), test)
@@ -69,11 +70,32 @@ def set_up(config, workdir: Path) -> Problem:
     )
 
 
+def _reading(config, model: models.Model, dataset: data.Dataset) -> models.Model:
+    """The model with the tokenizer of its checkpoint, if it reads texts.
+
+    Raises:
+        ValueError: it cannot read this data, or the tokenizer is not its own.
+    """
+    texts, reads = isinstance(dataset.train.images, data.Texts), isinstance(model.architecture, BertConfig)
+    if texts != reads:
+        kinds = {True: "texts", False: "images"}
+        raise ValueError(
+            f"config.data={config.data!r} holds {kinds[texts]}, {model.name} reads {kinds[reads]}"
+        )
+    return pretrained.with_tokenizer(config.model, model) if reads else model
+
+
+def _kept(model: models.Model, dtype: str, params, inputs: jax.Array) -> jax.Array:
+    """The frozen prefix's outputs, as they are kept."""
+    outputs = model.prefix(params, inputs)
+    return outputs.astype(features.dtype_of(outputs, dtype))
+
+
 def _without_cut(config, model: models.Model) -> models.Model:
     """The same network with all its blocks in the suffix; the masked weights, by which bpp counts, stay."""
     options = config.model.copy_and_resolve_references()
     options.trained_blocks, options.masked = model.architecture.depth, model.masked
-    return models.build(options)
+    return dataclasses.replace(models.build(options), preprocessing=model.preprocessing)
 
 
 def _without_prefix(model: models.Model) -> models.Model:
@@ -87,9 +109,9 @@ def _without_prefix(model: models.Model) -> models.Model:
 
 def _fit_on_devices(config, model: models.Model, params, examples: int) -> bool:
     """Whether the frozen prefix's outputs for so many examples can lie whole on every device."""
-    image = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, 3), jnp.float32)
-    outputs = jax.eval_shape(model.prefix, params, image)
-    size = examples * outputs.size * jnp.dtype(config.model.dtype).itemsize
+    example = jax.ShapeDtypeStruct((1, *model.preprocessing.shape), model.preprocessing.dtype)
+    outputs = jax.eval_shape(model.prefix, params, example)
+    size = examples * outputs.size * features.dtype_of(outputs, config.model.dtype).itemsize
     fit = devices.have_room_for(size, config.cohort.memory)
     if not fit:
         say(

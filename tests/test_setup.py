@@ -1,4 +1,4 @@
-"""Setting up: the prefix cache changes nothing but time."""
+"""Setting up: the prefix cache changes nothing but time; texts become tokens."""
 
 import dataclasses
 
@@ -12,8 +12,10 @@ from deltamask_jax.federation import cohort
 from deltamask_jax.federation.rounds import play_round
 from deltamask_jax.heads import with_head
 from deltamask_jax.methods import build
+from deltamask_jax.models import PRESETS
 from deltamask_jax.setup import set_up
 from tests.conftest import cohort_of, tiny_config
+from tests.models import tiny_text
 
 
 def two_rounds(tmp_path, cache, memory=0.0):
@@ -99,3 +101,62 @@ def test_without_a_prefix_cache_a_round_computes_only_what_its_clients_train_on(
             assert sorted(computed[-1]) == sorted(np.concatenate([problem.parts[k] for k in clients]))
             assert first.train_loss == second.train_loss
     assert len(shapes) == 2  # one for both cohorts, and that of everything
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("texts")
+    tiny_text.write(folder)
+    return folder
+
+
+def config_of_texts(folder, monkeypatch, **changes):
+    monkeypatch.setitem(PRESETS, "tiny_bert", tiny_text.TINY)
+    settings = {"model__name": "tiny_bert", "model__trained_blocks": 1, "model__max_length": 6, "clients": 3}
+    files = {"model__checkpoint": str(folder / "checkpoint"), "data": f"csv:{folder}/reviews.csv"}
+    sizes = {"train_examples": 0, "test_examples": 0, "prefix_cache": str(folder / "cache")}
+    return tiny_config(**(settings | files | sizes | changes))
+
+
+def test_a_table_of_texts_is_a_federated_problem(texts, tmp_path, monkeypatch):
+    users = {"partition__name": "users", "columns__user": "who"}
+    problem = set_up(config_of_texts(texts, monkeypatch, **users), tmp_path)
+    tokens = np.asarray(problem.inputs["tokens"][0])
+    assert tokens.shape == (40, 6, 16) and len(problem.labels[1]) == 20
+    assert tokens[0, :3].any(axis=-1).all() and not tokens[0, 3:].any()  # [CLS] bad [SEP], and padding
+    assert len(problem.parts) == 3  # of five users
+    problem, _ = with_head(problem)
+    method = build(problem.config, problem.task)
+    state, result = play_round(problem, method, method.init(), cohort_of(np.arange(3), 1))
+    assert result.details["flip_rate"] > 0 and 0 <= evaluator(problem, method)(state) <= 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_parts_before_the_cut_are_trained_from_the_words(texts, tmp_path, monkeypatch, dtype):
+    changes = {"method": "peft", "peft__scope": "network", "peft__kind": "bias", "model__dtype": dtype}
+    problem = set_up(config_of_texts(texts, monkeypatch, **changes), tmp_path)
+    words = problem.inputs["tokens"][0]
+    assert words.dtype == np.int32 and np.asarray(words)[0].tolist() == [2, 5, 3, 0, 0, 0]
+    again = set_up(problem.config, tmp_path).inputs["tokens"][0]  # from the cache's file
+    np.testing.assert_array_equal(words, again)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": "digits"}, "holds images, tiny_bert reads texts"),
+        ({"model__name": "tiny_vit", "model__checkpoint": ""}, "holds texts, tiny_vit reads images"),
+        ({"model__checkpoint": ""}, "needs a checkpoint, whose tokenizer"),
+        ({"model__max_length": 17}, r"max_length of tiny_bert must be 2\.\.16"),
+    ],
+)
+def test_networks_that_cannot_read_the_data_are_refused(texts, tmp_path, monkeypatch, changes, message):
+    with pytest.raises(ValueError, match=message):
+        set_up(config_of_texts(texts, monkeypatch, **changes), tmp_path)
+
+
+def test_a_checkpoint_without_its_tokenizer_is_refused(texts, tmp_path, monkeypatch):
+    alone = tmp_path / "model.safetensors"
+    alone.write_bytes((texts / "checkpoint" / "model.safetensors").read_bytes())
+    with pytest.raises(FileNotFoundError, match="has no tokenizer.json beside it"):
+        set_up(config_of_texts(texts, monkeypatch, model__checkpoint=str(alone)), tmp_path)

@@ -1,30 +1,43 @@
 """Data sets, preprocessing, partitioners and the frozen-prefix cache.
 
 Example:
-    dataset = data.load("digits")  # or idx:DIR, folder:DIR, npz:FILE, tfds:NAME
+    dataset = data.load("digits")  # or any of `SOURCES`
     dataset = data.subset(dataset, train_examples=500)
     parts = partition.split("dirichlet", dataset.train.labels, 30, alpha=10.0, seed=0)
 """
 
 import difflib
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from deltamask_jax.data.dataset import DataError, Dataset, LazyImages, Split
+from deltamask_jax.data.dataset import DataError, Dataset, LazyImages, Split, Texts
 from deltamask_jax.data.stratify import subset
 from deltamask_jax.paths import expanded
 
-__all__ = ["DataError", "Dataset", "LazyImages", "Split", "load", "subset"]
+__all__ = ["DataError", "Dataset", "LazyImages", "Split", "Texts", "load", "subset"]
 
-SOURCES = ("digits", "folder:DIR", "idx:DIR", "npz:FILE", "tfds:NAME")
+SOURCES = ("digits", "csv:FILE", "folder:DIR", "hf:NAME", "idx:DIR", "jsonl:FILE", "npz:FILE", "tfds:NAME")
 
 
-def load(spec: str, *, cache_dir: str | Path | None = None) -> Dataset:
+@dataclass(frozen=True)
+class Columns:
+    """What the columns of a table are called, as `config.columns` says; user '' where nobody is named."""
+
+    text: str = "text"
+    image: str = "image"
+    label: str = "label"
+    user: str = ""
+
+
+def load(spec: str, *, cache_dir: str | Path | None = None, columns: Any = Columns()) -> Dataset:
     """Loads a data set by name.
 
     Args:
-        spec: 'digits', 'idx:DIR', 'folder:DIR', 'npz:FILE' or 'tfds:NAME'.
+        spec: one of `SOURCES`; 'hf:NAME,CONFIG' where a data set of the hub has several.
         cache_dir: where prepared `tfds:` data sets lie; by default `$TFDS_DATA_DIR`, or
             ~/tensorflow_datasets.
+        columns: of `csv:`, `jsonl:` and `hf:`, as `Columns`.
 
     Raises:
         DataError: the name is unknown or the data is missing or malformed; it says what to do.
@@ -42,6 +55,12 @@ def load(spec: str, *, cache_dir: str | Path | None = None) -> Dataset:
             from deltamask_jax.data import tfds
 
             return tfds.load(where, cache_dir)
+        if source in ("csv", "jsonl", "hf"):
+            from deltamask_jax.data import tables
+
+            if source == "hf":
+                return tables.load_hub(where, columns)
+            return (tables.load_csv if source == "csv" else tables.load_jsonl)(expanded(where), columns)
         path = expanded(where)
         if source == "folder":
             from deltamask_jax.data import folder

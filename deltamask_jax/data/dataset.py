@@ -1,4 +1,4 @@
-"""What every data source returns: labelled images in two splits, and the one error they raise."""
+"""What every data source returns: labelled images or texts in two splits, and the one error they raise."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ class DataError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Labelled images.
+    """Labelled images or texts.
 
     Attributes:
-        images: u8[n, h, w] or u8[n, h, w, c], or `LazyImages`, which decode when indexed by an
-            integer array and give u8[k, h, w, c], or a list of u8[h, w, c] where sizes differ.
+        images: u8[n, h, w] or u8[n, h, w, c]; or `LazyImages`, which decode when indexed by an
+            integer array and give u8[k, h, w, c], or a list of u8[h, w, c] where sizes differ; or `Texts`.
         labels: i32[n], in 0 … classes−1.
         users: i32[n], who each example came from, where the source says; else None.
     """
@@ -31,8 +31,8 @@ class Split:
 
     def take(self, indices: np.ndarray) -> "Split":
         """The examples at `indices: int[k]`, in that order; lazy images stay lazy."""
-        lazy = not isinstance(self.images, np.ndarray)
-        images = self.images.take(indices) if lazy else self.images[indices]
+        array = isinstance(self.images, np.ndarray)
+        images = self.images[indices] if array else self.images.take(indices)
         users = None if self.users is None else self.users[indices]
         return Split(images, self.labels[indices], users)
 
@@ -49,6 +49,22 @@ class Dataset:
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """Texts, indexed by an integer array to a list of them."""
+
+    texts: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, index: np.ndarray) -> list[str]:
+        return [self.texts[i] for i in index]
+
+    def take(self, indices: np.ndarray) -> "Texts":
+        return Texts(tuple(self[indices]))
 
 
 class LazyImages:

@@ -20,8 +20,9 @@ import numpy as np
 from tqdm import tqdm
 
 from deltamask_jax import devices
-from deltamask_jax.data.dataset import LazyImages
-from deltamask_jax.data.preprocessing import Preprocessing, apply
+from deltamask_jax.data.dataset import LazyImages, Texts
+from deltamask_jax.data.preprocessing import Preprocessing
+from deltamask_jax.data.tokenization import Tokenization
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,7 @@ class TokensOnDemand:
 def prefix_features(
     prefix_fn: Callable[[jax.Array], jax.Array],
     images: Any,
-    preprocessing: Preprocessing,
+    preprocessing: Preprocessing | Tokenization,
     *,
     key: str = "",
     directory: Path | None = None,
@@ -57,11 +58,11 @@ def prefix_features(
     dtype: Any = "float32",
     progress: bool = True,
 ) -> np.ndarray:
-    """Runs the frozen prefix over all images, in chunks of one shape.
+    """Runs the frozen prefix over all images or texts, in chunks of one shape.
 
     Args:
-        prefix_fn: f32[chunk, size, size, 3] → [chunk, ...], jitted by the caller, whose call it is how long
-            what is compiled lives.
+        prefix_fn: prepared images or texts [chunk, ...] → [chunk, ...], jitted by the caller, whose call it
+            is how long what is compiled lives.
         images: what `Split.images` holds.
         preprocessing: applied to each chunk.
         key: `fingerprint` of what the result depends on besides `preprocessing` and `dtype`: the
@@ -69,7 +70,7 @@ def prefix_features(
         directory: where to keep the result for later runs; None keeps it in memory.
         chunk: images at a time; the last chunk is padded, so that there is one compilation.
         place: puts a chunk's pixels on the devices.
-        dtype: of the result, 'float32' or 'bfloat16'.
+        dtype: of the result, 'float32' or 'bfloat16'; word numbers stay what they are.
         progress: show a progress bar.
 
     Returns:
@@ -81,11 +82,13 @@ def prefix_features(
     """
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
+    example = jax.ShapeDtypeStruct((chunk, *preprocessing.shape), preprocessing.dtype)
+    outputs = jax.eval_shape(prefix_fn, example)
+    shape, dtype = (len(images), *outputs.shape[1:]), dtype_of(outputs, dtype)
     if directory is None:
-        return _compute(prefix_fn, images, preprocessing, chunk, place, dtype, _in_memory, progress)
+        return _compute(prefix_fn, images, preprocessing, chunk, place, _in_memory(shape, dtype), progress)
     if not key:
         raise ValueError("a cache directory needs a key: fingerprint(model config, params, images)")
-    dtype = jnp.dtype(dtype)
     name = fingerprint(key, preprocessing, str(dtype), len(images))
     path = Path(directory, f"prefix-{name}.npy")
     stored = _stored(path, dtype)
@@ -94,12 +97,10 @@ def prefix_features(
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.partial")
 
-    def create(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        _refuse_more_than(shutil.disk_usage(path.parent).free, f"the disk of {path.parent}", shape, dtype)
-        return np.lib.format.open_memmap(partial, "w+", _on_disk(dtype), shape).view(dtype)
-
+    _refuse_more_than(shutil.disk_usage(path.parent).free, f"the disk of {path.parent}", shape, dtype)
     try:
-        features = _compute(prefix_fn, images, preprocessing, chunk, place, dtype, create, progress)
+        empty = np.lib.format.open_memmap(partial, "w+", _on_disk(dtype), shape).view(dtype)
+        features = _compute(prefix_fn, images, preprocessing, chunk, place, empty, progress)
         cast(np.memmap, features).flush()
         os.replace(partial, path)  # the name appears only once everything is in the file
     finally:
@@ -127,23 +128,20 @@ def _refuse_more_than(free: int, where: str, shape: tuple[int, ...], dtype: np.d
         )
 
 
-def _compute(prefix_fn, images, preprocessing, chunk, place, dtype, create, progress) -> np.ndarray:
-    """Fills `create(shape, dtype)` with the features of all images."""
-    n, dtype = len(images), jnp.dtype(dtype)
-    shape = (chunk, preprocessing.size, preprocessing.size, 3)
-    outputs = jax.eval_shape(prefix_fn, jax.ShapeDtypeStruct(shape, jnp.float32))
-    features = create((n, *outputs.shape[1:]), dtype)
+def _compute(prefix_fn, images, preprocessing, chunk, place, features, progress) -> np.ndarray:
+    """Fills `features` with those of all images."""
+    n = len(images)
     waiting = None  # the chunk on the device, while the host prepares the next one
     with tqdm(
-        total=n, desc="frozen prefix", unit=" images", leave=False, disable=None if progress else True
+        total=n, desc="frozen prefix", unit=" examples", leave=False, disable=None if progress else True
     ) as bar:
         for start in [*range(0, n, chunk), None]:
             computed = None
             if start is not None:
-                batch = apply(images[np.arange(start, min(start + chunk, n))], preprocessing)
+                batch = preprocessing.apply(images[np.arange(start, min(start + chunk, n))])
                 size = len(batch)
                 if size < chunk:
-                    batch = np.pad(batch, [(0, chunk - size)] + [(0, 0)] * 3)
+                    batch = np.pad(batch, [(0, chunk - size)] + [(0, 0)] * (batch.ndim - 1))
                 computed = start, size, prefix_fn(place(batch))
             if waiting is not None:
                 first, size, outputs = waiting
@@ -151,6 +149,11 @@ def _compute(prefix_fn, images, preprocessing, chunk, place, dtype, create, prog
                 bar.update(size)
             waiting = computed
     return features
+
+
+def dtype_of(outputs: Any, dtype: Any) -> Any:
+    """What the prefix's outputs are kept as: `dtype`, or whole numbers as they are."""
+    return jnp.dtype(dtype) if jnp.issubdtype(outputs.dtype, jnp.floating) else outputs.dtype
 
 
 def _stored(path: Path, dtype: np.dtype) -> np.ndarray | None:
@@ -167,7 +170,7 @@ def _on_disk(dtype: np.dtype) -> np.dtype:
 
 
 def fingerprint(*parts: Any) -> str:
-    """A 128-bit hash, as hexadecimal, of arrays, images, configurations and trees of them.
+    """A 128-bit hash, as hexadecimal, of arrays, images, texts, configurations and trees of them.
 
     Args:
         parts: arrays (their type, shape and bytes), `LazyImages`, mappings, sequences, dataclasses,
@@ -187,6 +190,8 @@ def _feed(digest, part: Any) -> None:
         array = np.ascontiguousarray(part)
         digest.update(f"array {array.dtype} {np.shape(part)} ".encode())
         digest.update(array.reshape(-1).view(np.uint8).data)
+    elif isinstance(part, Texts):
+        _feed(digest, ["texts", *part.texts])
     elif isinstance(part, LazyImages):
         _feed(digest, ["images", part.identity, part.positions])
     elif isinstance(part, Mapping):

@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -50,9 +51,22 @@ class Preprocessing:
         if self.resize == "exact" and self.crop != 1:
             raise ValueError("resize='exact' keeps the whole image: crop must be 1")
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one prepared image."""
+        return (self.size, self.size, 3)
+
+    @property
+    def dtype(self) -> Any:
+        return np.float32
+
     def at(self, size: int) -> "Preprocessing":
         """The same at another input size."""
         return dataclasses.replace(self, size=size)
+
+    def apply(self, images: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
+        """See `apply`."""
+        return apply(images, self)
 
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

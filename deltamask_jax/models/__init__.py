@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from deltamask_jax.data import preprocessing
+from deltamask_jax.data.tokenization import Tokenization
+from deltamask_jax.models.bert import BertConfig, TextTransformer
 from deltamask_jax.models.convmixer import ConvMixerConfig
 from deltamask_jax.models.vit import VisionTransformer, ViTConfig
 from deltamask_jax.registry import look_up
@@ -32,12 +34,12 @@ class Model:
         name: preset name.
         architecture: the frozen configuration the network was built from.
         feature_dim: width of the features the head sees.
-        image_size: input side, pixels.
+        image_size: input side, pixels; 0 for texts.
         trained_blocks: blocks in the suffix.
-        preprocessing: how images must be prepared for this family, at this size.
+        preprocessing: how images must be prepared for this family, at this size; or texts.
         masked: regular expression that the whole '/'-joined path of a masked parameter matches.
         init: key -> params, random.
-        prefix: (params, images f32[n,s,s,3]) -> tokens [n,t,c] in the compute dtype.
+        prefix: (params, images f32[n,s,s,3] or words i32[n,t]) -> tokens [n,t,c] in the compute dtype.
         suffix: (params, tokens [n,t,c]) -> features f32[n,feature_dim]; reads only the
             parameters of the trained blocks and of what follows them.
     """
@@ -47,7 +49,7 @@ class Model:
     feature_dim: int
     image_size: int
     trained_blocks: int
-    preprocessing: preprocessing.Preprocessing
+    preprocessing: preprocessing.Preprocessing | Tokenization
     masked: str
     init: Callable[[jax.Array], Params]
     prefix: Callable[[Params, jax.Array], jax.Array]
@@ -71,12 +73,26 @@ def _dinov2(width: int, depth: int, heads: int, registers: int, **changes: Any) 
     return ViTConfig("dinov2", **(shape | variant | changes))
 
 
+def _bert(width: int, depth: int, heads: int, **changes: Any) -> BertConfig:
+    return BertConfig("bert", width, depth, heads, 4 * width, **changes)
+
+
+def _roberta(width: int, depth: int, heads: int) -> BertConfig:
+    return BertConfig("roberta", width, depth, heads, 4 * width, vocabulary=50265, pad=1, types=1, eps=1e-5)
+
+
 PRESETS: dict[str, Any] = {
     "glyph_vit": _vit(128, 8, 4, 4, image_size=32),  # embedded, pretrained on rendered glyphs
     "tiny_vit": _vit(32, 6, 2, 8, image_size=32),  # no weights: for tests
     "clip_vit_b32": _clip(768, 12, 12, 32, 512),
     "clip_vit_b16": _clip(768, 12, 12, 16, 512),
     "clip_vit_l14": _clip(1024, 24, 16, 14, 768),
+    "bert_base": _bert(768, 12, 12),
+    "bert_large": _bert(1024, 24, 16),
+    "minilm_l6": _bert(384, 6, 12, pooling="mean"),  # as sentence-transformers pools it
+    "minilm_l12": _bert(384, 12, 12, pooling="mean"),
+    "roberta_base": _roberta(768, 12, 12),
+    "roberta_large": _roberta(1024, 24, 16),
     "convmixer_768_32": ConvMixerConfig(768, 32, kernel=7, patch=7, activation="relu"),
     "convmixer_1536_20": ConvMixerConfig(1536, 20, kernel=9, patch=7, activation="gelu"),
 }
@@ -108,19 +124,20 @@ PREPROCESSING = {
 
 
 def build(config: Any) -> Model:
-    """Builds the model `config` describes: name, image_size, trained_blocks, dtype, masked, remat.
+    """The model `config` describes: name, image_size or max_length, trained_blocks, dtype, masked, remat.
 
     `image_size` 0 means the preset's own; `masked` '' the default rule: every attention and MLP (or
     convolution) kernel of the last `trained_blocks` blocks. Biases, norms, embeddings stay frozen.
 
     Raises:
-        ValueError: unknown name, image size no multiple of the patch, too many trained blocks, or a
-            masking rule that matches nothing or reaches into the frozen prefix.
+        ValueError: unknown name, image size no multiple of the patch, texts longer than it reads, too many
+            trained blocks, or a masking rule that matches nothing or reaches into the frozen prefix.
     """
     return from_architecture(
         look_up("model", config.name, PRESETS),
         name=config.name,
         image_size=config.image_size,
+        max_length=config.max_length,
         trained_blocks=config.trained_blocks,
         dtype=config.dtype,
         masked=config.masked,
@@ -133,6 +150,7 @@ def from_architecture(
     *,
     name: str = "custom",
     image_size: int = 0,
+    max_length: int = 128,
     trained_blocks: int = 5,
     dtype: str = "float32",
     masked: str = "",
@@ -142,9 +160,7 @@ def from_architecture(
 
     With `remat` the backward pass keeps each block's input alone and computes the rest again.
     """
-    size = image_size or architecture.image_size
-    if size % architecture.stride:
-        raise ValueError(f"image_size {size} of {name} must be a multiple of {architecture.stride}")
+    prepared = _prepared(architecture, name, image_size, max_length)
     if not 1 <= trained_blocks <= architecture.depth:
         most = architecture.depth
         raise ValueError(f"trained_blocks of {name} must be 1..{most}, got {trained_blocks}")
@@ -152,19 +168,19 @@ def from_architecture(
         raise ValueError(f"model dtype must be 'float32' or 'bfloat16', got {dtype!r}")
     module = architecture.module(trained_blocks, jnp.dtype(dtype))
     if remat:
-        if not isinstance(module, VisionTransformer):
-            raise ValueError(f"model.remat is for vision transformers of this package, not for {name}")
+        if not isinstance(module, VisionTransformer | TextTransformer):
+            raise ValueError(f"model.remat is for transformers of this package, not for {name}")
         module = module.clone(remat=True)
 
-    images = jnp.zeros((1, size, size, 3))
-    shapes = jax.eval_shape(module.init, jax.random.key(0), images)["params"]
+    example = jax.ShapeDtypeStruct((1, *prepared.shape), prepared.dtype)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), example)["params"]
     model = Model(
         name=name,
         architecture=architecture,
         feature_dim=architecture.feature_dim,
-        image_size=size,
+        image_size=0 if isinstance(prepared, Tokenization) else prepared.size,
         trained_blocks=trained_blocks,
-        preprocessing=PREPROCESSING.get(name, PREPROCESSING[architecture.family]).at(size),
+        preprocessing=prepared,
         masked=masked or architecture.masked_pattern(trained_blocks),
         init=jax.jit(lambda key: _random(key, shapes)),
         prefix=lambda params, images: module.apply({"params": params}, images, method="prefix"),
@@ -173,6 +189,22 @@ def from_architecture(
     if masked:
         _check_masked(model)
     return model
+
+
+def _prepared(
+    architecture: Any, name: str, image_size: int, max_length: int
+) -> preprocessing.Preprocessing | Tokenization:
+    """How inputs are prepared for a network; its tokenizer comes with its checkpoint."""
+    if isinstance(architecture, BertConfig):
+        if not 2 <= max_length <= architecture.positions:
+            raise ValueError(
+                f"model.max_length of {name} must be 2..{architecture.positions}, got {max_length}"
+            )
+        return Tokenization(max_length, architecture.pad)
+    size = image_size or architecture.image_size
+    if size % architecture.stride:
+        raise ValueError(f"image_size {size} of {name} must be a multiple of {architecture.stride}")
+    return PREPROCESSING.get(name, PREPROCESSING[architecture.family]).at(size)
 
 
 def _random(key: jax.Array, shapes: Params) -> Params:

@@ -53,13 +53,14 @@ def bottlenecks(key: Key, width: int, blocks: Sequence[int], hidden: int) -> Par
     return parts
 
 
-def prompts(key: Key, width: int, patch: int, blocks: Sequence[int], count: int, deep: bool) -> Parts:
+def prompts(key: Key, width: int, inputs: int, blocks: Sequence[int], count: int, deep: bool) -> Parts:
     """`count` tokens more: fresh ones in each of the blocks (deep), or only before the first (shallow).
 
-    Uniform with the bound of Xavier's rule for the patch embedding, VPT's initialisation as we understand it.
+    Uniform with the bound of Xavier's rule for an embedding of so many inputs (those of an image's patch; of
+    texts the width): VPT's initialisation as we understand it.
     """
     names = [f"Transformer/prompts_{i}" for i in (blocks if deep else blocks[:1])]
-    return uniform_parts(key, dict.fromkeys(names, (count, width)), math.sqrt(6 / (3 * patch**2 + width)))
+    return uniform_parts(key, dict.fromkeys(names, (count, width)), math.sqrt(6 / (inputs + width)))
 
 
 def low_rank(key: Key, params: Params, blocks: Sequence[int], rank: int) -> Parts:

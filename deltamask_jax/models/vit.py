@@ -15,6 +15,7 @@ Two additions run wherever the tree has their parameters, and are never there at
 """
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -68,6 +69,14 @@ class ViTConfig:
         return self.projection or self.width
 
     @property
+    def block(self) -> type[nn.Module]:
+        return EncoderBlock
+
+    @property
+    def final_norm(self) -> bool:
+        return True
+
+    @property
     def stride(self) -> int:
         """Pixels per token along one side; the image size must be a multiple of it."""
         return self.patch
@@ -104,7 +113,7 @@ ACTIVATIONS = {
 
 
 class MlpBlock(nn.Module):
-    config: ViTConfig
+    config: Any
     dtype: jnp.dtype
 
     @nn.compact
@@ -124,12 +133,12 @@ class MlpBlock(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention; kernels [c,heads,c/heads], out [heads,c/heads,c] (arXiv 1706.03762)."""
 
-    config: ViTConfig
+    config: Any
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, queries: jax.Array, x: jax.Array) -> jax.Array:
-        """Attention of queries f[n,q,c] over x f[n,t,c], f[n,q,c]."""
+    def __call__(self, queries: jax.Array, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """Attention of queries f[n,q,c] over x f[n,t,c], f[n,q,c]; over all t, or where bool[n,1,1,t]."""
         width, heads = self.config.width, self.config.heads
 
         def project(name: str, inputs: jax.Array) -> jax.Array:
@@ -137,7 +146,7 @@ class Attention(nn.Module):
             return nn.DenseGeneral(outputs, dtype=self.dtype, dot_general=dot_general, name=name)(inputs)
 
         query, key, value = project("query", queries), project("key", x), project("value", x)
-        mixed = jax.nn.dot_product_attention(query, key, value)
+        mixed = jax.nn.dot_product_attention(query, key, value, mask=mask)
         out = nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, dot_general=dot_general, name="out")
         return out(mixed)
 
@@ -165,8 +174,11 @@ class EncoderBlock(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, kept: int | None = None) -> jax.Array:
-        """f[n,t,c] -> f[n,kept,c]: outputs of the first `kept` tokens (None: all)."""
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None, kept: int | None = None) -> jax.Array:
+        """f[n,t,c] -> f[n,kept,c]: outputs of the first `kept` tokens (None: all).
+
+        Tokens look at those where mask bool[n,1,1,t]; None: at all.
+        """
         c = self.config
 
         def scaled(branch: jax.Array, i: int) -> jax.Array:
@@ -174,7 +186,7 @@ class EncoderBlock(nn.Module):
 
         normed = nn.LayerNorm(c.eps, dtype=self.dtype, name="LayerNorm_0")(x)
         attention = Attention(c, self.dtype, name="MultiHeadDotProductAttention_0")
-        x = x[:, :kept] + scaled(attention(normed[:, :kept], normed), 0)
+        x = x[:, :kept] + scaled(attention(normed[:, :kept], normed, mask), 0)
         normed = nn.LayerNorm(c.eps, dtype=self.dtype, name="LayerNorm_1")(x)
         branch = scaled(MlpBlock(c, self.dtype, name="MlpBlock_0")(normed), 1)
         if self.has_variable("params", "adapter"):
@@ -190,7 +202,9 @@ class PositionEmbedding(nn.Module):
 
 
 class Encoder(nn.Module):
-    config: ViTConfig
+    """The blocks of a transformer, of images or text (bert.py), and what stands directly before and after."""
+
+    config: Any
     dtype: jnp.dtype
     remat: bool
 
@@ -198,10 +212,11 @@ class Encoder(nn.Module):
         self.posembed_input = PositionEmbedding()
         if self.config.pre_norm:
             self.pre_norm = nn.LayerNorm(self.config.eps, dtype=self.dtype)
-        blocks = range(self.config.depth)
-        block = nn.remat(EncoderBlock, static_argnums=(2,)) if self.remat else EncoderBlock
-        self.encoderblock = [block(self.config, self.dtype) for _ in blocks]
-        self.encoder_norm = nn.LayerNorm(self.config.eps, dtype=self.dtype)
+        kind = self.config.block
+        block = nn.remat(kind, static_argnums=(3,)) if self.remat else kind
+        self.encoderblock = [block(self.config, self.dtype) for _ in range(self.config.depth)]
+        if self.config.final_norm:
+            self.encoder_norm = nn.LayerNorm(self.config.eps, dtype=self.dtype)
 
     def add_positions(self, x: jax.Array) -> jax.Array:
         return self.posembed_input(x)
@@ -209,8 +224,8 @@ class Encoder(nn.Module):
     def normalise_input(self, x: jax.Array) -> jax.Array:
         return self.pre_norm(x) if self.config.pre_norm else x
 
-    def run_blocks(self, x: jax.Array, first: int, last: int) -> jax.Array:
-        """Blocks first..last-1, and the final norm after the last one.
+    def run_blocks(self, x: jax.Array, first: int, last: int, mask: jax.Array | None = None) -> jax.Array:
+        """Blocks first..last-1, and the final norm after the last one; tokens look where mask bool[n,t].
 
         The last block of a cls-pooled network computes the cls token alone: nothing else is used.
         Prompts join behind the tokens (to attention their place means nothing), take the place of
@@ -223,9 +238,12 @@ class Encoder(nn.Module):
                 prompts = jnp.broadcast_to(prompts, (n, *prompts.shape))
                 x = jnp.concatenate([x[:, :tokens], prompts], axis=1)
             only_cls = i == depth - 1 and self.config.pooling == "cls"
-            x = self.encoderblock[i](x, 1 if only_cls else None)
+            seen = mask
+            if mask is not None:  # prompts are seen by all
+                seen = jnp.pad(mask, ((0, 0), (0, x.shape[1] - tokens)), constant_values=True)[:, None, None]
+            x = self.encoderblock[i](x, seen, 1 if only_cls else None)
         x = x[:, :tokens]
-        return self.encoder_norm(x) if last == depth else x
+        return self.encoder_norm(x) if last == depth and self.config.final_norm else x
 
 
 class VisionTransformer(nn.Module):

@@ -1,21 +1,23 @@
 """Checkpoints in, checkpoints out. Every tensor is accounted for: nothing is skipped in silence.
 
-`load` reads Hugging Face safetensors (ViT, CLIP, DINOv2), timm's ConvMixer, AugReg npz, and trees
-of Scenic, vision_transformer or our own. `export_huggingface` writes a fine-tuned network the way
+`load` reads Hugging Face safetensors (ViT, CLIP, DINOv2, BERT, RoBERTa), timm's ConvMixer, AugReg npz, and
+trees of Scenic, vision_transformer or our own. `export_huggingface` writes a fine-tuned network the way
 it came; `export_compact` writes the mask and the head alone, tied to the hash of their base.
 """
 
+import dataclasses
 import importlib.resources
 from typing import Any
 
+from deltamask_jax.data.tokenization import Tokenization
 from deltamask_jax.models import Model, Params
-from deltamask_jax.pretrained.checkpoints import read
+from deltamask_jax.pretrained.checkpoints import read, tokenizer
 from deltamask_jax.pretrained.compact import export_compact, load_compact, params_hash
 from deltamask_jax.pretrained.convert import convert
 from deltamask_jax.pretrained.export import export_huggingface
 from deltamask_jax.private_random import root_key
 
-__all__ = ["load", "export_huggingface", "export_compact", "load_compact", "params_hash"]
+__all__ = ["load", "with_tokenizer", "export_huggingface", "export_compact", "load_compact", "params_hash"]
 
 EMBEDDED = {"glyph_vit": "glyph_vit.safetensors"}  # checkpoint 'embedded'
 
@@ -39,3 +41,27 @@ def load(config: Any, model: Model) -> Params:
     asset = importlib.resources.files("deltamask_jax") / "assets" / EMBEDDED[model.name]
     with importlib.resources.as_file(asset) as path:
         return convert(read(str(path)), model)
+
+
+def with_tokenizer(config: Any, model: Model) -> Model:
+    """A model of texts with the tokenizer that lies beside its checkpoint (config as of `load`).
+
+    Raises:
+        FileNotFoundError: none is there, or it is not to be downloaded.
+        ValueError: no checkpoint, a damaged tokenizer, or one of more words than the model knows.
+        ModuleNotFoundError: the extra is not installed.
+    """
+    if config.checkpoint in ("", "embedded"):
+        raise ValueError(
+            f"{model.name} needs a checkpoint, whose tokenizer reads the texts: set model.checkpoint"
+        )
+    prepared, words = model.preprocessing, model.architecture.vocabulary
+    if not isinstance(prepared, Tokenization):
+        raise ValueError(f"{model.name} reads no texts")
+    prepared = dataclasses.replace(prepared, tokenizer=tokenizer(config.checkpoint, config.revision))
+    if prepared.vocabulary() > words:
+        raise ValueError(
+            f"the tokenizer of {config.checkpoint} knows {prepared.vocabulary():,} words, "
+            f"{model.name} {words:,}: choose the model it was trained with"
+        )
+    return dataclasses.replace(model, preprocessing=prepared)

@@ -23,6 +23,7 @@ from deltamask_jax.pretrained.tensors import (
 )
 
 TENSORS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
+TOKENIZER = "tokenizer.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _MAPS = {*range(0x81, 0x90), 0xDE, 0xDF}  # first byte of a msgpack dict that is not empty
 
@@ -71,6 +72,28 @@ def read(checkpoint: str, revision: str = "") -> Checkpoint:
     if (path / "_METADATA").exists() or (path / "_CHECKPOINT_METADATA").exists():
         return _tree(path, _orbax(path))
     raise ValueError(f"{path} holds no {TENSORS}, Orbax or flax checkpoint; {_instead(path)}")
+
+
+def tokenizer(checkpoint: str, revision: str = "") -> str:
+    """The tokenizer.json beside a checkpoint, as text.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it cannot be read.
+    """
+    if checkpoint.startswith("hf:"):
+        path = _download(checkpoint.removeprefix("hf:"), revision) / TOKENIZER
+    else:
+        path = expanded(checkpoint)
+        path = (path if path.is_dir() else path.parent) / TOKENIZER
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"texts need the tokenizer of their checkpoint, and {checkpoint!r} has no {TOKENIZER} beside it"
+        )
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {one_line(error)}") from None
 
 
 def _instead(directory: Path) -> str:
@@ -193,7 +216,7 @@ def _download(name: str, revision: str) -> Path:
 
     wanted: dict[str, Any] = {
         "revision": revision or None,
-        "allow_patterns": [TENSORS, "model-*.safetensors", INDEX, CONFIG],
+        "allow_patterns": [TENSORS, "model-*.safetensors", INDEX, CONFIG, TOKENIZER],
     }
     missing = [TENSORS]
     try:

@@ -139,7 +139,8 @@ def _describes(config: dict[str, Any], ours: dict[str, Any], layout: layouts.Lay
             return False
     return all(
         field not in config or config[field] == ours[field]
-        for field in ("hidden_size", "num_hidden_layers", "patch_size")
+        for field in ("hidden_size", "num_hidden_layers", "patch_size", "vocab_size")
+        if field in ours
     )
 
 

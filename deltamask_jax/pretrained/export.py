@@ -10,7 +10,9 @@ import numpy as np
 from flax import traverse_util
 
 from deltamask_jax.data.preprocessing import Preprocessing
+from deltamask_jax.data.tokenization import Tokenization
 from deltamask_jax.models import Model, Params
+from deltamask_jax.models.bert import BertConfig
 from deltamask_jax.pretrained import layouts
 from deltamask_jax.pretrained.tensors import write_safetensors
 
@@ -28,7 +30,8 @@ def export_huggingface(
 
     ViT, CLIP and DINOv2 load with `transformers.AutoModel.from_pretrained(directory)` and, but for
     CLIP, whose transformers classifier pools otherwise, with
-    `AutoModelForImageClassification`; ConvMixer with `timm.create_model('local-dir:DIRECTORY')`.
+    `AutoModelForImageClassification`; BERT and RoBERTa with `AutoModel` and, from the same folder,
+    `AutoTokenizer`; ConvMixer with `timm.create_model('local-dir:DIRECTORY')`.
     The head lies in head.safetensors besides.
 
     Args:
@@ -68,7 +71,9 @@ def export_huggingface(
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     if head is not None:
         write_safetensors(directory / "head.safetensors", {"kernel": kernel, "bias": bias}, {})
-    if a.family != "convmixer":
+    if isinstance(model.preprocessing, Tokenization):
+        (directory / "tokenizer.json").write_text(model.preprocessing.tokenizer, encoding="utf-8")
+    elif a.family != "convmixer":
         processor = _processor(a.family, model.preprocessing)
         (directory / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
 
@@ -86,6 +91,12 @@ def _config(model: Model, head: Head | None) -> tuple[dict[str, Any], str]:
         cfg = shape | {"first_conv": "stem.0", "classifier": "head", "interpolation": p.filter}
         classes = 0 if head is None else len(head["bias"])
         return {"architecture": model.name, "num_classes": classes, "pretrained_cfg": cfg}, ""
+    if isinstance(a, BertConfig):
+        names = {"bert": "BertModel", "roberta": "RobertaModel"}
+        return layouts.huggingface_config(a) | {
+            "torch_dtype": "float32",
+            "architectures": [names[a.family]],
+        }, ""
     config = layouts.huggingface_config(dataclasses.replace(a, image_size=model.image_size))
     config["torch_dtype"] = "float32"
     if a.family == "clip":
@@ -99,7 +110,7 @@ def _config(model: Model, head: Head | None) -> tuple[dict[str, Any], str]:
 
 def _classifier(family: str, kernel: np.ndarray, bias: np.ndarray) -> dict[str, np.ndarray]:
     weight = np.ascontiguousarray(kernel.T)
-    if family == "clip":
+    if family in ("clip", "bert", "roberta"):  # whose classifiers in transformers pool otherwise
         return {}
     if family == "convmixer":
         return {"head.weight": weight, "head.bias": bias}

@@ -14,6 +14,8 @@ import jax
 import numpy as np
 from flax import traverse_util
 
+from deltamask_jax.models.bert import BertConfig
+
 Shape = tuple[int, ...]
 POSITIONS = "Transformer/posembed_input/pos_embedding"
 
@@ -69,7 +71,23 @@ _CONVMIXER = {
     "pointwise": "1",
     "norm_1": "3",
 }
+_BERT = {
+    "block": "encoder.layer.{}.",
+    "word_embedding": "embeddings.word_embeddings",
+    "position_embedding": "embeddings.position_embeddings",
+    "type_embedding": "embeddings.token_type_embeddings",
+    "embedding_norm": "embeddings.LayerNorm",
+    "LayerNorm_0": "attention.output.LayerNorm",
+    "LayerNorm_1": "output.LayerNorm",
+    "MultiHeadDotProductAttention_0/query": "attention.self.query",
+    "MultiHeadDotProductAttention_0/key": "attention.self.key",
+    "MultiHeadDotProductAttention_0/value": "attention.self.value",
+    "MultiHeadDotProductAttention_0/out": "attention.output.dense",
+    "MlpBlock_0/Dense_0": "intermediate.dense",
+    "MlpBlock_0/Dense_1": "output.dense",
+}
 _LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+_LEAVES |= {"embedding": "weight"}
 
 
 # What DistributedDataParallel, torch.compile and training code put before every name.
@@ -129,6 +147,20 @@ LAYOUTS = {
         marker="encoder.layer.0.layer_scale1.lambda1",
         model_types=("dinov2", "dinov2_with_registers"),
     ),
+    **{
+        family: Layout(
+            f"Hugging Face {title}",
+            _BERT,
+            prefix=rf"{family}\.",
+            ignored=r"classifier\..*|(bert\.)?pooler\..*|cls\..*|lm_head\..*|embeddings\.position_ids",
+            marker="encoder.layer.0.attention.self.query.weight",
+            model_types=types,
+        )
+        for family, title, types in (
+            ("bert", "BERT", ("bert",)),
+            ("roberta", "RoBERTa", ("roberta", "xlm-roberta", "camembert")),
+        )
+    },
     "convmixer": Layout(
         "timm ConvMixer",
         _CONVMIXER,
@@ -181,6 +213,8 @@ def _stored(names: dict[str, str], family: str, path: str, shape: Shape) -> Stor
         return Stored(prefix + names[local], shape, tuple(range(len(shape))))
     module, leaf = local.rsplit("/", 1)
     key = f"{prefix}{names[module]}.{_LEAVES.get(leaf, leaf)}"
+    if leaf == "embedding":
+        return Stored(key, shape, (0, 1))
     if leaf != "kernel":
         return Stored(key, (math.prod(shape),), (0,))
     if len(shape) == 4:  # convolution: ours [h,w,in,out], theirs [out,in,h,w]
@@ -196,18 +230,25 @@ def parameter_shapes(model: Any) -> dict[str, tuple[int, ...]]:
 
 
 def huggingface_config(a: Any) -> dict[str, Any]:
-    """What a Hugging Face config.json says about a `ViTConfig`."""
+    """What a Hugging Face config.json says about a `ViTConfig` or `BertConfig`."""
     activations = {"gelu_tanh": "gelu_pytorch_tanh", "swiglu": "gelu"}  # with SwiGLU it is unused
-    config = {
+    config: dict[str, Any] = {
         "hidden_size": a.width,
         "num_hidden_layers": a.depth,
         "num_attention_heads": a.heads,
         "hidden_act": activations.get(a.activation, a.activation),
         "layer_norm_eps": a.eps,
-        "patch_size": a.patch,
-        "image_size": a.image_size,
-        "num_channels": 3,
     }
+    if isinstance(a, BertConfig):
+        return config | {
+            "model_type": a.family,
+            "intermediate_size": a.mlp,
+            "vocab_size": a.vocabulary,
+            "max_position_embeddings": a.positions + a.first_position,
+            "type_vocab_size": a.types,
+            "pad_token_id": a.pad,
+        }
+    config |= {"patch_size": a.patch, "image_size": a.image_size, "num_channels": 3}
     if a.family == "dinov2":
         gated = a.activation == "swiglu"
         config |= {
@@ -227,7 +268,7 @@ _FOREIGN = {
     "original DINOv2": r"blocks\.0\.ls1\.gamma",
     "open_clip": r"(visual\.)?transformer\.resblocks\.0\..*",
     "learned mask, not a": r"mask",
-    "text model": r".*embeddings\.word_embeddings\.weight",
+    "text model (of another family than BERT's)": r".*embeddings\.word_embeddings\.weight",
 }
 
 

@@ -28,9 +28,9 @@ def parts_of(kind, params):
         "bias": lambda: adapters.biases(params, ".*"),
         "adapter": lambda: adapters.bottlenecks(KEY, 16, BLOCKS, 4),
         "lora": lambda: adapters.low_rank(KEY, params, BLOCKS, 2),
-        "no prompts": lambda: adapters.prompts(KEY, 16, 4, BLOCKS, 0, True),
-        "deep": lambda: adapters.prompts(KEY, 16, 4, BLOCKS, 5, True),
-        "shallow": lambda: adapters.prompts(KEY, 16, 4, BLOCKS, 5, False),
+        "no prompts": lambda: adapters.prompts(KEY, 16, 48, BLOCKS, 0, True),
+        "deep": lambda: adapters.prompts(KEY, 16, 48, BLOCKS, 5, True),
+        "shallow": lambda: adapters.prompts(KEY, 16, 48, BLOCKS, 5, False),
     }[kind]()
 
 
@@ -102,8 +102,8 @@ def test_low_rank_is_the_product_of_its_factors():
 
 
 def test_initial_values_depend_on_the_key_alone():
-    first, again = (adapters.prompts(KEY, 16, 4, BLOCKS, 5, True) for _ in range(2))
-    other = adapters.prompts(stream_key(1, 0, 0, 0), 16, 4, BLOCKS, 5, True)
+    first, again = (adapters.prompts(KEY, 16, 48, BLOCKS, 5, True) for _ in range(2))
+    other = adapters.prompts(stream_key(1, 0, 0, 0), 16, 48, BLOCKS, 5, True)
     for path in first:
         np.testing.assert_array_equal(first[path], again[path])
         assert np.mean(first[path] == other[path]) < 0.1

@@ -1,0 +1,211 @@
+"""Examples that are rows of a table: CSV files, JSON lines, and data sets of the Hugging Face hub.
+
+Which column holds what is `config.columns`. A file has both splits, told apart by a column named `split`,
+or a fifth of every class is the test; a folder has `train` and `test` files. Labels are names or numbers.
+"""
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deltamask_jax.data.dataset import DataError, Dataset, LazyImages, Split, Texts, labelled
+from deltamask_jax.progress import say
+
+TEST_SHARE = 0.2  # of the rows of every class, where the source has no test split
+_TEST = ("test", "validation", "val", "dev")  # what sources call it, in this order
+
+
+def load_csv(path: Path, columns: Any) -> Dataset:
+    """Reads comma-separated rows under a line of column names: a file, or a folder of train.csv and test.csv.
+
+    Raises:
+        DataError: no such file or column, a damaged row, or labels that break the rule of `dataset.labelled`.
+    """
+    return _load(path, ".csv", _csv_rows, columns)
+
+
+def load_jsonl(path: Path, columns: Any) -> Dataset:
+    """Reads an object per line: a file, or a folder of train.jsonl and test.jsonl. Errors as `load_csv`."""
+    return _load(path, ".jsonl", _json_rows, columns)
+
+
+def load_hub(name: str, columns: Any) -> Dataset:
+    """Reads `name` or `name,config` of the Hugging Face hub through `datasets`; from its cache if it can.
+
+    Raises:
+        DataError: not cached and no connection (with the command that fetches it), or errors as `load_csv`.
+        ModuleNotFoundError: the extra is not installed.
+    """
+    try:
+        import datasets  # an extra, slow to import
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError("hf: data needs datasets: pip install 'deltamask_jax[hf]'") from None
+    found = _from_hub(datasets, name)
+    train, test = found.get("train"), next((found[part] for part in _TEST if part in found), None)
+    if train is None:
+        raise DataError(f"hf:{name} has no split named train, only {', '.join(found)}")
+    where, feature = f"hf:{name}", train.features.get(columns.label)
+    class_names = getattr(feature, "names", None)
+    if columns.image in train.features:
+        parts = [part for part in (train, test) if part is not None]
+        return _dataset(name, where, [_image_rows(part, columns, where) for part in parts], class_names)
+    parts = [part for part in (train, test) if part is not None]
+    return _dataset(name, where, [_columns(list(part), columns, where) for part in parts], class_names)
+
+
+def _from_hub(datasets: Any, name: str) -> Any:
+    from huggingface_hub import constants, utils
+
+    repository, _, config = name.partition(",")
+    arguments = (repository, config) if config else (repository,)
+    offline = datasets.DownloadConfig(local_files_only=True)
+    try:
+        return datasets.load_dataset(*arguments, download_config=offline)
+    except Exception:  # not in the cache
+        pass
+    command = f"python -c 'import datasets; datasets.load_dataset{arguments!r}'".replace(",)", ")")
+    try:  # the hub client alone would retry for long
+        utils.get_session().head(constants.ENDPOINT, timeout=3)
+    except Exception as error:
+        raise DataError(
+            f"'hf:{name}' is not in the local cache and {constants.ENDPOINT} cannot be reached "
+            f"({type(error).__name__}); with a connection, run: {command}"
+        ) from None
+    try:
+        return datasets.load_dataset(*arguments)
+    except Exception as error:  # of the hub's client, of what it connects with, of the disk
+        raise DataError(f"'hf:{name}' cannot be loaded ({_line(error)}); try: {command}") from None
+
+
+def _load(path: Path, suffix: str, read: Any, columns: Any) -> Dataset:
+    if path.is_dir():
+        parts = [_columns(read(path / f"{part}{suffix}"), columns, str(path)) for part in ("train", "test")]
+        return _dataset(path.name, str(path), parts)
+    rows = read(path)
+    if rows and "split" in rows[0]:
+        names = {str(row.get("split")) for row in rows}
+        test = next((part for part in _TEST if part in names), None)
+        if test is None or "train" not in names:
+            raise DataError(
+                f"{path}: the column 'split' must say train or test, got {', '.join(sorted(names))}"
+            )
+        of_part = [[row for row in rows if row["split"] == part] for part in ("train", test)]
+        return _dataset(path.stem, str(path), [_columns(part, columns, str(path)) for part in of_part])
+    return _dataset(path.stem, str(path), [_columns(rows, columns, str(path))])
+
+
+def _csv_rows(path: Path) -> list[dict[str, str]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            rows = list(reader)
+    except FileNotFoundError:
+        raise DataError(f"no file {path}") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} is no CSV file in UTF-8: {_line(error)}") from None
+    for number, row in enumerate(rows, 2):
+        if None in row or None in row.values():
+            raise DataError(f"{path}, row {number}: other than {len(reader.fieldnames or ())} fields")
+    return rows
+
+
+def _json_rows(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    row = json.loads(line)
+                    if not isinstance(row, dict):
+                        raise DataError(f"{path}, line {number}: no JSON object")
+                    rows.append(row)
+    except FileNotFoundError:
+        raise DataError(f"no file {path}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path} is no file of JSON lines in UTF-8: {_line(error)}") from None
+    return rows
+
+
+def _columns(rows: list[dict[str, Any]], columns: Any, where: str) -> tuple[Any, list[Any], list[Any] | None]:
+    """Texts, labels, and who wrote them."""
+    wanted = [columns.text, columns.label, *([columns.user] if columns.user else [])]
+    for name in wanted:
+        lacking = next((i for i, row in enumerate(rows, 1) if row.get(name) is None), None)
+        if lacking is not None:
+            has = ", ".join(map(str, list(rows[lacking - 1])[:8]))
+            raise DataError(
+                f"{where}: row {lacking} has no {name!r}, only {has}; config.columns names the columns"
+            )
+    texts = Texts(tuple(str(row[columns.text]) for row in rows))
+    users = [row[columns.user] for row in rows] if columns.user else None
+    return texts, [row[columns.label] for row in rows], users
+
+
+def _image_rows(part: Any, columns: Any, where: str) -> tuple[Any, list[Any], list[Any] | None]:
+    def read(positions: list[int]) -> list[np.ndarray]:
+        return [np.asarray(part[position][columns.image].convert("RGB")) for position in positions]
+
+    for name in (columns.label, *([columns.user] if columns.user else [])):
+        if name not in part.features:
+            raise DataError(f"{where} has no column {name!r}, only {', '.join(part.features)}")
+    images = LazyImages(read, np.arange(len(part)), f"{where} {part._fingerprint}")
+    return images, part[columns.label], part[columns.user] if columns.user else None
+
+
+def _dataset(
+    name: str,
+    where: str,
+    parts: Sequence[tuple[Any, list[Any], list[Any] | None]],
+    class_names: Sequence[str] | None = None,
+) -> Dataset:
+    """A data set of a training and a test part, or of one part, which is divided."""
+    labels = [label for part in parts for label in part[1]]
+    users = [user for part in parts for user in part[2] or ()]
+    if class_names is None:
+        class_names, numbers = _numbered(labels, f"{where}: the labels")
+    else:
+        numbers = np.asarray(labels, np.int64)
+    owners = _numbered(users, f"{where}: the users")[1].astype(np.int32) if users else None
+    splits, first = [], 0
+    for inputs, theirs, _ in parts:
+        rows = slice(first, first + len(theirs))
+        splits.append(Split(inputs, numbers[rows], None if owners is None else owners[rows]))
+        first += len(theirs)
+    if len(splits) == 1:
+        say(f"{where} has no test split: a fifth of every class is the test")
+        test = _fifth(splits[0].labels)
+        splits = [splits[0].take(np.flatnonzero(~test)), splits[0].take(np.flatnonzero(test))]
+    return labelled(name, splits[0], splits[1], class_names, where=where)
+
+
+def _numbered(values: list[Any], what: str) -> tuple[list[str], np.ndarray]:
+    """Distinct values as names, and each value's number among them; numbers in the order of numbers."""
+    if any(isinstance(value, list | dict | float) for value in values):
+        raise DataError(f"{what} must be names or whole numbers, got {values[0]!r}")
+    names = [str(value) for value in values]
+    distinct = sorted(set(names), key=lambda name: (0, int(name), "") if _whole(name) else (1, 0, name))
+    number = {name: i for i, name in enumerate(distinct)}
+    return distinct, np.array([number[name] for name in names], np.int64)
+
+
+def _whole(name: str) -> bool:
+    return name.removeprefix("-").isdecimal()
+
+
+def _fifth(labels: np.ndarray) -> np.ndarray:
+    """Which rows are the test's, bool[n]: the same whenever the file is the same."""
+    rng, test = np.random.default_rng(0), np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        test[rows[: max(1, round(TEST_SHARE * len(rows)))]] = True
+    return test
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,156 @@
+"""Tables of texts: what a row holds arrives, splits are what the source says, and bad rows are named."""
+
+import json
+import types
+
+import numpy as np
+import pytest
+
+from deltamask_jax import data
+from deltamask_jax.data import Columns, DataError, Texts, tables
+
+ROWS = [
+    {"text": 'He said "no", twice', "label": "bad", "who": "ann"},
+    {"text": "so\ngood", "label": "good", "who": "bob"},
+    {"text": "über", "label": "good", "who": "ann"},
+    {"text": "meh", "label": "bad", "who": "eve"},
+]
+
+
+def quoted(value):
+    return '"' + str(value).replace('"', '""') + '"'
+
+
+def as_csv(rows):
+    return "".join(",".join(map(quoted, row)) + "\n" for row in [list(rows[0]), *(r.values() for r in rows)])
+
+
+def as_jsonl(rows):
+    return "\n".join(json.dumps(row) for row in rows) + "\n\n"
+
+
+WRITERS = {"csv": as_csv, "jsonl": as_jsonl}
+
+
+@pytest.fixture(params=WRITERS)
+def kind(request):
+    return request.param
+
+
+def test_a_column_says_which_split_a_row_is_of(kind, tmp_path):
+    rows = [row | {"split": part} for part in ("train", "validation") for row in ROWS]
+    rows[-1]["text"] = "another"
+    file = tmp_path / f"reviews.{kind}"
+    file.write_text(WRITERS[kind](rows), encoding="utf-8")
+    loaded = data.load(f"{kind}:{file}", columns=Columns(user="who"))
+    assert (loaded.name, loaded.class_names) == ("reviews", ("bad", "good"))
+    assert loaded.train.images.texts == tuple(row["text"] for row in ROWS)
+    assert loaded.test.images.texts[-1] == "another"
+    assert loaded.train.labels.tolist() == [0, 1, 1, 0] and loaded.train.users.tolist() == [0, 1, 0, 2]
+
+
+def test_a_folder_holds_both_splits(kind, tmp_path):
+    for part, rows in (("train", ROWS), ("test", ROWS[:2])):
+        (tmp_path / f"{part}.{kind}").write_text(WRITERS[kind](rows), encoding="utf-8")
+    loaded = data.load(f"{kind}:{tmp_path}")
+    assert len(loaded.train) == 4 and loaded.test.images[np.array([1])] == ["so\ngood"]
+    assert loaded.train.users is None
+
+
+def test_without_a_split_a_fifth_of_every_class_is_the_test(kind, tmp_path, capsys):
+    rows = [{"text": f"number {i}", "label": 10 if i % 3 else 9} for i in range(60)]
+    file = tmp_path / f"numbers.{kind}"
+    file.write_text(WRITERS[kind](rows))
+    first, again = (data.load(f"{kind}:{file}") for _ in range(2))
+    assert first.class_names == ("9", "10")  # by value, not by the alphabet
+    assert np.bincount(first.test.labels).tolist() == [4, 8] and len(first.train) == 48
+    assert first.test.images.texts == again.test.images.texts
+    assert not set(first.train.images.texts) & set(first.test.images.texts)
+    assert "a fifth of every class" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "message"),
+    [
+        ("csv", "text,label\na,1\nb\n", "row 3: other than 2 fields"),
+        ("csv", "text,label\na,1,2\n", "row 2: other than 2 fields"),
+        ("csv", "words,label\na,1\nb,0\n", "row 1 has no 'text', only words, label; config.columns"),
+        ("csv", "text,label,split\na,1,train\nb,0,held\n", "'split' must say train or test, got held, train"),
+        ("csv", b"text,label\n\xff\xfe,1\n", "no CSV file in UTF-8"),
+        ("jsonl", '{"text": "a", "label": 1}\n[1]\n', "line 2: no JSON object"),
+        ("jsonl", '{"text": "a", "label": 1}\n{"text"\n', "no file of JSON lines"),
+        ("jsonl", '{"text": "a", "label": 1}\n{"text": "b"}\n', "row 2 has no 'label', only text"),
+        ("jsonl", '{"text": "a", "label": [1]}\n', "must be names or whole numbers"),
+        ("jsonl", '{"text": "a", "label": 1}\n', "no training examples"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(kind, content, message, tmp_path):
+    file = tmp_path / f"broken.{kind}"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DataError, match=message) as error:
+        data.load(f"{kind}:{file}")
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_file_that_is_not_there(kind, tmp_path):
+    with pytest.raises(DataError, match="no file"):
+        data.load(f"{kind}:{tmp_path}/none.{kind}")
+
+
+def test_texts_are_hashed_by_what_they_say():
+    from deltamask_jax.data.features import fingerprint
+
+    texts = Texts(("ab", "c"))
+    assert fingerprint(texts) == fingerprint(Texts(("ab", "c"))) != fingerprint(Texts(("a", "bc")))
+    assert texts.take(np.array([1])).texts == ("c",)
+
+
+class Part(list):
+    """A split as `datasets` gives it."""
+
+    _fingerprint = "f"
+
+    def __init__(self, rows, names):
+        super().__init__(rows)
+        self.features = dict.fromkeys(rows[0]) | {"label": types.SimpleNamespace(names=names)}
+
+    def __getitem__(self, key):
+        return [row[key] for row in self] if isinstance(key, str) else super().__getitem__(key)
+
+
+def test_a_data_set_of_the_hub_keeps_its_class_names(monkeypatch):
+    rows = [{"text": "a", "label": 1}, {"text": "b", "label": 0}]
+    found = {"train": Part(rows, ["no", "yes"]), "validation": Part(rows[:1], ["no", "yes"])}
+    fake = types.SimpleNamespace(
+        DownloadConfig=lambda **options: options, load_dataset=lambda *name, download_config: found
+    )
+    monkeypatch.setitem(__import__("sys").modules, "datasets", fake)
+    loaded = tables.load_hub("org/name,english", Columns())
+    assert loaded.class_names == ("no", "yes") and loaded.train.labels.tolist() == [1, 0]
+    assert loaded.test.images.texts == ("a",)
+
+
+def test_images_of_the_hub_are_decoded_when_they_are_asked_for(monkeypatch):
+    from PIL import Image
+
+    rows = [{"image": Image.fromarray(np.full((4, 4), i, np.uint8)), "label": i} for i in range(2)]
+    found = {"train": Part(rows, ["a", "b"]), "test": Part(rows, ["a", "b"])}
+    fake = types.SimpleNamespace(
+        DownloadConfig=lambda **options: options, load_dataset=lambda *name, download_config: found
+    )
+    monkeypatch.setitem(__import__("sys").modules, "datasets", fake)
+    loaded = tables.load_hub("org/name", Columns())
+    assert loaded.train.images[np.array([1])][0].tolist() == [[[1] * 3] * 4] * 4
+
+
+def test_what_is_neither_cached_nor_to_be_reached_says_how_to_fetch_it(monkeypatch):
+    import huggingface_hub.utils
+
+    def unreachable(*arguments, **options):
+        raise ConnectionError
+
+    fake = types.SimpleNamespace(DownloadConfig=lambda **options: options, load_dataset=unreachable)
+    monkeypatch.setitem(__import__("sys").modules, "datasets", fake)
+    monkeypatch.setattr(huggingface_hub.utils, "get_session", lambda: types.SimpleNamespace(head=unreachable))
+    with pytest.raises(DataError, match=r"with a connection, run: python -c .*load_dataset\('org/name'\)"):
+        tables.load_hub("org/name", Columns())
