@@ -30,7 +30,8 @@ def get_config() -> ConfigDict:
     config.train_examples = 0  # examples to train on, stratified by class; 0 = all
     config.test_examples = 0  # examples to test on, stratified by class; 0 = all
 
-    config.columns = ConfigDict()  # what columns of 'csv:', 'jsonl:' and 'hf:' data are called
+    # What the columns of 'csv:', 'jsonl:' and 'hf:' data are called.
+    config.columns = ConfigDict()
     config.columns.text = "text"  # column of the texts
     config.columns.image = "image"  # column of the images; 'hf:' only
     config.columns.label = "label"  # column of the classes, by name or number

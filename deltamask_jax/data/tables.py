@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from deltamask_jax.data import stratify
 from deltamask_jax.data.dataset import DataError, Dataset, LazyImages, Split, Texts, labelled
 from deltamask_jax.progress import say
 
-TEST_SHARE = 0.2  # of the rows of every class, where the source has no test split
 _TEST = ("test", "validation", "val", "dev")  # what sources call it, in this order
 
 
@@ -179,8 +179,7 @@ def _dataset(
         first += len(theirs)
     if len(splits) == 1:
         say(f"{where} has no test split: a fifth of every class is the test")
-        test = _fifth(splits[0].labels)
-        splits = [splits[0].take(np.flatnonzero(~test)), splits[0].take(np.flatnonzero(test))]
+        return stratify.hold_out(name, splits[0], class_names, where=where)
     return labelled(name, splits[0], splits[1], class_names, where=where)
 
 
@@ -196,15 +195,6 @@ def _numbered(values: list[Any], what: str) -> tuple[list[str], np.ndarray]:
 
 def _whole(name: str) -> bool:
     return name.removeprefix("-").isdecimal()
-
-
-def _fifth(labels: np.ndarray) -> np.ndarray:
-    """Which rows are the test's, bool[n]: the same whenever the file is the same."""
-    rng, test = np.random.default_rng(0), np.zeros(len(labels), bool)
-    for label in np.unique(labels):
-        rows = rng.permutation(np.flatnonzero(labels == label))
-        test[rows[: max(1, round(TEST_SHARE * len(rows)))]] = True
-    return test
 
 
 def _line(error: Exception) -> str:

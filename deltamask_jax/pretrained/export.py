@@ -85,8 +85,8 @@ def _prefixed(key: str, prefix: str) -> str:
 def _config(model: Model, head: Head | None) -> tuple[dict[str, Any], str]:
     """config.json, and the prefix its architecture gives to the names of the backbone."""
     a = model.architecture
-    if a.family == "convmixer":
-        p = model.preprocessing
+    p = model.preprocessing
+    if a.family == "convmixer" and isinstance(p, Preprocessing):
         shape = {"input_size": [3, p.size, p.size], "mean": p.mean, "std": p.std, "crop_pct": p.crop}
         cfg = shape | {"first_conv": "stem.0", "classifier": "head", "interpolation": p.filter}
         classes = 0 if head is None else len(head["bias"])

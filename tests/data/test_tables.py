@@ -81,7 +81,7 @@ def test_without_a_split_a_fifth_of_every_class_is_the_test(kind, tmp_path, caps
         ("jsonl", '{"text": "a", "label": 1}\n{"text"\n', "no file of JSON lines"),
         ("jsonl", '{"text": "a", "label": 1}\n{"text": "b"}\n', "row 2 has no 'label', only text"),
         ("jsonl", '{"text": "a", "label": [1]}\n', "must be names or whole numbers"),
-        ("jsonl", '{"text": "a", "label": 1}\n', "no training examples"),
+        ("jsonl", '{"text": "a", "label": 1}\n', "of the one class"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(kind, content, message, tmp_path):
