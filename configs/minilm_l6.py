@@ -3,8 +3,8 @@ r"""MiniLM-L6, a sentence encoder of 22.7 M parameters: texts, within reach of t
     python -m deltamask_jax.main --config=configs/minilm_l6.py --config.data=csv:reviews.csv
     python -m deltamask_jax.main --config=configs/minilm_l6.py:dataset=hf:dair-ai/emotion,alpha=0.1
 
-d = 5,308,416 masked weights, those of the last three blocks. Texts have up to 64 tokens; features are the mean
-of a text's tokens. Elsewhere-trained weights: --config.model.checkpoint=DIR, with its tokenizer.json.
+d = 5,308,416 masked weights, those of the last three blocks. Texts have up to 64 tokens; features are the
+mean of a text's tokens. Elsewhere-trained weights: --config.model.checkpoint=DIR, with its tokenizer.json.
 """
 
 from configs import common
