@@ -1,4 +1,4 @@
-"""What a round costs on the way down: a snapshot of θ, the cohort's payloads, or the sum of its votes.
+"""What a round costs on the way down: a snapshot of θ, the cohort's payloads, or its votes' sum, held or not.
 
     python benchmarks/downlink.py --quick
     python benchmarks/downlink.py --json downlink.json
@@ -7,8 +7,10 @@
 Votes are flips of K clients whose logits each take a Gaussian step of their own (as in benchmarks/codecs.py),
 scaled to flip a share p of the mask bits. `snapshot` is θ as u16[d] (codecs/dense.py), `relay` all clients'
 `side_info` payloads (a few are encoded, the rest counted as their mean; seconds likewise), `tally` the vote
-sums. Seconds are of one call after a warm-up, elapsed and of all cores together (which others' work on the
-machine disturbs less); memory is the peak of the process that runs the case.
+sums. `held h` is the tally once the server holds votes back until they amount to h (`config.downlink.hold`):
+the last of `HELD_ROUNDS` rounds of drift from the same θ. Seconds are of one call after a warm-up, elapsed and
+of all cores together (which others' work on the machine disturbs less); memory is the peak of the process that
+runs the case.
 """
 
 import argparse
@@ -30,6 +32,7 @@ from deltamask_jax.public_random import EVERY_CLIENT, MASK, stream_key, uniforms
 SIZES = (1 << 20, 8_847_360, VIT_B)
 PART = 1 << 20  # positions drawn at a time
 RELAYED = 2  # payloads that are encoded
+HOLDS, HELD_ROUNDS = (2, 3), 6
 
 
 @dataclasses.dataclass
@@ -47,10 +50,10 @@ def theta16(logits):
     return np.clip(np.rint(65536 / (1 + np.exp(-np.clip(logits, -20, 20)))), 1, 65535).astype(np.uint16)
 
 
-def drawn(d: int, clients: int, p: float, shared: bool, seed: int = 2) -> Cohort:
-    """Gaussian drift, in parts, so that memory stays that of what is measured."""
+def drawn(d: int, clients: int, p: float, shared: bool, number: int = 1, seed: int = 2) -> Cohort:
+    """Gaussian drift in round `number`, in parts, so that memory stays that of what is measured."""
     words = [EVERY_CLIENT] if shared else range(clients)
-    keys = tuple(stream_key(seed, 1, word, MASK) for word in words)
+    keys = tuple(stream_key(seed, number, word, MASK) for word in words)
     theta, votes, flips = np.empty(d, np.uint16), np.zeros(d, np.int32), [[] for _ in range(RELAYED)]
     scale = None
     for start in range(0, d, PART):
@@ -60,6 +63,7 @@ def drawn(d: int, clients: int, p: float, shared: bool, seed: int = 2) -> Cohort
         settled = rng.random(len(at), np.float32) < 0.7
         logits = np.where(settled, 3.5 + 0.5 * logits, 1.5 * logits).astype(np.float32)
         here = theta[start : start + PART] = theta16(logits)
+        rng = rng if number == 1 else np.random.default_rng([seed, start, number])
         u = uniforms_at(keys[0], at)
         if scale is None:
             step, low, high = rng.standard_normal(len(at), np.float32), 0.0, 64.0
@@ -74,7 +78,7 @@ def drawn(d: int, clients: int, p: float, shared: bool, seed: int = 2) -> Cohort
             votes[start + flipped] += np.where(u[flipped] < here[flipped], -1, 1)
             if client < RELAYED:
                 flips[client].append(flipped + np.uint32(start))
-    context = codecs.Context(d, theta, tuple(keys), 1, codecs.SERVER, voters=clients)
+    context = codecs.Context(d, theta, tuple(keys), number, codecs.SERVER, voters=clients)
     return Cohort("gaussian", p, votes, context, [np.concatenate(parts) for parts in flips])
 
 
@@ -146,6 +150,17 @@ def measure(make, *arguments) -> list[dict]:
     if not np.array_equal(decoded, votes):
         raise AssertionError("tally lost votes")
     add("tally", len(payload), encode_seconds, decode_seconds)
+    for hold in HOLDS if make is drawn and not shared else ():
+        waiting = np.zeros(d, np.int32)
+        for number in range(1, HELD_ROUNDS + 1):
+            later = drawn(*arguments, number)
+            waiting += later.votes
+            told = np.where(np.abs(waiting) >= hold, waiting, 0)
+            waiting -= told
+        known = dataclasses.replace(later.context, voters=context.voters + hold - 1)
+        payload, encode_seconds = timed(lambda told=told, known=known: codec.encode(told, known))
+        _, decode_seconds = timed(lambda payload=payload, known=known: codec.decode(payload, known))
+        add(f"held {hold}", len(payload), encode_seconds, decode_seconds)
     whole = codecs.get("dense", dtype="uint16")
     payload, encode_seconds = timed(lambda: whole.encode(context.theta, context))
     _, decode_seconds = timed(lambda: whole.decode(payload, context))
