@@ -8,9 +8,8 @@ Votes are flips of K clients whose logits each take a Gaussian step of their own
 scaled to flip a share p of the mask bits. `snapshot` is θ as u16[d] (codecs/dense.py), `relay` all clients'
 `side_info` payloads (a few are encoded, the rest counted as their mean; seconds likewise), `tally` the vote
 sums. `held h` is the tally once the server holds votes back until they amount to h (`config.downlink.hold`):
-the last of `HELD_ROUNDS` rounds of drift from the same θ. Seconds are of one call after a warm-up, elapsed and
-of all cores together (which others' work on the machine disturbs less); memory is the peak of the process that
-runs the case.
+the last of `HELD_ROUNDS` rounds of drift from one θ. Seconds are of one call after a warm-up, elapsed and of
+all cores together (which others' work on the machine disturbs less); memory is the peak of the process.
 """
 
 import argparse
