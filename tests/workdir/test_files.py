@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltamask_jax import metrics
@@ -26,6 +26,7 @@ NUMBERS = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 VALUES = st.recursive(NUMBERS, lambda part: st.lists(part) | st.dictionaries(st.text(), part), max_leaves=8)
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(), VALUES))
 def test_every_file_is_json_whatever_the_numbers(tmp_path_factory, record):
     folder = tmp_path_factory.mktemp("files")
