@@ -81,6 +81,8 @@ def locate(named: str) -> str:
     if not file.exists() and file.parent == Path("configs") and (FOLDER / file.name).is_file():
         file = FOLDER / file.name
         path = str(file)
+    # A sys.path entry would be plainer, but offers a wheel's `data`, `config`, … as top-level names too, and
+    # a package called configs elsewhere on the path, a user's own for example, would hide the shipped files.
     if "configs" not in sys.modules:
         spec = ModuleSpec("configs", None, is_package=True)
         own = [file.parent.resolve()] if file.parent.name == "configs" else []

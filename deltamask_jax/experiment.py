@@ -211,16 +211,16 @@ def _naming_the_culprit(config) -> Generator[None]:
 def _summarise(config, records, details, probe_accuracy, d, seconds) -> dict[str, Any]:
     """summary.json: totals over all rounds, means over those after the head's."""
     accuracies = [r["accuracy"] for r in records if r["accuracy"] is not None]
+    sent = {f"{way}_bytes": sum(r[f"{way}_bytes"] for r in records) for way in ("uplink", "downlink")}
     return {
         "method": config.method,
         "final_accuracy": accuracies[-1],
         "best_accuracy": max(accuracies),
         "linear_probe_accuracy": probe_accuracy,
         "initial_accuracy": accuracies[0],
-        **{
-            f"{way}_bytes": sum(r[f"{way}_bytes"] for r in records) for way in ("total", "uplink", "downlink")
-        },
-        "total_bytes_per_client": sum(r["total_bytes"] for r in records) / config.clients,
+        "total_bytes": sum(sent.values()),
+        **sent,
+        "total_bytes_per_client": sum(sent.values()) / config.clients,
         **{
             f"mean_{key}": metrics.mean(r.get(key) for r in records[1:])
             for key in ("uplink_bpp", "downlink_bpp", *details)

@@ -1,10 +1,11 @@
-"""Where compiled programs are kept, and that a run does without."""
+"""Where compiled programs are kept, and that a run does without; how large weights are divided."""
 
 import pwd
 import tempfile
 
 import jax
 import pytest
+from jax.sharding import PartitionSpec
 
 from deltamask_jax import devices
 
@@ -76,3 +77,11 @@ def test_a_named_cache_is_left_to_jax(kept, monkeypatch, tmp_path, caplog, named
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", named.format(tmp_path))
     devices.keep_compilations()
     assert not kept and not caplog.text
+
+
+def test_large_arrays_alone_are_divided_along_their_longest_axis():
+    assert devices.weight_spec((64, 6, 256), 2) == PartitionSpec(None, None, "weights")
+    assert devices.weight_spec((256, 63), 2) == PartitionSpec("weights")
+    assert devices.weight_spec((255, 63), 2) == devices.weight_spec((64,), 2) == PartitionSpec()
+    with pytest.raises(ValueError, match="weight_shards=3"):
+        devices.mesh(3, [None] * 4)

@@ -7,10 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
 
-from deltamask_jax import devices
-from deltamask_jax.federation import hosts
 from tests import play_round
 
 
@@ -71,34 +68,3 @@ def test_two_processes_give_the_round_of_one(tmp_path, alone, tokens):
         assert result["evaluated"] == 27 + process  # its share of 55 examples
         if tokens == "demand":  # those of its share of the clients
             assert len(result["computed"]) == [1 + 20, 7 + 8 + 16][process]
-
-
-def test_incomplete_flags_and_small_cohorts_are_refused(monkeypatch):
-    for processes, process in ((None, None), (2, None), (2, 2)):
-        with pytest.raises(ValueError, match="--processes=N"):
-            hosts.start("localhost:1", processes, process)
-    for processes, process in ((2, 1), (2, None), (None, 1)):
-        with pytest.raises(ValueError, match="need --coordinator"):
-            hosts.start("", processes, process)
-    hosts.start("", 1, 0)
-    monkeypatch.setattr(hosts, "count", lambda: 3)
-    with pytest.raises(ValueError, match="a cohort of 2"):
-        hosts.share(2)
-
-
-def test_shares_are_blocks_that_cover_the_cohort(monkeypatch):
-    monkeypatch.setattr(hosts, "count", lambda: 3)
-    rows = []
-    for process in range(3):
-        monkeypatch.setattr(hosts, "index", lambda process=process: process)
-        rows.append(np.arange(10)[hosts.share(10)])
-    assert [len(block) for block in rows] == [3, 3, 4]
-    np.testing.assert_array_equal(np.concatenate(rows), np.arange(10))
-
-
-def test_large_arrays_alone_are_divided_along_their_longest_axis():
-    assert devices.weight_spec((64, 6, 256), 2) == PartitionSpec(None, None, "weights")
-    assert devices.weight_spec((256, 63), 2) == PartitionSpec("weights")
-    assert devices.weight_spec((255, 63), 2) == devices.weight_spec((64,), 2) == PartitionSpec()
-    with pytest.raises(ValueError, match="weight_shards=3"):
-        devices.mesh(3, [None] * 4)

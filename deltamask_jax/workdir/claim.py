@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import deltamask_jax
+from deltamask_jax import config_files
 from deltamask_jax.progress import say
 from deltamask_jax.workdir import files
 
@@ -158,8 +159,8 @@ def _check_same_config(workdir: Path, config) -> None:
         return  # nothing was played yet, so nothing is lost: a mistyped first command, for example
     if not path.exists():
         raise ValueError(f"{workdir} holds metrics.jsonl without its config.json: {WAYS_OUT}")
-    try:
-        earlier = _flat(json.loads(path.read_text()))
+    try:  # settings that its version did not have yet were as they are by default
+        earlier = _flat(config_files.defaults().to_dict()) | _flat(json.loads(path.read_text()))
     except (ValueError, AttributeError):
         raise ValueError(f"{path} is not JSON, so nothing in it can be continued: {WAYS_OUT}") from None
     now = _flat(json.loads(json.dumps(config.to_dict())))

@@ -97,6 +97,16 @@ def heavy_tailed(n: int, seed: int = 0) -> np.ndarray:
     return (rng.lognormal(size=n) * rng.normal(size=n)).astype(np.float32)
 
 
+def context_of(n: int, client: int = 2) -> codecs.Context:
+    return codecs.Context(n, round=1, client=client, seed=7)
+
+
+def sent(codec: codecs.Codec, x: np.ndarray, client: int = 2) -> np.ndarray:
+    """What arrives of values."""
+    context = context_of(x.size, client)
+    return codec.decode(codec.encode(x, context), context)
+
+
 def type_of(codec: codecs.Codec) -> np.dtype:
     """Of what a codec of values takes and gives."""
     return jnp.dtype(codec.name.removeprefix("dense-") if codec.name.startswith("dense") else "float32")

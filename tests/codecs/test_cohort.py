@@ -83,14 +83,6 @@ def test_capacity_gives_clients_one_seed_and_shape():
     assert len({len(payload) for payload in payloads}) == 1
 
 
-def test_rows_hold_every_client_side_by_side():
-    tables = [np.random.default_rng(k).integers(0, 1 << 16, 50, dtype=np.uint16) for k in range(11)]
-    rows = membership.client_rows(tables)
-    assert rows.dtype == np.uint16 and rows.shape == (50, 16)
-    np.testing.assert_array_equal(rows[:, :11].T, tables)
-    assert not rows[:, 11:].any()
-
-
 @pytest.mark.parametrize("name", ["bfuse", "rice"])
 def test_bad_payloads_are_named_in_their_place_and_the_others_are_counted(name):
     codec = codecs.get(name)

@@ -112,3 +112,16 @@ def test_what_encoders_write_has_few_blocks_and_is_short_enough(size, level):
     incompressible = rng.integers(0, 256, size, dtype=np.uint8).tobytes()
     for container in containers.CONTAINERS:
         assert containers.unpack(containers.pack(incompressible, container), size, container)
+
+
+def test_a_png_of_the_right_pixels_needs_its_checksums():
+    data = bytes(range(200))
+    blob = bytearray(containers.pack(data, "png"))
+    assert containers.unpack(bytes(blob), 200, "png") == data
+    at = blob.index(b"IDAT")
+    (length,) = struct.unpack_from(">I", blob, at - 4)
+    for place in (29, at + 4 + length, len(blob) - 1):  # of IHDR, IDAT and IEND
+        broken = bytearray(blob)
+        broken[place] ^= 1
+        with pytest.raises(PayloadError):
+            containers.unpack(bytes(broken), 200, "png")

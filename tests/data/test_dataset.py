@@ -5,6 +5,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from deltamask_jax import data
 from deltamask_jax.data.dataset import DataError, Split, classes, labelled
 
 LABELS = st.lists(st.integers(-2, 5) | st.sampled_from([255, 20_000_003, 2**40]), max_size=12)
@@ -52,3 +53,11 @@ def test_images_without_pixels_are_refused():
     whole = Split(np.zeros((2, 1, 3), np.uint8), np.array([0, 1]))
     with pytest.raises(DataError, match="test images have no pixels"):
         labelled("name", whole, empty, where="here")
+
+
+def test_lazy_images_are_taken_from_what_was_taken():
+    lazy = data.LazyImages(lambda positions: [np.full((2, 2), p) for p in positions], range(9), "")
+    part = lazy.take(np.array([8, 3, 5])).take(np.array([2, 0]))
+    assert len(part) == 2
+    assert part[:][:, 0, 0].tolist() == part[np.array([0, 1])][:, 0, 0].tolist() == [5, 8]
+    assert part[1].shape == (2, 2) and part[1][0, 0] == 8

@@ -1,9 +1,7 @@
-"""The engine: programs compiled once; the chunk chosen from memory and backend, halved when memory runs out,
-coded while the next trains."""
+"""The engine: programs compiled once; the chunk chosen from memory and backend, halved when memory runs
+out."""
 
-import dataclasses
 import gc
-import threading
 import weakref
 
 import jax
@@ -12,9 +10,8 @@ import numpy as np
 import pytest
 
 from deltamask_jax import devices, methods
-from deltamask_jax.federation import cohort, engine, uplink
+from deltamask_jax.federation import cohort, engine
 from deltamask_jax.federation.engine import Engine
-from deltamask_jax.methods.method import Link
 from tests.conftest import cohort_of
 from tests.federation.test_cohort import plan, watched
 
@@ -167,26 +164,3 @@ def test_the_memory_of_a_chunk_counts_its_examples_on_the_host_and_reads_none(pr
     a_client = 20 * (tokens[0].nbytes + 4)  # the largest has 20 examples and their labels
     on_devices, on_host = measured
     assert on_host - on_devices == pytest.approx(4 * a_client, rel=0.2)  # two chunks of two clients
-
-
-def test_a_chunk_is_encoded_while_the_next_trains(problem, method, monkeypatch):
-    """The second chunk does not finish before the first one's encoding has begun: or nothing overlaps."""
-    clients, began = np.arange(4), threading.Event()
-
-    def encode(*inputs):
-        began.set()
-        return method.up.encode(*inputs)
-
-    def train_in_chunks(*inputs, **options):
-        for rows in ([0, 1], [2, 3]):
-            yield np.array(rows), np.zeros((2, -(-problem.task.index.d // 8)), np.uint8), np.ones(2)
-            assert began.wait(timeout=60)
-
-    monkeypatch.setattr(cohort, "train_in_chunks", train_in_chunks)
-    watched = dataclasses.replace(method, up=Link(encode, method.up.decode))
-    schedule = plan(problem, clients, epochs=1)
-    sent = uplink.train_and_send(
-        problem.engine, watched, method.init(), None, None, schedule, cohort_of(clients)
-    )
-    assert len(sent.payloads) == len(sent.updates) == len(sent.losses) == 4
-    assert 0 <= sent.exposed_seconds <= sent.codec_seconds

@@ -220,3 +220,26 @@ def test_alone_nothing_is_exchanged():
     with hosts.ending_together(), hosts.before_exit(lambda: ""):
         hosts.agree({"a": object()})
     assert str(hosts.workdir("runs/a")) == "runs/a"
+
+
+def test_incomplete_flags_and_small_cohorts_are_refused(monkeypatch):
+    for processes, process in ((None, None), (2, None), (2, 2)):
+        with pytest.raises(ValueError, match="--processes=N"):
+            hosts.start("localhost:1", processes, process)
+    for processes, process in ((2, 1), (2, None), (None, 1)):
+        with pytest.raises(ValueError, match="need --coordinator"):
+            hosts.start("", processes, process)
+    hosts.start("", 1, 0)
+    monkeypatch.setattr(hosts, "count", lambda: 3)
+    with pytest.raises(ValueError, match="a cohort of 2"):
+        hosts.share(2)
+
+
+def test_shares_are_blocks_that_cover_the_cohort(monkeypatch):
+    monkeypatch.setattr(hosts, "count", lambda: 3)
+    rows = []
+    for process in range(3):
+        monkeypatch.setattr(hosts, "index", lambda process=process: process)
+        rows.append(np.arange(10)[hosts.share(10)])
+    assert [len(block) for block in rows] == [3, 3, 4]
+    np.testing.assert_array_equal(np.concatenate(rows), np.arange(10))

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from deltamask_jax import devices, methods
-from deltamask_jax.evaluation import evaluator, in_chunks
+from deltamask_jax import methods
+from deltamask_jax.evaluation import evaluator
 from deltamask_jax.federation import rounds
 from deltamask_jax.federation.rounds import play_round
 from tests.conftest import cohort_of, play, tiny_config
@@ -67,12 +67,3 @@ def test_local_randomness_counts_all_of_the_seed(problem, monkeypatch):
             play(problem, rounds=1, seed=seed)
         keys.append(str(seen.value))
     assert keys[0] == keys[3] and len(set(keys)) == 3
-
-
-def test_in_chunks_equals_one_call(monkeypatch):
-    monkeypatch.setattr("deltamask_jax.evaluation.EVALUATION_CHUNK", 4)
-    x = np.arange(10.0)
-    for array in (x, jax.numpy.asarray(x)):
-        for rows in (None, slice(3, 9), slice(9, 10), slice(4, 4)):
-            expected = 2 * x[rows or slice(None)]
-            np.testing.assert_array_equal(in_chunks(lambda a: a * 2, array, devices.mesh(), rows), expected)

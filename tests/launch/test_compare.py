@@ -1,21 +1,16 @@
 """Comparisons: what is run and what is not run again, the numbers of the table, one real run of it all."""
 
 import json
-import sys
-from pathlib import Path
 
+import compare
 import numpy as np
 import pytest
+import tuning
 from PIL import Image
 
 from deltamask_jax import experiment
 from deltamask_jax.workdir import files
 from tests.conftest import tiny_config
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "launch"))
-
-import compare  # noqa: E402
-import tuning  # noqa: E402
 
 UP = {"linear_probe": 1_000_000, "fedavg": 3_000_000}  # bytes a round
 

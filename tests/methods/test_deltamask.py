@@ -120,16 +120,6 @@ def test_thinned_votes_count_the_more(problem):
     assert abs(np.mean(kept) - 0.25) < 3 * np.std(kept) / 20**0.5
 
 
-def test_thinning_and_holding_need_votes_that_add_up():
-    regime = {"method": "deltamask", "mask__uniforms": "per_client", "mask__aggregator": "control_variate"}
-    methods.check(tiny_config(**regime, mask__ranking="thin", downlink__hold=2))
-    with pytest.raises(ValueError, match="ranking='thin' .*needs mask.aggregator='control_variate'"):
-        methods.check(tiny_config(mask__ranking="thin"))
-    for changes in ({}, regime | {"robust__aggregator": "clip"}, regime | {"method": "fedpm"}):
-        with pytest.raises(ValueError, match="hold=2 holds back whole votes: it needs one of"):
-            methods.check(tiny_config(**changes, downlink__hold=2))
-
-
 def test_evaluated_networks(problem):
     index = problem.task.index
     theta = np.linspace(655, 64880, index.d).astype(np.uint16)

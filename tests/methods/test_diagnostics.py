@@ -5,7 +5,6 @@ import numpy as np
 
 from deltamask_jax.flat_index import FlatIndex
 from deltamask_jax.methods.diagnostics import mask_diagnostics, ones_between
-from deltamask_jax.workdir import environment
 
 
 def test_bits_between_any_two_positions():
@@ -29,9 +28,3 @@ def test_layers_of_odd_sizes():
     expected = np.histogram(theta[:21], bins=16, range=(0, 65536))[0]
     assert found["theta_histogram"]["a/kernel"] == expected.tolist()
     assert sum(found["theta_histogram"]["b/kernel"]) == 14
-
-
-def test_environment_names_versions_and_the_commit():
-    found = environment.describe()
-    assert found["deltamask_jax"] and found["jax"] and found["cpu_cores"] >= 1
-    assert found["commit"] is None or len(found["commit"].rstrip("+")) == 40

@@ -7,7 +7,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from deltamask_jax import masks, methods
+from deltamask_jax import masks
 from deltamask_jax.flat_index import FlatIndex
 from deltamask_jax.methods import masking
 from deltamask_jax.public_random import EVERY_CLIENT, MASK, stream_key, uniforms
@@ -108,10 +108,3 @@ def test_the_running_posterior_averages_over_rounds_and_the_reset_one_does_not()
     }
     assert noise["running", 1] / noise["running", 4] == pytest.approx(4, rel=0.05)
     assert noise["beta", 1] / noise["beta", 4] == pytest.approx(1, rel=0.05)
-
-
-@pytest.mark.parametrize("name", ["fedmask", "klms"])
-def test_methods_without_public_uniforms_refuse_the_control_variate(name):
-    with pytest.raises(ValueError, match="use 'beta' or 'running'"):
-        methods.check(tiny_config(method=name, mask__aggregator="control_variate"))
-    methods.check(tiny_config(method=name, mask__aggregator="running"))

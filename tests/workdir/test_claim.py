@@ -74,6 +74,20 @@ def test_a_run_of_a_version_before_the_marker_is_known_by_its_files(tmp_path):
         experiment.run(tiny_config(seed=1), tmp_path)
 
 
+def test_a_run_of_a_version_with_fewer_settings_goes_on_where_they_are_as_by_default(tmp_path):
+    settings = tiny_config().to_dict()
+    del settings["downlink"], settings["mask"]["ranking"]
+    files.write_json(tmp_path / "config.json", settings)
+    files.append(tmp_path / "metrics.jsonl", {"round": 0, "uplink_bytes": 9})
+    with pytest.raises(ValueError, match="another config .downlink.hold is 1 there and 2 here"):
+        released(tmp_path, tiny_config(downlink__hold=2))
+    released(tmp_path, tiny_config())
+    settings["mask"]["gone"] = 3
+    files.write_json(tmp_path / "config.json", settings)
+    with pytest.raises(ValueError, match="mask.gone is 3 there and 'absent' here"):
+        released(tmp_path, tiny_config())
+
+
 def test_fresh_moves_only_what_a_run_wrote_into(tmp_path, capsys):
     folder, config = tmp_path / "run", tiny_config(resume="fresh")
     fill(folder, "train.jsonl")

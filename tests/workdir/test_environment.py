@@ -60,3 +60,9 @@ def test_a_platform_that_hides_the_cpu_is_refused(monkeypatch):
     monkeypatch.setattr(type(jax.config), "jax_platforms", "cuda")
     with pytest.raises(ValueError, match="^JAX_PLATFORMS=cuda hides the CPU .*: use JAX_PLATFORMS=cuda,cpu$"):
         environment.check()
+
+
+def test_environment_names_versions_and_the_commit():
+    found = environment.describe()
+    assert found["deltamask_jax"] and found["jax"] and found["cpu_cores"] >= 1
+    assert found["commit"] is None or len(found["commit"].rstrip("+")) == 40

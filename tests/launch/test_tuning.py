@@ -1,0 +1,35 @@
+"""Settings of methods: how they get into a config, and that all of them exist."""
+
+import pytest
+import tuning
+
+from deltamask_jax import methods
+from tests.conftest import tiny_config
+
+
+def test_every_need_and_setting_is_one_of_a_method():
+    for table in (tuning.NEEDS, *tuning.SETTINGS.values()):
+        assert table.keys() <= methods.METHODS.keys()
+        for method, settings in table.items():
+            tuning.with_settings(tiny_config(method=method), settings)
+
+
+def test_text_takes_the_type_of_the_setting_and_the_config_stays_as_it_was():
+    config = tiny_config()
+    changed = tuning.with_settings(config, {"rounds": "7", "mask.kappa": "0.5", "tensorboard": "true"})
+    assert (changed.rounds, changed.mask.kappa, changed.tensorboard) == (7, 0.5, True)
+    assert (config.rounds, config.tensorboard) == (2, False)
+    for settings, message in (
+        ({"mask.kapa": 1.0}, "did you mean 'mask.kappa'"),
+        ({"rounds": "many"}, "config.rounds='many': takes a int"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tuning.with_settings(config, settings)
+    with pytest.raises(ValueError, match="config.rounds=0"):
+        tuning.checked(config, {"rounds": 0})
+
+
+def test_what_a_method_needs_holds_on_every_network():
+    assert tuning.settings_of("vit_b16", "fedpm") == {"mask.aggregator": "beta"}
+    assert tuning.settings_of("glyph_vit", "fedpm") == {"mask.aggregator": "beta", "mask.learning_rate": 1.2}
+    assert tuning.settings_of("vit_b16", "deltamask") == {}

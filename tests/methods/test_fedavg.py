@@ -1,0 +1,88 @@
+"""FedAvg: which weights are trained, and the server's optimisers."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from deltamask_jax import methods, models
+from deltamask_jax.federation.rounds import play_round
+from deltamask_jax.flat_index import FlatIndex
+from deltamask_jax.methods.fedavg import server_optimizer, trained_weights
+from deltamask_jax.task import Task
+from tests.conftest import cohort_of, tiny_config
+from tests.methods.test_averaging import TWO, N, flat, perceptron
+
+
+@pytest.mark.parametrize("server", ["adam", "yogi"])
+def test_the_server_optimiser_takes_the_mean_update_for_a_gradient(server):
+    options = tiny_config(fedavg__server=server, fedavg__server_learning_rate=0.01).fedavg
+    method, rng = perceptron(server=server_optimizer(options)), np.random.default_rng(0)
+    state, start = method.init(), flat(method.init().weights)
+    updates = rng.normal(size=(2, N)).astype(np.float32)
+    for number in (1, 2):
+        state = method.merge(state, list(updates), dataclasses.replace(TWO, round=number))
+    mean = (3 * updates[0] + updates[1]) / 4
+    if server == "adam":  # a constant gradient g moves Adam by rate · g / (|g| + ε) a step
+        expected = start + 2 * 0.01 * mean / (np.abs(mean) + options.server_epsilon)
+        np.testing.assert_allclose(flat(state.weights), expected, atol=1e-5)
+    assert (np.sign(flat(state.weights) - start) == np.sign(mean)).all()
+
+
+def test_what_is_trained(problem):
+    task, flat_params = problem.task, lambda config: set(trained_weights(config.fedavg, problem.task).paths)
+    kernels = flat_params(tiny_config())
+    blocks = flat_params(tiny_config(fedavg__trained="blocks"))
+    backbone = flat_params(tiny_config(fedavg__trained="backbone"))
+    assert kernels == set(task.index.paths) and kernels < blocks < backbone
+    assert "Transformer/encoderblock_5/LayerNorm_0/scale" in blocks
+    assert not any("encoderblock_3" in path for path in blocks)
+    assert {"embedding/kernel", "Transformer/posembed_input/pos_embedding"} <= backbone
+    assert (
+        sum(x.size for x in jax.tree.leaves(task.params))
+        == trained_weights(tiny_config(fedavg__trained="backbone").fedavg, task).d
+    )
+
+
+def test_batch_statistics_are_not_trained():
+    from deltamask_jax.models.convmixer import ConvMixerConfig
+
+    model = models.from_architecture(
+        ConvMixerConfig(8, 3, kernel=3, patch=4, activation="relu", image_size=16),
+        name="convmixer_768_32",
+        trained_blocks=2,
+    )
+    task = Task(model, jax.eval_shape(model.init, jax.random.key(0)), {}, None)
+    for trained in ("blocks", "backbone"):
+        last = {
+            path.split("/")[-1]
+            for path in trained_weights(tiny_config(fedavg__trained=trained).fedavg, task).paths
+        }
+        assert last == {"kernel", "bias", "scale"}
+
+
+def test_the_whole_backbone_trains_on_images_through_every_block(problem):
+    """One round without a cached prefix: the embedding, first of all parameters, moves too."""
+    config = tiny_config(
+        method="fedavg", fedavg__trained="backbone", prefix_cache="off", fedavg__learning_rate=1e-3
+    )
+    methods.check(config)
+    shape = dataclasses.replace(models.PRESETS["tiny_vit"], depth=2)  # six take long to compile
+    model = models.from_architecture(shape, name="tiny_vit", trained_blocks=1)
+    params = model.init(jax.random.key(0))
+    whole = dataclasses.replace(
+        model, suffix=lambda params, images: model.suffix(params, model.prefix(params, images))
+    )
+    images = jax.random.normal(jax.random.key(3), (len(problem.labels[0]), 32, 32, 3))
+    trained = dataclasses.replace(
+        problem,
+        config=config,
+        task=Task(whole, params, problem.task.head, FlatIndex.create(params, model.masked)),
+        inputs={"tokens": (images, images)},
+    )
+    method = methods.build(config, trained.task)
+    state, result = play_round(trained, method, method.init(), cohort_of([0, 3]))
+    after, _ = method.network(state)
+    assert not np.allclose(after["embedding"]["kernel"], params["embedding"]["kernel"], atol=1e-5)
+    assert result.downlink_bytes > 2 * 4 * 0.7 * sum(x.size for x in jax.tree.leaves(params))

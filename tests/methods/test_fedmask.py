@@ -1,0 +1,44 @@
+"""FedMask: a bit per weight, and no sampling."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deltamask_jax import methods
+from tests.conftest import cohort_of, tiny_config
+from tests.methods.test_fedpm import CLIENTS, COHORT, D, build, some_round, updates
+
+
+def test_fedmask_is_one_bit_a_weight_and_a_header(problem):
+    method = build(problem, "fedmask")
+    state, thetas = some_round(method)
+    sent = updates(method, thetas)
+    payloads = method.up.encode(state, sent, COHORT)
+    assert {len(payload) for payload in payloads} == {32 + -(-D // 8)}
+    votes = sum((theta > 32768).astype(int) for theta in thetas)
+    decoded, _ = method.up.decode(state, payloads, COHORT)
+    assert np.mean(decoded.ones != votes) < 1e-4  # but for rounding of logits
+    new = method.merge(state, decoded, COHORT)
+    expected = np.clip(65536.0 * decoded.ones / 3, 655, 64881)
+    np.testing.assert_allclose(new.theta, expected, atol=1)
+    assert len(method.up.decode(state, payloads, cohort_of(CLIENTS, 2))[1]) == len(CLIENTS)
+
+
+def test_fedmask_does_not_sample(problem):
+    """Two keys, one step; FedPM's steps differ."""
+    batch = {
+        "inputs": problem.inputs["tokens"][0][:4],
+        "labels": problem.labels[0][:4],
+        "weights": jnp.ones(4),
+    }
+    differs = {}
+    for name in ("fedmask", "fedpm"):
+        method = methods.build(tiny_config(method=name), problem.task)
+        received = method.start(method.init(), COHORT)
+        start = method.client.init(method.frozen, received)
+        step = jax.jit(method.client.step)
+        carries = [step(method.frozen, received, start, batch, jax.random.key(i))[0] for i in (0, 1)]
+        first, second = (problem.task.index.ravel(carry[0]) for carry in carries)
+        differs[name] = float(jnp.abs(first - second).max())
+        assert float(jnp.abs(first - problem.task.index.ravel(start[0])).max()) > 0.05
+    assert differs["fedmask"] == 0 < differs["fedpm"]

@@ -1,0 +1,36 @@
+"""Which settings a method refuses before anything slow happens, and whether it trains the prefix."""
+
+import pytest
+
+from deltamask_jax import methods
+from tests.conftest import tiny_config
+
+
+def test_training_the_whole_backbone_leaves_no_prefix_to_cache():
+    config = tiny_config(method="eden", fedavg__trained="backbone")
+    assert methods.trains_prefix(config)
+    config.method = "deltamask"  # whose weights are frozen anyway
+    assert not methods.trains_prefix(config)
+
+
+def test_thinning_and_holding_need_votes_that_add_up():
+    regime = {"method": "deltamask", "mask__uniforms": "per_client", "mask__aggregator": "control_variate"}
+    methods.check(tiny_config(**regime, mask__ranking="thin", downlink__hold=2))
+    with pytest.raises(ValueError, match="ranking='thin' .*needs mask.aggregator='control_variate'"):
+        methods.check(tiny_config(mask__ranking="thin"))
+    for changes in ({}, regime | {"robust__aggregator": "clip"}, regime | {"method": "fedpm"}):
+        with pytest.raises(ValueError, match="hold=2 holds back whole votes: it needs one of"):
+            methods.check(tiny_config(**changes, downlink__hold=2))
+
+
+@pytest.mark.parametrize("name", ["fedmask", "klms"])
+def test_methods_without_public_uniforms_refuse_the_control_variate(name):
+    with pytest.raises(ValueError, match="use 'beta' or 'running'"):
+        methods.check(tiny_config(method=name, mask__aggregator="control_variate"))
+    methods.check(tiny_config(method=name, mask__aggregator="running"))
+
+
+def test_lies_and_robust_aggregators_are_refused_for_methods_without_flips():
+    for change in ({"attack__kind": "all_flip"}, {"robust__aggregator": "median"}):
+        with pytest.raises(ValueError, match="is about flips"):
+            methods.check(tiny_config(method="fedavg", **change))
