@@ -29,6 +29,7 @@ def get_config() -> ConfigDict:
     config.data_dir = ""  # folder of prepared tfds data; '' = its own default
     config.train_examples = 0  # examples to train on, stratified by class; 0 = all
     config.test_examples = 0  # examples to test on, stratified by class; 0 = all
+    config.validation_examples = 0  # training examples held out and evaluated in the place of the test's
 
     config.prefix_cache = "memory"  # the frozen prefix's outputs: 'memory', './folder', 'off' = ever anew
 

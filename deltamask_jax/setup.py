@@ -27,7 +27,9 @@ def set_up(config, workdir: Path) -> Problem:
     run = engine.from_config(config)
     mesh = run.mesh
     dataset = data.load(config.data, cache_dir=config.data_dir or None)
-    dataset = data.subset(dataset, config.train_examples, config.test_examples, config.seed)
+    dataset = data.subset(
+        dataset, config.train_examples, config.test_examples, config.seed, config.validation_examples
+    )
     parts = partition.split(
         config.partition.name,
         dataset.train.labels,

@@ -15,9 +15,10 @@ from tests.conftest import tiny_config
 sys.path.insert(0, str(Path(__file__).parents[2] / "launch"))
 
 import compare  # noqa: E402
+import search  # noqa: E402
 import tuning  # noqa: E402
 
-UP = {"linear_probe": 1_000_000, "fedavg": 3_000_000}  # bytes a round
+UP = {"linear_probe": 1_000_000, "fedavg": 3_000_000, "eden": 500_000}  # bytes a round
 
 
 @pytest.fixture
@@ -31,7 +32,8 @@ def played(monkeypatch):
         names.append((config.method, config.seed, config.rounds))
         workdir.mkdir(parents=True, exist_ok=True)
         files.write_json(workdir / "config.json", config.to_dict())
-        accuracies = [0.5, 0.6, None, 0.8 + config.seed / 10]
+        last = 0.2 if config.method == "linear_probe" else 0.8 + config.seed / 10
+        accuracies = [0.1, 0.6 * last, None, last]
         for number, accuracy in enumerate(accuracies):
             up = UP[config.method] if number else 100_000
             record = {"round": number, "accuracy": accuracy, "uplink_bytes": up, "downlink_bytes": 2 * up}
@@ -48,39 +50,51 @@ def played(monkeypatch):
     return names
 
 
-def compared(out, config=None, names=("linear_probe", "fedavg"), seeds=2, target=0.85):
-    failed = compare.compare(config or tiny_config(), list(names), seeds, out, target, "the command")
+def compared(out, config=None, names=("linear_probe", "fedavg"), seeds=2):
+    failed = compare.compare(config or tiny_config(), list(names), seeds, out, "the command")
     return failed, json.loads((out / "comparison.json").read_text())
 
 
 def test_numbers_of_the_table(played, tmp_path):
     failed, comparison = compared(tmp_path)
-    assert not failed and comparison["target_accuracy"] == 0.85
+    assert not failed
+    assert comparison["linear_probe_accuracy"] == pytest.approx(0.2)
+    assert comparison["full_training_accuracy"] == pytest.approx(0.85)
+    gain = comparison["targets"]
+    assert gain == {"95% of the gain": pytest.approx(0.8175), "99% of the gain": pytest.approx(0.8435)}
     probe, fedavg = comparison["rows"]
     assert (probe["method"], fedavg["method"], fedavg["seeds"]) == ("linear_probe", "fedavg", [0, 1])
     assert fedavg["accuracy"] == pytest.approx(0.85)
     assert fedavg["accuracy_spread"] == pytest.approx(0.1 / 2**0.5)
-    assert fedavg["seeds_at_target"] == 1 and fedavg["rounds_to_target"] == 3  # only seed 1 gets there
-    assert fedavg["uplink_megabytes_to_target"] == pytest.approx(9.1)
-    assert probe["downlink_megabytes_to_target"] == pytest.approx(6.2)
+    cost = fedavg["to"]["95% of the gain"]
+    assert (cost["seeds"], cost["rounds"]) == (1, 3)  # only seed 1 gets there
+    assert cost["total_megabytes"] == pytest.approx(27.3)
+    assert (fedavg["uplink_megabytes"], fedavg["downlink_megabytes"]) == pytest.approx((9.1, 18.2))
+    assert probe["to"]["95% of the gain"] == {"seeds": 0} and probe["total_megabytes"] == pytest.approx(9.3)
     assert fedavg["seconds_per_round"] == 2
     assert [p["round"] for p in fedavg["curve"]] == [0, 1, 3]  # round 2 was not evaluated
-    assert fedavg["curve"][2]["uplink_megabytes"] == pytest.approx(9.1)
+    assert fedavg["curve"][2]["total_megabytes"] == pytest.approx(27.3)
     assert (fedavg["curve"][2]["low"], fedavg["curve"][2]["high"]) == (0.8, 0.9)
     table = (tmp_path / "comparison.md").read_text()
-    assert "| fedavg | 85.0 ± 7.1 | 85.0 | 3 (1 of 2 seeds) | 27.3 | 9.1 | 18.2 | 0.1 | 16 | 2 |" in table
-    assert "`the command`" in table
+    assert (
+        "| method | MB up + down | MB to 95% of the gain | MB to 99% of the gain | accuracy | best" in table
+    )
+    reached = "27.3 (1 of 2 seeds)"
+    assert (
+        f"| fedavg | 27.3 | {reached} | {reached} | 85.0 ± 7.1 | 85.0 | 9.1 | 18.2 | 0.1 | 16 | 2 |" in table
+    )
+    assert "`the command`" in table and "test examples" in table
     picture = np.asarray(Image.open(tmp_path / "comparison.png").convert("RGB"), int)
-    coloured = (np.ptp(picture, axis=-1) > 60).any(axis=0)  # two lines in two panels
-    assert coloured[: picture.shape[1] // 2].sum() > 50 and coloured[picture.shape[1] // 2 :].sum() > 50
+    assert (np.ptp(picture, axis=-1) > 60).any(axis=0).sum() > 200  # lines in colour across the panel
 
 
-def test_without_a_target_it_is_the_linear_probe(played, tmp_path):
-    _, comparison = compared(tmp_path, target=0.0)
-    assert comparison["target_accuracy"] == pytest.approx(0.85)
-    _, comparison = compared(tmp_path, names=["fedavg"], target=0.0)  # not compared: those beside the runs
-    assert comparison["target_accuracy"] == pytest.approx(0.55)
-    assert comparison["rows"][0]["rounds_to_target"] == 1
+def test_where_full_training_gains_nothing_the_probe_is_the_target(played, tmp_path):
+    _, comparison = compared(tmp_path, names=["linear_probe"])
+    assert comparison["targets"] == {"the probe": pytest.approx(0.2)}
+    assert comparison["rows"][0]["to"]["the probe"]["rounds"] == 3
+    compared(tmp_path, names=["eden"])  # nothing of it: the probes beside the runs
+    comparison = json.loads((tmp_path / "comparison.json").read_text())
+    assert comparison["targets"] == {"the probe": pytest.approx(0.55)}
 
 
 def test_only_what_is_missing_or_was_configured_otherwise_runs(played, tmp_path):
@@ -113,6 +127,66 @@ def test_settings_of_one_method(monkeypatch):
     assert other.peft == tiny_config().peft and other.per_client_evaluation is True
 
 
+def searchable(monkeypatch, results):
+    """Stands in for `experiment.run`: the accuracy of each rate of FedAvg; None fails. Lists what was run."""
+    ran = []
+
+    def run(config, workdir):
+        rate = config.fedavg.learning_rate
+        ran.append(rate)
+        if results[rate] is None:
+            raise FloatingPointError("the loss is nan")
+        workdir.mkdir(parents=True, exist_ok=True)
+        files.write_json(workdir / "config.json", config.to_dict())
+        files.write_json(workdir / "summary.json", {"final_accuracy": results[rate]})
+
+    monkeypatch.setattr(experiment, "run", run)
+    monkeypatch.setitem(tuning.RATES, "tiny_vit", {"fedavg": (0.001, 0.002, 0.004)})
+    return ran
+
+
+@pytest.mark.parametrize(
+    "results, tried, taken",
+    [
+        ({0.001: 0.5, 0.002: 0.7, 0.004: 0.6}, 3, 0.002),
+        ({0.001: 0.5, 0.002: 0.7, 0.004: 0.7}, 3, 0.002),  # a shared best is no end
+        ({0.001: 0.5, 0.002: 0.6, 0.004: 0.7, 0.008: 0.8, 0.016: 0.9}, 5, 0.016),  # and no further
+        ({0.001: 0.5, 0.002: 0.4, 0.004: None, 0.0005: 0.5}, 4, 0.0005),
+        ({0.001: None, 0.002: None, 0.004: None}, 3, None),
+    ],
+)
+def test_a_search_takes_the_best_rate_on_validation_examples(monkeypatch, tmp_path, results, tried, taken):
+    ran = searchable(monkeypatch, results)
+    config = tiny_config(validation_examples=50)
+    for _ in range(2):  # what finished is not repeated
+        (row,) = search.search(config, ["fedavg", "eden"], 1, tmp_path, "the command")["rows"]
+    failed = sum(value is None for value in results.values())
+    assert (len(ran), len(row["rates"]), row["taken"]) == (tried + failed, tried, taken)
+    assert row["rates"] == sorted(results)
+    table = (tmp_path / "search.md").read_text()
+    assert "| fedavg | `fedavg.learning_rate` | " in table and ("failed" in table) == (failed > 0)
+    if taken:  # compare.py takes it, for what trains alike too
+        searched = compare.read_searched(tmp_path / "search.json")
+        for method in ("fedavg", "eden", "eden:bits=2"):
+            assert compare.config_of(tiny_config(), method, 0, searched).fedavg.learning_rate == taken
+        own = compare.config_of(tiny_config(), "fedavg:learning_rate=7", 0, searched)
+        assert own.fedavg.learning_rate == 7
+
+
+def test_mistakes_of_a_search_and_of_its_use(tmp_path):
+    with pytest.raises(ValueError, match="--config.validation_examples=N"):
+        search.search(tiny_config(), ["fedavg"], 1, tmp_path, "")
+    with pytest.raises(ValueError, match="did you mean 'fedavg'"):
+        search.search(tiny_config(validation_examples=9), ["fedagv"], 1, tmp_path, "")
+    with pytest.raises(ValueError, match="no rate was searched for peft:kind=lora; search it"):
+        compare.config_of(tiny_config(), "peft:kind=lora", 0, {"peft": {"peft.learning_rate": 1.0}})
+    fedcof = compare.config_of(tiny_config(), "fedcof", 0, {})
+    assert fedcof.method == "fedcof"  # has no rate
+    (tmp_path / "search.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"is not launch/search.py's search.json"):
+        compare.read_searched(tmp_path / "search.json")
+
+
 @pytest.mark.parametrize(
     "method, message",
     [
@@ -137,8 +211,8 @@ def test_smoke_makes_a_config_small_and_leaves_small_ones():
 
 def test_a_real_run(tmp_path):
     """Of a method that trains on cached features alone, so that it takes seconds."""
-    config = tiny_config(rounds=2, train_examples=60, test_examples=30, per_client_evaluation=True)
-    failed, comparison = compared(tmp_path, config, ["peft:kind=head:wire=8bit"], 1, 0.0)
+    config = tiny_config(rounds=2, train_examples=60, validation_examples=30, per_client_evaluation=True)
+    failed, comparison = compared(tmp_path, config, ["peft:kind=head:wire=8bit"], 1)
     assert not failed
     (row,) = comparison["rows"]
     summary = json.loads((tmp_path / "peft_kind=head_wire=8bit" / "seed0" / "summary.json").read_text())
@@ -146,7 +220,8 @@ def test_a_real_run(tmp_path):
     assert row["uplink_bpp"] == summary["mean_uplink_bpp"]
     assert row["curve"][-1]["uplink_megabytes"] == pytest.approx(summary["uplink_bytes"] / 1e6)
     assert row["worst_clients_accuracy"] == summary["final_client_accuracy_worst"]
-    assert "worst tenth of clients" in (tmp_path / "comparison.md").read_text()
+    table = (tmp_path / "comparison.md").read_text()
+    assert "worst tenth of clients" in table and "validation examples" in table
 
 
 @pytest.mark.parametrize(
