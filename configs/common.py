@@ -66,6 +66,7 @@ def get_config() -> ConfigDict:
     config.mask = ConfigDict()
     config.mask.theta_init = 0.97  # θ before round 1; near 1 keeps the pretrained network
     config.mask.theta_clip = 0.01  # probability; θ stays inside [clip, 1 − clip]
+    config.mask.client_state = "fresh"  # a client's Adam each round; 'kept': goes on (FedPM's public code)
     config.mask.learning_rate = 0.1  # Adam's step in round 1, in logits
     config.mask.learning_rate_final = 0.1  # that of the last round, a cosine between; constant in the paper
     config.mask.uniforms = "shared"  # 'shared': one u for the whole cohort (paper); 'per_client'

@@ -92,6 +92,7 @@ CHOICES = {
     "model.dtype": ("float32", "bfloat16"),
     "head.init": ("lp", "fit", "fedcof", "he"),
     "fedcof.wire": ("float32", "float16"),
+    "mask.client_state": ("fresh", "kept"),
     "mask.uniforms": ("shared", "per_client"),
     "mask.ranking": ("kl", "random", "thin"),
     "mask.aggregator": ("beta", "running", "control_variate"),
