@@ -62,6 +62,7 @@ RATES: dict[str, dict[str, tuple[float, ...]]] = {
         "fedpm": (0.6, 1.2, 2.4),
         "fedmask": (0.3, 0.6, 1.2),
         "klms": (0.6, 1.2, 2.4),
+        "feedsign": (3e-4, 1e-3, 3e-3),  # of a head; kernels need far smaller steps
     },
 }
 

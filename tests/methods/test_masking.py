@@ -123,7 +123,8 @@ def test_methods_without_public_uniforms_refuse_the_control_variate(name):
 
 def test_clients_that_keep_their_adam_go_on_where_they_stood(problem):
     """At no learning rate to speak of, all rounds have one θ, and first moments of two of them add up."""
-    settings = {"mask__client_state": "kept", "mask__learning_rate": 1e-9, "mask__learning_rate_final": 1e-9}
+    settings = {"mask__client_state": "kept", "cohort__chunk": 2}  # two at a time: one program for all rounds
+    settings |= {"mask__learning_rate": 1e-9, "mask__learning_rate_final": 1e-9}
     problem, method, state, _ = play(problem, rounds=1, **settings)
     steps = np.array([1, 3, 1, 1, 2, 1])  # of clients with 1 … 20 examples, at batch 8
     assert [state.moments[str(k)].count for k in range(6)] == steps.tolist()
