@@ -167,7 +167,8 @@ def programs(
 
     clients = chunk * lanes
     asked = Cohort(config.seed, 1, np.arange(clients))
-    received = method.start(method.init(), asked)
+    state = method.init()
+    received, private = method.start(state, asked), method.private(state, asked)
     steps = cohort.num_steps(examples, config.local_epochs, config.batch_size)
     batches = np.broadcast_to(np.int32(0), (clients, steps, config.batch_size))
     count = np.ones(clients, np.int32)
@@ -189,7 +190,7 @@ def programs(
             spread(received),
             shared,
             own,
-            *divided((count, batches, method.private(asked), asked.keys())),
+            *divided((count, batches, private, asked.keys())),
         ),
         clients * steps,
     )
@@ -207,13 +208,13 @@ def programs(
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct((chunk, *x.shape), x.dtype), tree)
 
     alike = spread(method.frozen, one), spread(received, one)
-    state = per_client(jax.eval_shape(method.client.init, method.frozen, alike[1]))
+    state = per_client(jax.eval_shape(method.client.init, method.frozen, alike[1], ()))
     weights = jax.ShapeDtypeStruct((chunk, config.batch_size), jnp.float32)
     batch = {**rows(chunk, config.batch_size), "weights": weights}
     mine = divided((state, batch, asked.keys()[:chunk]), one)
     yield "one step", lowered(of_clients(method.client.step), *alike, *mine), chunk
 
-    mine = divided((state, jax.tree.map(lambda x: x[:chunk], method.private(asked))), one)
+    mine = divided((state, jax.tree.map(lambda x: x[:chunk], private)), one)
     yield "flips, top κ", lowered(of_clients(method.client.final), *alike, *mine), 0
 
     predict = jax.jit(

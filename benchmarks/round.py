@@ -64,7 +64,7 @@ def train_seconds(problem, method, state, clients: int, engine=None, repeats: in
     received = method.start(state, asked)
     plan = cohort.schedule(problem.parts, asked, epochs=1, batch_size=config.batch_size)
     examples = {"inputs": problem.inputs["tokens"][0], "labels": problem.labels[0]}
-    private, keys = method.private(asked), asked.keys()
+    private, keys = method.private(state, asked), asked.keys()
 
     def once():
         training = cohort.train_in_chunks(

@@ -93,7 +93,7 @@ def chunk_bytes(problem, method, state) -> int:
         {},
         np.ones(2, np.int32),
         np.arange(2 * batch, dtype=np.int32).reshape(2, 1, batch),
-        method.private(asked),
+        method.private(state, asked),
         asked.keys(),
     )
     train_chunk = Engine(mesh).compiled(cohort._train_chunk, method.client, mesh)

@@ -86,7 +86,7 @@ def step_flops(problem: Problem) -> float:
     }
     received = method.start(method.init(), Cohort(0, 1, np.arange(1)))
     shapes = jax.eval_shape(lambda *x: x, method.frozen, received)
-    state = jax.eval_shape(method.client.init, *shapes)
+    state = jax.eval_shape(method.client.init, *shapes, ())
     key = jax.eval_shape(lambda: jax.random.key(0))
     with devices.host():
         lowered = jax.jit(method.client.step).lower(*shapes, state, batch, key)

@@ -29,6 +29,7 @@ def get_config() -> ConfigDict:
     config.data_dir = ""  # folder of prepared tfds data; '' = its own default
     config.train_examples = 0  # examples to train on, stratified by class; 0 = all
     config.test_examples = 0  # examples to test on, stratified by class; 0 = all
+    config.validation_examples = 0  # training examples held out and evaluated in the place of the test's
 
     # What the columns of 'csv:', 'jsonl:' and 'hf:' data are called.
     config.columns = ConfigDict()
@@ -73,6 +74,7 @@ def get_config() -> ConfigDict:
     config.mask = ConfigDict()
     config.mask.theta_init = 0.97  # θ before round 1; near 1 keeps the pretrained network
     config.mask.theta_clip = 0.01  # probability; θ stays inside [clip, 1 − clip]
+    config.mask.client_state = "fresh"  # a client's Adam each round; 'kept': goes on (FedPM's public code)
     config.mask.learning_rate = 0.1  # Adam's step in round 1, in logits
     config.mask.learning_rate_final = 0.1  # that of the last round, a cosine between; constant in the paper
     config.mask.uniforms = "shared"  # 'shared': one u for the whole cohort (paper); 'per_client'

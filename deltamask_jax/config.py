@@ -29,6 +29,7 @@ RANGES = {
     "max_repeats": (0, 1000),
     "train_examples": (0, 2**31),
     "test_examples": (0, 2**31),
+    "validation_examples": (0, 2**31),
     "partition.alpha": (1e-6, 1e6),  # beyond, equal shares: partition.name = 'iid'
     "partition.classes_per_client": (1, 2**20),
     "partition.min_examples": (0, 2**31),
@@ -92,6 +93,7 @@ CHOICES = {
     "model.dtype": ("float32", "bfloat16"),
     "head.init": ("lp", "fit", "fedcof", "he"),
     "fedcof.wire": ("float32", "float16"),
+    "mask.client_state": ("fresh", "kept"),
     "mask.uniforms": ("shared", "per_client"),
     "mask.ranking": ("kl", "random", "thin"),
     "mask.aggregator": ("beta", "running", "control_variate"),

@@ -23,7 +23,7 @@ Forward = Callable[[Any, Any, jax.Array], jax.Array]  # (params, head, inputs) -
 Frozen = Any  # pytree that all clients share and no round changes
 Received = Any  # pytree that all clients start the round from
 Carry = Any  # pytree, state of one client's training
-ClientInit = Callable[[Frozen, Received], Carry]
+ClientInit = Callable[[Frozen, Received, Any], Carry]
 ClientStep = Callable[[Frozen, Received, Carry, Batch, jax.Array], tuple[Carry, jax.Array]]
 ClientFinal = Callable[[Frozen, Received, Carry, Any], Any]
 
@@ -33,10 +33,11 @@ class LocalTraining:
     """One client's training, vmappable over clients.
 
     Attributes:
-        init: (frozen, received) -> carry. `frozen` never changes, `received` is the round's broadcast.
+        init: (frozen, received, private) -> carry. `frozen` never changes, `received` is the round's
+            broadcast, `private` is what differs between clients beside their data (a pytree with a leading
+            client axis in the cohort).
         step: (frozen, received, carry, batch, key) -> (carry, mean loss of the batch f32[]).
-        final: (frozen, received, carry, private) -> update, what leaves the device. `private` is what differs
-            between clients beside their data (a pytree with a leading client axis in the cohort).
+        final: (frozen, received, carry, private) -> update, what leaves the device.
     """
 
     init: ClientInit
@@ -58,6 +59,7 @@ def mask_training(
     final: Callable[[jax.Array, Any, Any], Any],
     draw: Callable[[jax.Array, jax.Array], jax.Array] = masks.sample,
     straight_through: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] = masks.straight_through,
+    keeps: bool = False,
 ) -> LocalTraining:
     """Train mask logits by straight-through Bernoulli sampling (DeltaMask §3, step 2).
 
@@ -72,11 +74,14 @@ def mask_training(
         final: (theta_k u16[d], received, private) -> update. `received['theta']` is θ_g, u16[d].
         draw: (θ f32[...], private uniforms u16[...]) -> the forward pass's mask, bool[...].
         straight_through: (∂L/∂(m ⊙ w), w, θ) -> ∂L/∂s, f32[...] all.
+        keeps: the optimiser goes on where the client's last round left it: `private` then is {'moments': its
+            state, 'own': what `final` takes}, and the update {'moments': its state now, 'sent': what `final`
+            gives}.
     """
 
-    def init(frozen, received):
+    def init(frozen, received, private):
         logits = index.unravel(masks.logits(received["theta"], theta_clip))
-        return logits, optimizer.init(logits)
+        return logits, private["moments"] if keeps else optimizer.init(logits)
 
     def step(frozen, received, carry, batch, key):
         logits, state = carry
@@ -103,7 +108,10 @@ def mask_training(
     def final_(frozen, received, carry, private):
         theta = masks.theta16(jax.nn.sigmoid(index.ravel(carry[0])))
         # Without the barrier XLA computes the whole vector again inside each of its many uses.
-        return final(jax.lax.optimization_barrier(theta), received, private)
+        theta = jax.lax.optimization_barrier(theta)
+        if keeps:
+            return {"moments": carry[1], "sent": final(theta, received, private["own"])}
+        return final(theta, received, private)
 
     return LocalTraining(init, step, final_)
 
@@ -122,7 +130,7 @@ def weight_training(
             loss that is reported.
     """
 
-    def init(frozen, received):
+    def init(frozen, received, private):
         return received, optimizer.init(received)
 
     def step(frozen, received, carry, batch, key):

@@ -28,7 +28,9 @@ def set_up(config, workdir: Path) -> Problem:
     mesh = run.mesh
     dataset = data.load(config.data, cache_dir=config.data_dir or None, columns=config.columns)
     model = _reading(config, model, dataset)
-    dataset = data.subset(dataset, config.train_examples, config.test_examples, config.seed)
+    dataset = data.subset(
+        dataset, config.train_examples, config.test_examples, config.seed, config.validation_examples
+    )
     parts = partition.split(
         config.partition.name,
         dataset.train.labels,

@@ -5,13 +5,13 @@
     python launch/compare.py --config=configs/quickstart.py --methods=fedavg,peft --out=runs/try --smoke
 
 A method is any name `config.method` takes, with settings of its own behind colons: any of configs/common.py,
-those of a section named like the method also without its name. Before these come those of tuning.py.
-Whatever else the config says is the same for all: split, pretrained weights, head, rounds. To search a
-learning rate, list a method with several: --methods=fedavg:learning_rate=1e-4,fedavg:learning_rate=3e-4.
+those of a section named like the method also without its name. Before these come those of tuning.py, then the
+rates that launch/search.py found on validation examples, with --settings=FOLDER/search.json.
+Whatever else the config says is the same for all: split, pretrained weights, head, rounds.
 
 Runs lie in OUT/METHOD/seedN. One that is there, finished and of the same config, is not repeated, so the same
 command goes on where an interrupted one stopped. OUT gets comparison.json (everything, with the curves),
-comparison.md (the table) and comparison.png (accuracy against cumulative megabytes), rewritten after every
+comparison.md (the table) and comparison.png (accuracy against megabytes up and down), rewritten after every
 run. With several long runs, --config.prefix_cache=FOLDER computes the frozen prefix once for all.
 """
 
@@ -22,13 +22,14 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import app, flags
 from comparison_report import draw, markdown, summarise
 from ml_collections import ConfigDict
 from runner import Job, play, settings_in
-from tuning import checked, settings_of, with_settings
+from tuning import RATE, TRAINS_LIKE, checked, settings_of, with_settings
 
 from deltamask_jax import config as config_lib
 from deltamask_jax import main
@@ -47,38 +48,63 @@ if __name__ == "__main__":  # beside --config and its overrides, which deltamask
     )
     flags.DEFINE_integer("seeds", 1, "Runs of each method: seeds 0 … n−1.", lower_bound=1)
     flags.DEFINE_string("out", None, "Folder for the runs and the comparison.", required=True)
-    flags.DEFINE_float(
-        "target", 0.0, "Accuracy whose cost is asked, 0 … 1; 0 = the linear probe's.", 0.0, 1.0
-    )
+    flags.DEFINE_string("settings", None, "The search.json of launch/search.py, whose rates are taken.")
     flags.DEFINE_bool("smoke", False, "One seed, few examples, two rounds: whether everything runs.")
 
 
-def config_of(config: ConfigDict, method: str, seed: int) -> ConfigDict:
+def config_of(
+    config: ConfigDict, method: str, seed: int, searched: dict[str, dict[str, Any]] | None = None
+) -> ConfigDict:
     """The config of one run.
 
     Args:
         method: NAME, or NAME:setting=value:setting=value.
+        searched: method -> settings, what `read_searched` gives; None: none were.
 
     Raises:
-        ValueError: an unknown method or setting, or a value that makes no sense.
+        ValueError: an unknown method or setting, a value that makes no sense, or a method whose rate was not
+            searched although others were.
     """
     name, *own = method.split(":")
     malformed = [item for item in own if "=" not in item]
     if malformed:
         raise ValueError(f"--methods: {malformed[0]!r} of {method!r} is not setting=value")
     settings = {"method": name, "seed": seed, **settings_of(config.model.name, name)}
-    section = config_lib.flatten(config.get(name, ConfigDict()))
+    section, mine = config_lib.flatten(config.get(name, ConfigDict())), {}
     for item in own:
         setting, value = item.split("=", 1)
-        settings[f"{name}.{setting}" if setting in section else setting] = value
-    return checked(config, settings)
+        mine[f"{name}.{setting}" if setting in section else setting] = value
+    if searched is not None:
+        kind = TRAINS_LIKE.get(name, name)
+        found = searched.get(method, searched.get(kind if name in TRAINS_LIKE else method))
+        if found is None and kind in RATE and RATE[kind] not in mine:
+            raise ValueError(
+                f"--settings: no rate was searched for {method}; search it, or write :{RATE[kind]}=RATE"
+            )
+        settings |= found or {}
+    return checked(config, settings | mine)
+
+
+def read_searched(file: Path) -> dict[str, dict[str, Any]]:
+    """method -> settings, from launch/search.py's search.json.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    try:
+        rows = json.loads(file.read_text())["rows"]
+        return {row["training"]: {row["setting"]: row["taken"]} for row in rows if row["taken"] is not None}
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"--settings={file} is not launch/search.py's search.json ({error!r})") from None
 
 
 def smoke_of(config: ConfigDict) -> ConfigDict:
     """The same config, small."""
     flat = config_lib.flatten(config)
     small = {name: min(flat[name], value) for name, value in SMOKE.items()}
-    return with_settings(config, small | {k: min(flat[k] or v, v) for k, v in SMOKE_EXAMPLES.items()})
+    small |= {name: min(flat[name] or value, value) for name, value in SMOKE_EXAMPLES.items()}
+    small["validation_examples"] = min(flat["validation_examples"], SMOKE_EXAMPLES["test_examples"])
+    return with_settings(config, small)
 
 
 def finished(workdir: Path, config: ConfigDict) -> bool:
@@ -92,7 +118,56 @@ def finished(workdir: Path, config: ConfigDict) -> bool:
     return settings_in(workdir) == json.loads(json.dumps(config.to_dict()))
 
 
-def compare(config: ConfigDict, names: list[str], seeds: int, out: Path, target: float, command: str) -> int:
+def runs_of(
+    config: ConfigDict,
+    names: list[str],
+    seeds: int,
+    out: Path,
+    searched: dict[str, dict[str, Any]] | None = None,
+) -> dict[tuple[str, int], tuple[Path, ConfigDict]]:
+    """(method, seed) -> workdir and config.
+
+    Raises:
+        ValueError: a method or setting is unknown or makes no sense.
+    """
+    return {
+        (name, seed): (
+            out / re.sub(r"[^\w.=-]+", "_", name) / f"seed{seed}",
+            config_of(config, name, seed, searched),
+        )
+        for seed in range(seeds)
+        for name in dict.fromkeys(names)
+    }
+
+
+def jobs_of(runs: dict[tuple[str, int], tuple[Path, ConfigDict]]) -> list[Job]:
+    """The same for the runner."""
+    return [Job(f"{name}, seed {seed}", *its, done=finished(*its)) for (name, seed), its in runs.items()]
+
+
+def about(config: ConfigDict, command: str) -> dict[str, str]:
+    """What a table says of how it was made."""
+    devices = jax.devices()
+    host = f"{os.cpu_count()} CPU cores ({platform.machine()})"
+    hardware = host if devices[0].platform == "cpu" else f"{len(devices)} × {devices[0].device_kind}, {host}"
+    examples = "validation" if config.validation_examples else "test"
+    return {
+        "command": command,
+        "hardware": hardware,
+        "model": config.model.name,
+        "data": config.data,
+        "examples": examples,
+    }
+
+
+def compare(
+    config: ConfigDict,
+    names: list[str],
+    seeds: int,
+    out: Path,
+    command: str,
+    searched: dict[str, dict[str, Any]] | None = None,
+) -> int:
     """Run what is missing, and write the comparison after every run.
 
     Returns:
@@ -101,32 +176,19 @@ def compare(config: ConfigDict, names: list[str], seeds: int, out: Path, target:
     Raises:
         ValueError: a method or setting is unknown or makes no sense; found before anything runs.
     """
-    names = list(dict.fromkeys(names))
-    runs = {
-        (name, seed): (out / re.sub(r"[^\w.=-]+", "_", name) / f"seed{seed}", config_of(config, name, seed))
-        for seed in range(seeds)
-        for name in names
-    }
-    about = {"command": command, "hardware": _hardware(), "model": config.model.name, "data": config.data}
+    runs, names = runs_of(config, names, seeds, out, searched), list(dict.fromkeys(names))
 
     def write(failures: dict[str, str]) -> None:
         done = {key: workdir for key, (workdir, chosen) in runs.items() if finished(workdir, chosen)}
         if done:
-            comparison = summarise(done, names, target) | about | {"failures": failures}
+            comparison = summarise(done, names) | about(config, command) | {"failures": failures}
             files.write_json(out / "comparison.json", comparison)
             (out / "comparison.md").write_text(markdown(comparison))
             draw(out / "comparison.png", comparison)
 
-    jobs = [Job(f"{name}, seed {seed}", *its, done=finished(*its)) for (name, seed), its in runs.items()]
-    failures = play(jobs, write)
+    failures = play(jobs_of(runs), write)
     say(f"comparison in {out}")
     return len(failures)
-
-
-def _hardware() -> str:
-    devices = jax.devices()
-    host = f"{os.cpu_count()} CPU cores ({platform.machine()})"
-    return host if devices[0].platform == "cpu" else f"{len(devices)} × {devices[0].device_kind}, {host}"
 
 
 def _main(argv: list[str]) -> None:
@@ -135,7 +197,8 @@ def _main(argv: list[str]) -> None:
     try:
         if FLAGS.smoke:
             config, seeds = smoke_of(config), 1
-        failed = compare(config, FLAGS.methods, seeds, expanded(FLAGS.out), FLAGS.target, command)
+        searched = read_searched(expanded(FLAGS.settings)) if FLAGS.settings else None
+        failed = compare(config, FLAGS.methods, seeds, expanded(FLAGS.out), command, searched)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     if failed:

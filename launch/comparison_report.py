@@ -11,41 +11,54 @@ from matplotlib.figure import Figure  # no pyplot: no global state, no display
 from deltamask_jax import metrics
 
 MARKERS = "osD^v<>Pp*Xhd"
+SHARES = (0.95, 0.99)  # of what full training gains over the linear probe
 
 
-def summarise(runs: dict[tuple[str, int], Path], names: list[str], target: float) -> dict[str, Any]:
+def summarise(runs: dict[tuple[str, int], Path], names: list[str]) -> dict[str, Any]:
     """One row a method, over its finished runs.
+
+    What is asked of every method is the cost of 95 and 99 % of what full training (`fedavg`) gains over the
+    linear probe; where `fedavg` is not compared or gains nothing, that of the probe's accuracy. The probe is
+    the method `linear_probe`, or where it is not compared, the mean of the probes beside every run.
 
     Args:
         runs: (method, seed) -> workdir.
         names: the methods in the order of the table.
-        target: accuracy whose cost is asked, 0 … 1; 0 for the linear probe's: the mean of the method
-            `linear_probe`, or where it is not compared, of the probes beside every run.
     """
     found = {key: _read(workdir) for key, workdir in runs.items()}
-    probes = [
-        summary["final_accuracy"] for (name, _), (summary, _) in found.items() if name == "linear_probe"
-    ]
-    probe = float(np.mean(probes or [summary["linear_probe_accuracy"] for summary, _ in found.values()]))
-    target = target or probe
+    beside = [summary["linear_probe_accuracy"] for summary, _ in found.values()]
+    probe, full = _final(found, "linear_probe") or float(np.mean(beside)), _final(found, "fedavg")
+    targets = {"the probe": probe}
+    if full is not None and full > probe:
+        targets = {f"{share:.0%} of the gain": probe + share * (full - probe) for share in SHARES}
     rows = []
     for name in names:
         mine = {seed: run for (method, seed), run in sorted(found.items()) if method == name}
         if mine:
-            rows.append({"method": name, "seeds": list(mine), **_row(list(mine.values()), target)})
+            rows.append({"method": name, "seeds": list(mine), **_row(list(mine.values()), targets)})
     return {
-        "target_accuracy": target,
+        "targets": targets,
         "linear_probe_accuracy": probe,
+        "full_training_accuracy": full,
         "masked_parameters": next(iter(found.values()))[0]["masked_parameters"],
         "rows": rows,
     }
+
+
+def _final(found: dict, method: str) -> float | None:
+    """Mean accuracy of a method's last rounds, with its best settings; None where it is not compared."""
+    accuracy: dict[str, list[float]] = {}
+    for (name, _), (summary, _) in found.items():
+        if name.split(":")[0] == method:
+            accuracy.setdefault(name, []).append(summary["final_accuracy"])
+    return max((float(np.mean(its)) for its in accuracy.values()), default=None)
 
 
 def _read(workdir: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     try:
         summary = json.loads((workdir / "summary.json").read_text())
         records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-        _row([(summary, records)], 1.0)  # whether everything is there
+        _row([(summary, records)], {})  # whether everything is there
     except (ValueError, LookupError, TypeError) as error:
         raise ValueError(
             f"{workdir} holds a damaged file ({error}); move the folder away to repeat the run"
@@ -53,17 +66,17 @@ def _read(workdir: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return summary, records
 
 
-def _row(runs: list[tuple[dict, list[dict]]], target: float) -> dict[str, Any]:
+def _row(runs: list[tuple[dict, list[dict]]], targets: dict[str, float]) -> dict[str, Any]:
     summaries = [summary for summary, _ in runs]
     accuracy = [summary["final_accuracy"] for summary in summaries]
-    costs = [cost for _, records in runs if (cost := _cost(records, target)) is not None]
+    spent = [_spent(records) for _, records in runs]
     row = {
         "accuracy": float(np.mean(accuracy)),
         "accuracy_spread": float(np.std(accuracy, ddof=1)) if len(accuracy) > 1 else None,
         "accuracy_of_seeds": accuracy,
         "best_accuracy": float(np.mean([s["best_accuracy"] for s in summaries])),
-        "seeds_at_target": len(costs),
-        **{key: float(np.mean([c[key] for c in costs])) if costs else None for key in _COST},
+        **{key: float(np.mean([s[key] for s in spent])) for key in spent[0]},
+        "to": {label: _cost([records for _, records in runs], target) for label, target in targets.items()},
         **{key: metrics.mean(s[f"mean_{key}"] for s in summaries) for key in ("uplink_bpp", "downlink_bpp")},
         # The first round compiles.
         "seconds_per_round": float(
@@ -76,17 +89,22 @@ def _row(runs: list[tuple[dict, list[dict]]], target: float) -> dict[str, Any]:
     return row
 
 
-_WAYS = ("total", "uplink", "downlink")
-_COST = ("rounds_to_target", *(f"{way}_megabytes_to_target" for way in _WAYS))
+def _spent(records: list[dict]) -> dict[str, float]:
+    """Megabytes (10⁶ bytes) of all clients in these rounds, the head's too where it is among them."""
+    up, down = (sum(r[f"{way}_bytes"] for r in records) / 1e6 for way in ("uplink", "downlink"))
+    return {"total_megabytes": up + down, "uplink_megabytes": up, "downlink_megabytes": down}
 
 
-def _cost(records: list[dict], target: float) -> dict[str, float] | None:
-    """What had been played and sent, by all clients and the head's round too, when `target` was first met."""
-    for i, record in enumerate(records):
-        if record["accuracy"] is not None and record["accuracy"] >= target - 1e-9:
-            up, down = (sum(r[f"{way}_bytes"] for r in records[: i + 1]) / 1e6 for way in _WAYS[1:])
-            return dict(zip(_COST, (record["round"], up + down, up, down), strict=True))
-    return None
+def _cost(runs: list[list[dict]], target: float) -> dict[str, float]:
+    """How many seeds met `target`; means over them of the rounds and megabytes until they first did."""
+    costs = []
+    for records in runs:
+        for i, record in enumerate(records):
+            if record["accuracy"] is not None and record["accuracy"] >= target - 1e-9:
+                costs.append({"rounds": record["round"], **_spent(records[: i + 1])})
+                break
+    means = {key: float(np.mean([cost[key] for cost in costs])) for key in (costs or [{}])[0]}
+    return {"seeds": len(costs), **means}
 
 
 def _curve(runs: list[list[dict]]) -> list[dict[str, float]]:
@@ -96,13 +114,8 @@ def _curve(runs: list[list[dict]]) -> list[dict[str, float]]:
         accuracy = [record["accuracy"] for record in at]
         if None not in accuracy:
             number = at[0]["round"]
-            sent = {
-                f"{way}_megabytes": float(
-                    np.mean([sum(r[f"{way}_bytes"] for r in rs[: number + 1]) for rs in runs])
-                )
-                / 1e6
-                for way in ("uplink", "downlink")
-            }
+            spent = [_spent(records[: number + 1]) for records in runs]
+            sent = {key: float(np.mean([s[key] for s in spent])) for key in spent[0]}
             mean = float(np.mean(accuracy))
             curve.append(
                 {"round": number, **sent, "accuracy": mean, "low": min(accuracy), "high": max(accuracy)}
@@ -112,44 +125,48 @@ def _curve(runs: list[list[dict]]) -> list[dict[str, float]]:
 
 def markdown(comparison: dict[str, Any]) -> str:
     """The table, with what is needed to read it and to repeat it."""
-    target = f"{comparison['target_accuracy']:.1%}"
-    fair = any("worst_clients_accuracy" in row for row in comparison["rows"])
-    head = [
-        "method",
-        "accuracy",
-        "best",
-        f"rounds to {target}",
-        "MB up and down",
-        "up",
-        "down",
-        "bpp up",
-        "bpp down",
-        "s/round",
-    ]
-    head += ["worst tenth of clients"] if fair else []
+    targets, rows = comparison["targets"], comparison["rows"]
+    fair = any("worst_clients_accuracy" in row for row in rows)
+    head = ["method", "MB up + down", *(f"MB to {label}" for label in targets), "accuracy", "best"]
+    head += ["MB up", "MB down", "bpp up", "bpp down", "s/round"] + ["worst tenth of clients"] * fair
     lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
-    for row in comparison["rows"]:
+    for row in rows:
         spread = "" if row["accuracy_spread"] is None else f" ± {100 * row['accuracy_spread']:.1f}"
-        seeds, met = len(row["seeds"]), row["seeds_at_target"]
-        partly = f" ({met} of {seeds} seeds)" if 0 < met < seeds else ""
-        cells = [row["method"], f"{100 * row['accuracy']:.1f}{spread}", f"{100 * row['best_accuracy']:.1f}"]
-        cells += [_number(row["rounds_to_target"]) + partly, *(_number(row[key]) for key in _COST[1:])]
-        cells += [_number(row[key]) for key in ("uplink_bpp", "downlink_bpp", "seconds_per_round")]
+        cells = [row["method"], _number(row["total_megabytes"])]
+        for label in targets:
+            met, seeds = row["to"][label]["seeds"], len(row["seeds"])
+            partly = f" ({met} of {seeds} seeds)" if 0 < met < seeds else ""
+            cells.append(_number(row["to"][label].get("total_megabytes")) + partly)
+        cells += [f"{100 * row['accuracy']:.1f}{spread}", f"{100 * row['best_accuracy']:.1f}"]
+        numbers = (
+            "uplink_megabytes",
+            "downlink_megabytes",
+            "uplink_bpp",
+            "downlink_bpp",
+            "seconds_per_round",
+        )
+        cells += [_number(row[key]) for key in numbers]
         if fair:
             worst = row.get("worst_clients_accuracy")
             cells.append("" if worst is None else f"{100 * worst:.1f}")
         lines.append(cells)
     table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
     failures = "".join(f"- failed: {run}: {why}\n" for run, why in comparison["failures"].items())
+    full = comparison["full_training_accuracy"]
+    full = "not compared" if full is None else f"{full:.1%}"
+    asked = ", ".join(f"{label}: {accuracy:.2%}" for label, accuracy in targets.items())
     return f"""# Methods on {comparison["data"]}, {comparison["model"]}
 
 {table}
 
-- accuracy in %, of the last round: mean ± sample standard deviation over seeds; best: of any evaluated round
-- rounds and MB (10⁶ bytes of payloads, all clients together, the head's round included) until {target} was
-  first met in an evaluated round; – where it never was
-- linear probe with as many rounds: {comparison["linear_probe_accuracy"]:.1%}
-- bpp: payload bits a client a round, divided by the {comparison["masked_parameters"]:,} masked weights,
+- accuracy in %, of the last round, {comparison["examples"]} examples: mean ± sample standard deviation over
+  seeds; best: of any evaluated round
+- MB: 10⁶ bytes of payloads, all clients together, the head's round included
+- MB to: until an accuracy was first met in an evaluated round, mean over the seeds that met it; – where it
+  never was. {asked}
+- the gain is that of full training (`fedavg`), {full}, over the linear probe with as many rounds,
+  {comparison["linear_probe_accuracy"]:.1%}
+- bpp: payload bits per client and round, divided by the {comparison["masked_parameters"]:,} masked weights,
   whatever the method trains
 - s/round: median of the rounds after the first, which compiles; evaluation included
 - {comparison["hardware"]}; `{comparison["command"]}`
@@ -164,35 +181,33 @@ def _number(value: float | None) -> str:
 
 
 def draw(path: Path, comparison: dict[str, Any]) -> None:
-    """Accuracy against cumulative megabytes on a log axis, both ways and up alone; all methods, as a PNG."""
+    """Accuracy against cumulative megabytes up and down on a log axis; all methods, as a PNG."""
     rows = comparison["rows"]
-    figure = Figure(figsize=(12, 4.8), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots()
     colours = colormaps["tab10"]
-    for axes, ways in ((left, ("uplink", "downlink")), (right, ("uplink",))):
-        for i, row in enumerate(rows):
-            # A head that cost nothing leaves a point at zero bytes, which a log axis has not.
-            points = [(sum(p[f"{way}_megabytes"] for way in ways), p) for p in row["curve"]]
-            points = [(x, p) for x, p in points if x > 0]
-            x = [x for x, _ in points]
-            low, mean, high = ([100 * p[key] for _, p in points] for key in ("low", "accuracy", "high"))
-            style = {"color": colours(i % 10), "marker": MARKERS[i % len(MARKERS)]}
-            label = row["method"].replace(":", ":\n  ")
-            dashes = "solid" if i < 10 else (0, (2, 1))  # where colours come again
-            axes.plot(x, mean, **style, linestyle=dashes, markersize=4, linewidth=1.3, label=label)
-            axes.fill_between(x, low, high, color=style["color"], alpha=0.12, linewidth=0)
-        axes.axhline(
-            100 * comparison["linear_probe_accuracy"], color="gray", linestyle="--", label="linear probe"
-        )
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(lambda megabytes, _: f"{megabytes:g}")
-        axes.grid(alpha=0.3, which="both", linewidth=0.5)
-        axes.spines[["top", "right"]].set_visible(False)
-    left.set(xlabel="megabytes up and down, all clients together", ylabel="test accuracy (%)")
-    right.set(xlabel="megabytes up, all clients together")
-    figure.legend(
-        *left.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize="small"
+    for i, row in enumerate(rows):
+        # A head that cost nothing leaves a point at zero bytes, which a log axis has not.
+        points = [p for p in row["curve"] if p["total_megabytes"] > 0]
+        x = [p["total_megabytes"] for p in points]
+        low, mean, high = ([100 * p[key] for p in points] for key in ("low", "accuracy", "high"))
+        style = {"color": colours(i % 10), "marker": MARKERS[i % len(MARKERS)]}
+        label = row["method"].replace(":", ":\n  ")
+        dashes = "solid" if i < 10 else (0, (2, 1))  # where colours come again
+        axes.plot(x, mean, **style, linestyle=dashes, markersize=4, linewidth=1.3, label=label)
+        axes.fill_between(x, low, high, color=style["color"], alpha=0.12, linewidth=0)
+    for name, style in (("linear_probe", "--"), ("full_training", ":")):
+        if (accuracy := comparison[f"{name}_accuracy"]) is not None:
+            label = name.replace("_", " ") + ", last round"
+            axes.axhline(100 * accuracy, color="gray", linestyle=style, label=label)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda megabytes, _: f"{megabytes:g}")
+    axes.grid(alpha=0.3, which="both", linewidth=0.5)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set(
+        xlabel="megabytes up and down, all clients together", ylabel=f"{comparison['examples']} accuracy (%)"
     )
+    figure.legend(loc="outside right center", frameon=False, fontsize="small")
     seeds = max(len(row["seeds"]) for row in rows)
     shown = "one seed" if seeds == 1 else f"mean of {seeds} seeds, band: lowest to highest"
     figure.suptitle(f"{comparison['model']} on {comparison['data']} ({shown})", fontsize="medium")

@@ -1,42 +1,56 @@
-"""FedPEFT's tables: what is tuned × clients a round (of 64) × data distribution × byte budget.
+"""FedPEFT's tables: data set × clients a round (of 64) × data distribution × what is tuned, at 32 or 8 bits.
 
 python launch/table_fedpeft.py --seeds=3 --out=runs/table_fedpeft  # options: runner.py
+python launch/table_fedpeft.py --match='cifar100/clients8/dirichlet1/' --seeds=3
 
-ViT-B/16 (ImageNet-21k) on CIFAR-100, 10 local epochs (arXiv 2210.01708); full fine-tuning and
-DeltaMask on the same clients. One axis changes at a time around 8 clients a round, Dirichlet 1, no budget.
-Budgets count both ways.
+ViT-B/16 (ImageNet-21k) on CIFAR-100, RESISC45 and PatchCamelyon, 10 local epochs (arXiv 2210.01708); full
+fine-tuning and DeltaMask on the same clients. Every axis crosses every other, but for the budgets (both
+ways, all clients), which are asked at 8 clients a round and Dirichlet 1.
 """
+
+import itertools
 
 import runner
 
+DATA = {"cifar100": "tfds:cifar100", "resisc45": "tfds:resisc45", "patch_camelyon": "tfds:patch_camelyon"}
+CLIENTS = (8, 16, 32, 64)
+ALPHAS = (0.1, 1, 1000)
+MEGABYTES = (50, 500)
 KINDS = ("head", "bias", "adapter", "prompt", "lora", "fedsb", "unilora")
-AXES = {
-    **{f"clients{m}": {"m": m} for m in (8, 16, 32, 64)},
-    **{f"dirichlet{alpha}": {"alpha": alpha} for alpha in (0.1, 1000)},
-    **{f"budget{megabytes}MB": {"megabytes": megabytes} for megabytes in (50, 500)},
+
+TUNED = {
+    **{kind: {"method": "peft", "peft.kind": kind} for kind in KINDS},
+    **{f"{kind}-8bit": {"method": "peft", "peft.kind": kind, "peft.wire": "8bit"} for kind in KINDS},
+    "full": {"method": "fedavg", "fedavg.trained": "backbone"},
+    "deltamask": {"method": "deltamask", "head.init": "lp"},  # masks never move the head
 }
-SMOKE_AXES = {"clients2": {"participation": 0.5}, "clients4": {"participation": 1.0}}
 
 
 def runs(smoke: bool) -> list[runner.Run]:
-    tuned = {kind: {"method": "peft", "peft.kind": kind} for kind in KINDS}
-    tuned["full"] = {"method": "fedavg", "fedavg.trained": "backbone"}
-    tuned["deltamask"] = {"method": "deltamask", "head.init": "lp"}  # masks never move the head
     if smoke:
-        chosen = ("head", "bias", "deltamask")
         return [
-            runner.Run(f"{axis}/{name}", "", tuned[name] | changes)
-            for axis, changes in SMOKE_AXES.items()
-            for name in chosen
+            runner.Run(
+                f"clients{m}/dirichlet{alpha}/{name}",
+                "",
+                TUNED[name] | {"participation": m / 4, "partition.alpha": float(alpha)},
+            )
+            for m, alpha in itertools.product((2, 4), (ALPHAS[0], ALPHAS[-1]))
+            for name in ("head", "lora-8bit", "deltamask")
         ]
+    cells = [
+        (f"clients{m}/dirichlet{alpha}", {"m": m, "alpha": alpha})
+        for m, alpha in itertools.product(CLIENTS, ALPHAS)
+    ]
+    cells += [(f"budget{megabytes}MB", {"megabytes": megabytes}) for megabytes in MEGABYTES]
     return [
         runner.Run(
-            f"{axis}/{name}",
-            "configs/fedpeft.py:" + ",".join(f"{option}={value}" for option, value in options.items()),
+            f"{data}/{cell}/{name}",
+            f"configs/fedpeft.py:dataset={source},"
+            + ",".join(f"{option}={value}" for option, value in options.items()),
             changes,
         )
-        for axis, options in AXES.items()
-        for name, changes in tuned.items()
+        for (data, source), (cell, options) in itertools.product(DATA.items(), cells)
+        for name, changes in TUNED.items()
     ]
 
 

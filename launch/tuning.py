@@ -1,4 +1,4 @@
-"""What each method needs, what is best for it on a network, and how such settings get into a config."""
+"""What each method needs, what is best for it on a network, what a search tries; settings into a config."""
 
 import json
 from typing import Any
@@ -34,6 +34,43 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "klms": {"mask.learning_rate": 1.2},
     },
 }
+
+
+# The learning rate of each method that has one. Those that compress another's updates train like it and are
+# not searched by themselves; SignSGD is, as its error feedback is part of the training.
+RATE: dict[str, str] = {
+    name: f"{section}.learning_rate"
+    for section, names in {
+        "linear_probe": ("linear_probe",),
+        "fedavg": ("fedavg", "signsgd"),
+        "peft": ("peft",),
+        "feedsign": ("feedsign",),
+        "mask": ("deltamask", "fedpm", "fedmask", "klms"),
+    }.items()
+    for name in names
+}
+TRAINS_LIKE = {"eden": "fedavg", "drive": "fedavg", "qsgd": "fedavg", "deepreduce": "deltamask"}
+
+# The rates that launch/search.py begins with: {network: {method: rates}}, ascending by a steady factor.
+RATES: dict[str, dict[str, tuple[float, ...]]] = {
+    "glyph_vit": {
+        "linear_probe": (0.1, 0.3, 0.9),
+        "fedavg": (3e-4, 1e-3, 3e-3),
+        "signsgd": (3e-4, 1e-3, 3e-3),
+        "peft": (3e-3, 1e-2, 3e-2),
+        "deltamask": (0.6, 1.2, 2.4),
+        "fedpm": (0.6, 1.2, 2.4),
+        "fedmask": (0.3, 0.6, 1.2),
+        "klms": (0.6, 1.2, 2.4),
+        "feedsign": (3e-4, 1e-3, 3e-3),  # of a head; kernels need far smaller steps
+    },
+}
+
+
+def rates_of(config: ConfigDict) -> tuple[float, ...]:
+    """What a search of a method begins with: the list above, or the config's own rate and those 3 × off."""
+    own = config_lib.flatten(config)[RATE[config.method]]
+    return RATES.get(config.model.name, {}).get(config.method, (own / 3, own, own * 3))
 
 
 def settings_of(network: str, method: str) -> dict[str, Any]:

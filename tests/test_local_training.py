@@ -12,7 +12,7 @@ def test_the_proximal_term_pulls_toward_the_broadcast():
     """On a flat loss with gradient 1, w settles where μ (w − w₀) = −1."""
     training = weight_training(lambda frozen, w, batch: jnp.sum(w), optax.sgd(0.1), proximal=2.0)
     received = jnp.array([3.0, -1.0])
-    carry = training.init((), received)
+    carry = training.init((), received, ())
     for _ in range(60):
         carry, loss = training.step((), received, carry, {}, None)
     np.testing.assert_allclose(carry[0], received - 0.5, atol=1e-4)

@@ -52,17 +52,34 @@ def hold_out(name: str, train: Split, class_names: Sequence[str] | None = None, 
     return labelled(name, train.take(kept), train.take(held), class_names, where=where)
 
 
-def subset(dataset: Dataset, train_examples: int = 0, test_examples: int = 0, seed: int = 0) -> Dataset:
+def subset(
+    dataset: Dataset,
+    train_examples: int = 0,
+    test_examples: int = 0,
+    seed: int = 0,
+    validation_examples: int = 0,
+) -> Dataset:
     """A stratified, seeded part of a data set; 0 keeps the whole split.
+
+    Args:
+        validation_examples: with these, training examples are held out first and stand in the place of the
+            test split, so that no test example is looked at; `test_examples` then says nothing. 0: none.
 
     Raises:
         DataError: more examples are asked for than there are.
     """
+    train, test = dataset.train, dataset.test
+    if validation_examples:
+        if not validation_examples < len(train):
+            raise DataError(
+                f"validation_examples={validation_examples} are held out of the training examples, of which "
+                f"{dataset.name} has {len(train)}: ask for fewer"
+            )
+        held = stratified(train.labels, validation_examples, seed)
+        train, test = train.take(np.setdiff1d(np.arange(len(train)), held)), train.take(held)
+        test_examples = 0
     parts = []
-    for name, split, size in (
-        ("train", dataset.train, train_examples),
-        ("test", dataset.test, test_examples),
-    ):
+    for name, split, size in (("train", train, train_examples), ("test", test, test_examples)):
         if size == 0:
             parts.append(split)
             continue

@@ -113,7 +113,7 @@ def train_in_chunks(
         received: pytree all clients start the round from.
         examples: inputs [n, ...] and labels i32[n]; both on the devices, or both NumPy arrays.
         plan: each client's batches.
-        private: pytree with leading axis `clients`, passed to `training.final`.
+        private: pytree with leading axis `clients`, passed to `training.init` and `training.final`.
         keys: one key a client, already folded with round and client id.
 
     Yields:
@@ -270,11 +270,16 @@ def _train_chunk(
 
             return devices.keep_spread(over_clients(client)(own, batches, steps, keys, carries), mesh)
 
+        def start(private, _):
+            return training.init(frozen, received, private), jnp.float32(0)
+
+        def end(private, state, total):  # made again, not kept through all steps
+            return _only_finite(training.init(frozen, received, private), state, total)
+
         over_clients = jax.vmap if len(steps) > 1 else _alone
-        state = training.init(frozen, received)
-        carries = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(steps), *jnp.shape(x))), (state, 0.0))
+        carries = over_clients(start)(private, steps)
         states, totals = jax.lax.fori_loop(0, jnp.max(steps), advance, carries)
-        states, totals = over_clients(partial(_only_finite, state))(states, totals)
+        states, totals = over_clients(end)(private, states, totals)
         final = over_clients(lambda state, private: training.final(frozen, received, state, private))
         return final(states, private), totals / jnp.maximum(steps, 1)
 
@@ -302,12 +307,12 @@ def _train_loop(
     """`train_in_chunks` with one client and one step after another."""
     client_step = engine.compiled(_client_step, training)
     for k, steps in enumerate(plan.steps):
-        carry = (training.init(frozen, received), jnp.float32(0))
+        mine = jax.tree.map(lambda x, k=k: x[k], private)
+        carry = (training.init(frozen, received, mine), jnp.float32(0))
         own, batches = _of_one(examples, plan, k)
         for step in range(int(steps)):
             carry = client_step(frozen, received, own, batches, keys[k], step, carry)
-        mine = jax.tree.map(lambda x, k=k: x[k], private)
-        state, total = _only_finite(training.init(frozen, received), *carry)
+        state, total = _only_finite(training.init(frozen, received, mine), *carry)
         update = training.final(frozen, received, state, mine)
         one = jax.tree.map(lambda x: x[None], update)
         yield np.array([k]), one, total[None] / max(int(steps), 1)
@@ -329,15 +334,18 @@ def first_not_finite(
     examples: Examples,
     plan: Schedule,
     row: int,
+    private: Any,
     key: jax.Array,
 ) -> tuple[int, str] | None:
     """Replay one client step by step: the first step, from 1, that leaves a value not finite.
+
+    `private` and `key` are this client's own.
 
     Returns:
         (step, 'loss' or 'training state'), or None where every step is finite.
     """
     client_step = engine.compiled(_client_step, training)
-    carry = (training.init(frozen, received), jnp.float32(0))
+    carry = (training.init(frozen, received, private), jnp.float32(0))
     own, batches = _of_one(examples, plan, row)
     for step in range(int(plan.steps[row])):
         carry = client_step(frozen, received, own, batches, key, step, carry)

@@ -145,7 +145,8 @@ def play_round(
         client = cohort.clients[row]
         theirs, its = _examples(problem, method.inputs, plan.of([row]))
         replayed = problem.engine, method.client, method.frozen
-        at = training.first_not_finite(*replayed, received, theirs, its, 0, cohort.key(client))
+        private = jax.tree.map(lambda x: x[0], method.private(state, cohort.of([row])))
+        at = training.first_not_finite(*replayed, received, theirs, its, 0, private, cohort.key(client))
         step, what = at or ("unknown", "loss")
         lost[int(row)] = faults.NOT_FINITE
         logging.warning(

@@ -63,7 +63,7 @@ def train_and_send(
         received,
         examples,
         plan,
-        method.private(mine),
+        method.private(state, mine),
         mine.keys(),
     )
 

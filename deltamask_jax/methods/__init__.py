@@ -33,7 +33,12 @@ __all__ = ["METHODS", "Method", "build", "check", "trains_prefix"]
 
 def _masks(config) -> dict[str, Any]:
     """What every mask method takes beside its own options."""
-    return {"options": config.mask, "rounds": config.rounds, "participation": config.participation}
+    return {
+        "options": config.mask,
+        "rounds": config.rounds,
+        "participation": config.participation,
+        "clients": config.clients,
+    }
 
 
 def _flips(config) -> dict[str, Any]:
@@ -49,9 +54,7 @@ METHODS: dict[str, Callable[[Any, Task], Method]] = {
     "deltamask": lambda c, task: deltamask(task, codec_of=flip_codecs(c), **_flips(c)),
     "fedpm": lambda c, task: fedpm(task, **_masks(c), **c.fedpm),
     "fedmask": lambda c, task: fedmask(task, **_masks(c), **c.fedmask),
-    "deepreduce": lambda c, task: deepreduce(
-        task, fpr=c.codec.fpr, clients=c.clients, **c.deepreduce, **_flips(c)
-    ),
+    "deepreduce": lambda c, task: deepreduce(task, fpr=c.codec.fpr, **c.deepreduce, **_flips(c)),
     "klms": lambda c, task: klms(task, **_masks(c), **c.klms),
     "fedavg": lambda c, task: fedavg(task, **_weights(c)),
     "eden": lambda c, task: eden(task, **_weights(c), **c.eden),
@@ -94,6 +97,11 @@ def check(config) -> None:
                     f"config.{name}={value!r} is about flips, which method {config.method!r} does not send: "
                     f"use one of {', '.join(SEND_FLIPS)}"
                 )
+    if config.mask.client_state == "kept" and config.attack.kind in ABOUT_FLIPS:
+        raise ValueError(
+            f"config.attack.kind={config.attack.kind!r} changes updates of flips alone: it needs "
+            f"mask.client_state='fresh'"
+        )
     if config.mask.ranking == "thin" and config.mask.aggregator != "control_variate":
         raise ValueError(
             "config.mask.ranking='thin' weighs votes by 1/κ: it needs mask.aggregator='control_variate'"

@@ -32,16 +32,17 @@ from deltamask_jax.task import Task
 
 
 def deepreduce(
-    task: Task, options: Any, bounds: Any, *, fpr: float, policy: str, clients: int, **settings: Any
+    task: Task, options: Any, bounds: Any, *, clients: int, fpr: float, policy: str, **settings: Any
 ) -> Method:
     """DeepReduce; κ does not apply.
 
     Args:
-        options, bounds, settings: as of `deltamask.deltamask`.
+        options, bounds, clients, settings: as of `deltamask.deltamask`.
         fpr: false-positive rate of the Bloom filter.
         policy: 'P0', 'P1' or 'P2'.
-        clients: N.
     """
     codec_of = [codecs.get("bloom", fpr=fpr, policy=policy)] * clients
     everything = optax.constant_schedule(1.0)
-    return deltamask(task, options, codec_of, bounds, kappa=everything, name="deepreduce", **settings)
+    return deltamask(
+        task, options, codec_of, bounds, clients=clients, kappa=everything, name="deepreduce", **settings
+    )

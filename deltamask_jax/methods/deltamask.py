@@ -36,6 +36,7 @@ def deltamask(
     bounds: Any,
     *,
     rounds: int,
+    clients: int,
     participation: float = 1.0,
     hold: int = 1,
     kappa: optax.Schedule | None = None,
@@ -47,7 +48,7 @@ def deltamask(
         options: `config.mask`.
         codec_of: each client's codec.
         bounds: `config.robust`.
-        rounds, participation, hold: as of `masking.mask_method`.
+        rounds, clients, participation, hold: as of `masking.mask_method`.
         kappa: fraction of the flips that travels, by round (from 0); by default that of `options`.
     """
     d = task.index.d
@@ -131,6 +132,7 @@ def deltamask(
         options,
         rounds=rounds,
         participation=participation,
+        clients=clients,
         final=final,
         private=private,
         streams=streams,

@@ -46,7 +46,7 @@ def fedcof(task: Task, *, gamma: float, wire: str) -> Method:
     n = classes * (1 + width)  # values, on both ways
     codec = codecs.get("dense", dtype=wire)
 
-    def init(frozen, received):
+    def init(frozen, received, private):
         return {"counts": jnp.zeros(classes), "sums": jnp.zeros((classes, width))}
 
     def step(frozen, received, carry, batch, key):

@@ -107,7 +107,7 @@ def feedsign(task: Task, options: Any, peft: Any, *, seed: int) -> Method:
         inputs="features" if of_features else "tokens",
         frozen=() if of_features else (task.params, parts.frozen),
         client=LocalTraining(
-            lambda frozen, received: jnp.zeros(count),
+            lambda frozen, received, private: jnp.zeros(count),
             step,
             lambda frozen, received, carry, private: carry > 0,
         ),

@@ -43,11 +43,15 @@ class State:
         posterior: that it came from.
         held: votes that the server holds back until they amount to `downlink.hold`, i32[d]; None where it
             holds none.
+        moments: with `client_state='kept'`, where each client's Adam stands: {client id as text: its state}.
+            In a real federation this never leaves the client; here it is simulated beside the server, at
+            8·d bytes per client. None without.
     """
 
     theta: np.ndarray
     posterior: aggregation.BetaPosterior
     held: np.ndarray | None = None
+    moments: dict[str, Any] | None = None
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["change", "ones"], meta_fields=["flips"])
@@ -73,6 +77,7 @@ def mask_method(
     *,
     rounds: int,
     participation: float,
+    clients: int,
     final: Callable[[jax.Array, Any, Any], Any],
     up: Link,
     report: Callable[[Any, Votes], dict[str, float]],
@@ -93,6 +98,7 @@ def mask_method(
         options: `config.mask`.
         rounds: of the run, over which schedules reach.
         participation: ρ; the Beta posterior is reset every 1/ρ rounds.
+        clients: N; only clients that keep their optimiser's state need it.
         final: (θ_k u16[d], received, private) -> update, on the client's device.
         up: as of `Method`; its votes are `Votes`.
         streams: (cohort) -> public streams the masks m_k are drawn from: one that all share, or one per
@@ -107,6 +113,7 @@ def mask_method(
     """
     index, d = task.index, task.index.d
     same_total = told_by_tally and float(options.lambda0).is_integer()  # α + β is, at every position
+    keeps, optimizer = options.client_state == "kept", optax.scale_by_adam()
     low, high = (round(p * masks.SCALE) for p in (options.theta_clip, 1 - options.theta_clip))
     schedules = {
         "learning_rate": cosine(options.learning_rate, options.learning_rate_final, rounds),
@@ -121,8 +128,11 @@ def mask_method(
 
     def init() -> State:
         theta = clamp(jnp.full(d, options.theta_init, jnp.float32))
-        held = np.zeros(d, np.int32) if hold > 1 else None
-        return State(theta, aggregation.prior(d, options.lambda0), held)
+        held, moments = np.zeros(d, np.int32) if hold > 1 else None, None
+        if keeps:
+            fresh = jax.device_get(optimizer.init(jax.tree.map(jnp.zeros_like, index.kernels(task.params))))
+            moments = {str(client): fresh for client in range(clients)}
+        return State(theta, aggregation.prior(d, options.lambda0), held, moments)
 
     def keeps_posterior(cohort: Cohort) -> bool:
         """Whether this round's votes will add to the posterior of rounds before."""
@@ -158,6 +168,27 @@ def mask_method(
             "head": task.head,
             **{key: schedule(cohort.round - 1) for key, schedule in schedules.items()},
         }
+
+    def with_moments(state: State, cohort: Cohort) -> Any:
+        own = private(cohort)
+        if state.moments is None:
+            return own
+        each = [state.moments[str(client)] for client in cohort.clients]
+        return {"moments": jax.tree.map(lambda *xs: np.stack(xs), *each), "own": own}
+
+    def remember(state: State, updates, payloads, cohort: Cohort) -> State:
+        """Every client keeps where its optimiser stands."""
+        if state.moments is None:
+            return state
+        now = {str(k): update["moments"] for k, update in zip(cohort.clients, updates, strict=True)}
+        return dataclasses.replace(state, moments=state.moments | now)
+
+    def sent(update):
+        """What leaves the device, of one client or of many."""
+        return update["sent"] if keeps else update
+
+    def encode(state: State, updates, cohort: Cohort) -> list[bytes]:
+        return up.encode(state, list(map(sent, updates)), cohort)
 
     def expected_ones(state: State, cohort: Cohort) -> jax.Array:
         """Σ m_g,k, i32[d]."""
@@ -248,23 +279,25 @@ def mask_method(
         client=mask_training(
             forward,
             index,
-            optax.scale_by_adam(),
+            optimizer,
             options.theta_clip if start_clip is None else start_clip,
             final,
+            keeps=keeps,
             **training,
         ),
         init=init,
         down=Link(snapshot, read_snapshot),
         start=start,
-        private=private,
-        up=up,
+        private=with_moments,
+        up=Link(encode, up.decode),
         merge=merge,
         network=network,
         tally=Link(encode_tally, decode_tally) if told_by_tally else None,
         release=release if hold > 1 else None,
-        report=report,
+        remember=remember,
+        report=lambda updates, votes: report(sent(updates), votes),
         export=export,
-        diagnose=diagnose,
+        diagnose=lambda state, updates: diagnose(state, sent(updates)),
     )
 
 

@@ -42,7 +42,7 @@ class Method:
         down: a snapshot of the state. encode: (state, cohort) -> bytes; decode: (bytes, cohort) -> state, as
             far as clients may know it.
         start: (state, cohort) -> what local training starts from.
-        private: (cohort) -> pytree with leading axis k, handed to `client.final`.
+        private: (state, cohort) -> pytree with leading axis k, handed to `client.init` and `client.final`.
         up: what clients send. encode: (state, k updates, cohort) -> k payloads; decode: (state, k payloads,
             cohort, accepted=False) -> votes of the valid ones, and why others were rejected. Every payload
             is decoded once. `accepted`: these are a cohort's valid payloads, so that nothing is judged again.
@@ -54,7 +54,7 @@ class Method:
         release: (state, votes, cohort) -> state, votes that are to be merged; None: all of them are. What it
             keeps back is the server's alone.
         remember: (state, updates, payloads, cohort) -> state, with what clients keep for their next round
-            (error feedback); by default nothing. It is simulated: none of it is ever sent.
+            (error feedback, their optimiser); by default nothing. It is simulated: none of it is ever sent.
         report: (updates with leading axis k, votes) -> numbers for the round's line in metrics.jsonl.
         export: (state) -> named arrays worth keeping, saved as safetensors.
         diagnose: (state after the round, updates with leading axis k) -> what goes to diagnostics.jsonl.
@@ -70,7 +70,7 @@ class Method:
     up: Link
     merge: Callable[[State, Votes, Cohort], State]
     network: Callable[[State], tuple[Any, dict[str, Any]]]
-    private: Callable[[Cohort], Any] = lambda cohort: ()
+    private: Callable[[State, Cohort], Any] = lambda state, cohort: ()
     exact: bool = True
     tally: Link | None = None
     release: Callable[[State, Votes, Cohort], tuple[State, Votes]] | None = None

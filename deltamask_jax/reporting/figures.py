@@ -134,7 +134,7 @@ def _accuracy(groups, ways: tuple[str, ...] | None, xlabel: str, caption: str) -
         _log_scale(axes)
     else:
         axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set(xlabel=xlabel, ylabel="test accuracy, %")
+    axes.set(xlabel=xlabel, ylabel="accuracy, %")
     return _picture(figure, caption)
 
 
@@ -148,7 +148,7 @@ def _rate(groups) -> Picture:
             marker = _MARKERS[members.style.line]
             axes.plot(rate, 100 * accuracy, marker, color=members.style.colour, markersize=6, alpha=0.8)
     _log_scale(axes)
-    axes.set(xlabel="bits a masked weight, up", ylabel="final test accuracy, %")
+    axes.set(xlabel="bits a masked weight, up", ylabel="final accuracy, %")
     return _picture(figure, "Final accuracy against bitrate, a point a run")
 
 

@@ -22,7 +22,7 @@ def draw_curves(path: Path, records: list[dict[str, Any]], linear_probe: float, 
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     left.plot([records[i]["round"] for i in evaluated], accuracy, marker=".")
-    left.set(xlabel="round", ylabel="test accuracy (%)")
+    left.set(xlabel="round", ylabel="accuracy (%)")
     left.xaxis.get_major_locator().set_params(integer=True)
     right.plot((up + down)[evaluated], accuracy, marker=".", label="up and down")
     right.plot(up[evaluated], accuracy, marker=".", label="up alone", alpha=0.5)

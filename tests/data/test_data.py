@@ -38,6 +38,25 @@ def test_subset():
         data.subset(digits, 2000)
 
 
+def test_validation_examples_are_training_examples_that_do_not_train():
+    digits = data.load("digits")
+    pixels = {
+        split: {image.tobytes() for image in getattr(digits, split).images} for split in ("train", "test")
+    }
+    part = data.subset(digits, 500, 50, 3, validation_examples=200)
+    assert (len(part.train), len(part.test)) == (500, 200)  # test_examples says nothing
+    trained, held = ({image.tobytes() for image in split.images} for split in (part.train, part.test))
+    assert trained <= pixels["train"] and held <= pixels["train"] and not trained & held
+    assert np.ptp(np.bincount(part.test.labels)) <= 2
+    rest = data.subset(digits, seed=3, validation_examples=200)
+    assert len(rest.train) == 1237
+    np.testing.assert_array_equal(rest.test.images, part.test.images)
+    with pytest.raises(
+        data.DataError, match="validation_examples=1437 are held out of the training examples"
+    ):
+        data.subset(digits, validation_examples=1437)
+
+
 def test_importing_data_loads_nothing_heavy():
     heavy = ("sklearn", "matplotlib", "tensorflow_datasets", "tensorflow", "torch")
     code = f"import sys, deltamask_jax.data.partition; print([m for m in {heavy} if m in sys.modules])"

@@ -83,8 +83,8 @@ def rounds_of(problem, method, rounds=5, kind="smaller"):
     """Plays rounds without training: every draw of a client's update is its own."""
     config, state = problem.config, method.init()
     received = method.start(state, cohort_of([0]))
-    one = jax.tree.map(lambda x: x[0], method.private(cohort_of([0])))
-    carry = jax.eval_shape(method.client.init, method.frozen, received)
+    one = jax.tree.map(lambda x: x[0], method.private(state, cohort_of([0])))
+    carry = jax.eval_shape(method.client.init, method.frozen, received, one)
     shapes = jax.eval_shape(method.client.final, method.frozen, received, carry, one)
     for number in range(1, rounds + 1):
         clients = partition.cohort(CLIENTS, config.participation, config.seed, number)

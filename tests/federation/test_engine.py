@@ -80,7 +80,7 @@ def arguments(problem, method, clients):
         method.start(method.init(), asked),
         {"inputs": problem.inputs["tokens"][0], "labels": problem.labels[0]},
         plan(problem, clients, epochs=1),
-        method.private(asked),
+        method.private(method.init(), asked),
         asked.keys(),
     )
 

@@ -12,7 +12,7 @@ from deltamask_jax import experiment
 from deltamask_jax.workdir import files
 from tests.conftest import tiny_config
 
-UP = {"linear_probe": 1_000_000, "fedavg": 3_000_000}  # bytes a round
+UP = {"linear_probe": 1_000_000, "fedavg": 3_000_000, "eden": 500_000}  # bytes a round
 
 
 @pytest.fixture
@@ -26,7 +26,8 @@ def played(monkeypatch):
         names.append((config.method, config.seed, config.rounds))
         workdir.mkdir(parents=True, exist_ok=True)
         files.write_json(workdir / "config.json", config.to_dict())
-        accuracies = [0.5, 0.6, None, 0.8 + config.seed / 10]
+        last = 0.2 if config.method == "linear_probe" else 0.8 + config.seed / 10
+        accuracies = [0.1, 0.6 * last, None, last]
         for number, accuracy in enumerate(accuracies):
             up = UP[config.method] if number else 100_000
             record = {"round": number, "accuracy": accuracy, "uplink_bytes": up, "downlink_bytes": 2 * up}
@@ -43,39 +44,51 @@ def played(monkeypatch):
     return names
 
 
-def compared(out, config=None, names=("linear_probe", "fedavg"), seeds=2, target=0.85):
-    failed = compare.compare(config or tiny_config(), list(names), seeds, out, target, "the command")
+def compared(out, config=None, names=("linear_probe", "fedavg"), seeds=2):
+    failed = compare.compare(config or tiny_config(), list(names), seeds, out, "the command")
     return failed, json.loads((out / "comparison.json").read_text())
 
 
 def test_numbers_of_the_table(played, tmp_path):
     failed, comparison = compared(tmp_path)
-    assert not failed and comparison["target_accuracy"] == 0.85
+    assert not failed
+    assert comparison["linear_probe_accuracy"] == pytest.approx(0.2)
+    assert comparison["full_training_accuracy"] == pytest.approx(0.85)
+    gain = comparison["targets"]
+    assert gain == {"95% of the gain": pytest.approx(0.8175), "99% of the gain": pytest.approx(0.8435)}
     probe, fedavg = comparison["rows"]
     assert (probe["method"], fedavg["method"], fedavg["seeds"]) == ("linear_probe", "fedavg", [0, 1])
     assert fedavg["accuracy"] == pytest.approx(0.85)
     assert fedavg["accuracy_spread"] == pytest.approx(0.1 / 2**0.5)
-    assert fedavg["seeds_at_target"] == 1 and fedavg["rounds_to_target"] == 3  # only seed 1 gets there
-    assert fedavg["uplink_megabytes_to_target"] == pytest.approx(9.1)
-    assert probe["downlink_megabytes_to_target"] == pytest.approx(6.2)
+    cost = fedavg["to"]["95% of the gain"]
+    assert (cost["seeds"], cost["rounds"]) == (1, 3)  # only seed 1 gets there
+    assert cost["total_megabytes"] == pytest.approx(27.3)
+    assert (fedavg["uplink_megabytes"], fedavg["downlink_megabytes"]) == pytest.approx((9.1, 18.2))
+    assert probe["to"]["95% of the gain"] == {"seeds": 0} and probe["total_megabytes"] == pytest.approx(9.3)
     assert fedavg["seconds_per_round"] == 2
     assert [p["round"] for p in fedavg["curve"]] == [0, 1, 3]  # round 2 was not evaluated
-    assert fedavg["curve"][2]["uplink_megabytes"] == pytest.approx(9.1)
+    assert fedavg["curve"][2]["total_megabytes"] == pytest.approx(27.3)
     assert (fedavg["curve"][2]["low"], fedavg["curve"][2]["high"]) == (0.8, 0.9)
     table = (tmp_path / "comparison.md").read_text()
-    assert "| fedavg | 85.0 ± 7.1 | 85.0 | 3 (1 of 2 seeds) | 27.3 | 9.1 | 18.2 | 0.1 | 16 | 2 |" in table
-    assert "`the command`" in table
+    assert (
+        "| method | MB up + down | MB to 95% of the gain | MB to 99% of the gain | accuracy | best" in table
+    )
+    reached = "27.3 (1 of 2 seeds)"
+    assert (
+        f"| fedavg | 27.3 | {reached} | {reached} | 85.0 ± 7.1 | 85.0 | 9.1 | 18.2 | 0.1 | 16 | 2 |" in table
+    )
+    assert "`the command`" in table and "test examples" in table
     picture = np.asarray(Image.open(tmp_path / "comparison.png").convert("RGB"), int)
-    coloured = (np.ptp(picture, axis=-1) > 60).any(axis=0)  # two lines in two panels
-    assert coloured[: picture.shape[1] // 2].sum() > 50 and coloured[picture.shape[1] // 2 :].sum() > 50
+    assert (np.ptp(picture, axis=-1) > 60).any(axis=0).sum() > 200  # lines in colour across the panel
 
 
-def test_without_a_target_it_is_the_linear_probe(played, tmp_path):
-    _, comparison = compared(tmp_path, target=0.0)
-    assert comparison["target_accuracy"] == pytest.approx(0.85)
-    _, comparison = compared(tmp_path, names=["fedavg"], target=0.0)  # not compared: those beside the runs
-    assert comparison["target_accuracy"] == pytest.approx(0.55)
-    assert comparison["rows"][0]["rounds_to_target"] == 1
+def test_where_full_training_gains_nothing_the_probe_is_the_target(played, tmp_path):
+    _, comparison = compared(tmp_path, names=["linear_probe"])
+    assert comparison["targets"] == {"the probe": pytest.approx(0.2)}
+    assert comparison["rows"][0]["to"]["the probe"]["rounds"] == 3
+    compared(tmp_path, names=["eden"])  # nothing of it: the probes beside the runs
+    comparison = json.loads((tmp_path / "comparison.json").read_text())
+    assert comparison["targets"] == {"the probe": pytest.approx(0.55)}
 
 
 def test_only_what_is_missing_or_was_configured_otherwise_runs(played, tmp_path):
@@ -132,8 +145,8 @@ def test_smoke_makes_a_config_small_and_leaves_small_ones():
 
 def test_a_real_run(tmp_path):
     """Of a method that trains on cached features alone, so that it takes seconds."""
-    config = tiny_config(rounds=2, train_examples=60, test_examples=30, per_client_evaluation=True)
-    failed, comparison = compared(tmp_path, config, ["peft:kind=head:wire=8bit"], 1, 0.0)
+    config = tiny_config(rounds=2, train_examples=60, validation_examples=30, per_client_evaluation=True)
+    failed, comparison = compared(tmp_path, config, ["peft:kind=head:wire=8bit"], 1)
     assert not failed
     (row,) = comparison["rows"]
     summary = json.loads((tmp_path / "peft_kind=head_wire=8bit" / "seed0" / "summary.json").read_text())
@@ -141,7 +154,8 @@ def test_a_real_run(tmp_path):
     assert row["uplink_bpp"] == summary["mean_uplink_bpp"]
     assert row["curve"][-1]["uplink_megabytes"] == pytest.approx(summary["uplink_bytes"] / 1e6)
     assert row["worst_clients_accuracy"] == summary["final_client_accuracy_worst"]
-    assert "worst tenth of clients" in (tmp_path / "comparison.md").read_text()
+    table = (tmp_path / "comparison.md").read_text()
+    assert "worst tenth of clients" in table and "validation examples" in table
 
 
 @pytest.mark.parametrize(

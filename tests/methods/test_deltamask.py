@@ -43,7 +43,7 @@ def test_aggregate_equals_the_definition_on_dense_masks(problem, who, aggregator
     state, thetas = random_round(method, index, cohort.clients)
     received = method.start(method.down.decode(method.down.encode(state, cohort), cohort), cohort)
     np.testing.assert_array_equal(received["theta"], state.theta)
-    private = method.private(cohort)
+    private = method.private(state, cohort)
     packed, own, globe = [], [], []
     for row, (client, theta_k) in enumerate(zip(cohort.clients, thetas, strict=True)):
         word = EVERY_CLIENT if who == "shared" else client
@@ -80,8 +80,8 @@ def _final(method, index, theta_k, received, private):
 
 
 def test_shared_uniforms_are_one_stream_and_per_client_are_many(problem):
-    shared = build(problem).private(cohort_of([0, 1]))
-    own = build(problem, mask__uniforms="per_client").private(cohort_of([0, 1]))
+    shared = build(problem).private(None, cohort_of([0, 1]))
+    own = build(problem, mask__uniforms="per_client").private(None, cohort_of([0, 1]))
     assert shared[0][0] == shared[0][1] and own[0][0] != own[0][1]
 
 
@@ -109,7 +109,7 @@ def test_thinned_votes_count_the_more(problem):
     final = jax.jit(lambda received, private: some.client.final(None, received, (logits, None), private))
     for number in range(1, 21):
         asked = cohort_of([0], number)
-        received, key = some.start(state, asked), some.private(asked)
+        received, key = some.start(state, asked), some.private(state, asked)
         private = tuple(words[0] for words in key)
         u = uniforms(private, d)
         flips = (u < theta_k) != (u < state.theta)
@@ -186,7 +186,7 @@ def test_random_ranking_keeps_as_many_flips_but_others(problem):
         method = build(problem, mask__kappa=0.5, mask__kappa_final=0.5, mask__ranking=ranking)
         state, (theta_k,) = random_round(method, index, cohort.clients)
         received = method.start(state, cohort)
-        private = jax.tree.map(lambda x: x[0], method.private(cohort))
+        private = jax.tree.map(lambda x: x[0], method.private(state, cohort))
         kept[ranking] = np.unpackbits(_final(method, index, theta_k, received, private), count=index.d)
         flips = masks.client_flips(
             theta_k, state.theta, uniforms(stream_key(0, 1, EVERY_CLIENT, MASK), index.d), 1.0

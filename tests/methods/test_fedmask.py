@@ -35,7 +35,7 @@ def test_fedmask_does_not_sample(problem):
     for name in ("fedmask", "fedpm"):
         method = methods.build(tiny_config(method=name), problem.task)
         received = method.start(method.init(), COHORT)
-        start = method.client.init(method.frozen, received)
+        start = method.client.init(method.frozen, received, ())
         step = jax.jit(method.client.step)
         carries = [step(method.frozen, received, start, batch, jax.random.key(i))[0] for i in (0, 1)]
         first, second = (problem.task.index.ravel(carry[0]) for carry in carries)

@@ -39,7 +39,7 @@ def sampled(thetas):
 
 
 def updates(method, thetas):
-    private = method.private(COHORT)
+    private = method.private(method.init(), COHORT)
     return [
         np.asarray(method.client.final(None, {}, ({"kernel": logits(theta)}, None), key))
         for theta, key in zip(

@@ -53,8 +53,8 @@ def played(problem, name: str) -> dict[str, str]:
     state = method.init()
     broadcast = method.down.encode(state, COHORT)
     received = method.start(method.down.decode(broadcast, COHORT), COHORT)
-    one = jax.tree.map(lambda x: x[0], method.private(COHORT.of(slice(1))))
-    carry = method.client.init(method.frozen, received)
+    one = jax.tree.map(lambda x: x[0], method.private(state, COHORT.of(slice(1))))
+    carry = method.client.init(method.frozen, received, one)
     shapes = jax.eval_shape(method.client.final, method.frozen, received, carry, one)
     updates = [drawn(shapes, np.random.default_rng(int(client))) for client in CLIENTS]
     payloads = method.up.encode(state, updates, COHORT)

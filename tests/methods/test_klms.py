@@ -13,7 +13,7 @@ def test_votes_and_rate(problem):
     method = methods.build(tiny_config(method="klms"), problem.task)
     state = method.init()
     received = method.start(state, cohort)
-    start, _ = method.client.init(method.frozen, received)
+    start, _ = method.client.init(method.frozen, received, ())
     keys = iter(jax.random.split(jax.random.key(0), 100))
     drifted = [
         jax.tree.map(lambda s: s + jax.random.normal(next(keys), s.shape), start) for _ in cohort.clients

@@ -4,15 +4,18 @@ import dataclasses
 from functools import partial
 from unittest import mock
 
+import jax
 import numpy as np
 import pytest
 
 from deltamask_jax import masks
+from deltamask_jax.federation.rounds import play_round
 from deltamask_jax.flat_index import FlatIndex
 from deltamask_jax.methods import masking
+from deltamask_jax.methods.method import Link
 from deltamask_jax.public_random import EVERY_CLIENT, MASK, stream_key, uniforms
 from deltamask_jax.task import Task
-from tests.conftest import cohort_of, tiny_config
+from tests.conftest import cohort_of, play, tiny_config
 
 TRIALS, WIDTH, CLIENTS = 1000, 50, 5  # vectors, their length, masks a vector
 
@@ -32,9 +35,10 @@ def estimate(aggregator: str, theta, thetas, shared=False, rounds=1):
         Task(None, None, None, FlatIndex(("kernel",), (theta.shape,), (0,), len(theta))),
         tiny_config(mask__aggregator=aggregator).mask,
         rounds=rounds,
+        clients=CLIENTS,
         participation=1.0,
         final=None,
-        up=None,
+        up=Link(None, None),
         report=None,
         streams=partial(masking.mask_streams, shared=shared),
     )
@@ -108,3 +112,31 @@ def test_the_running_posterior_averages_over_rounds_and_the_reset_one_does_not()
     }
     assert noise["running", 1] / noise["running", 4] == pytest.approx(4, rel=0.05)
     assert noise["beta", 1] / noise["beta", 4] == pytest.approx(1, rel=0.05)
+
+
+def test_clients_that_keep_their_adam_go_on_where_they_stood(problem):
+    """At no learning rate to speak of, all rounds have one θ, and first moments of two of them add up."""
+    settings = {"mask__client_state": "kept", "cohort__chunk": 2}  # two at a time: one program for all rounds
+    settings |= {"mask__learning_rate": 1e-9, "mask__learning_rate_final": 1e-9}
+    problem, method, state, _ = play(problem, rounds=1, **settings)
+    steps = np.array([1, 3, 1, 1, 2, 1])  # of clients with 1 … 20 examples, at batch 8
+    assert [state.moments[str(k)].count for k in range(6)] == steps.tolist()
+    zeros = dataclasses.replace(state, moments=jax.tree.map(np.zeros_like, state.moments))
+    asked = cohort_of([1, 4], 2)
+    after, anew = (play_round(problem, method, its, asked)[0].moments for its in (state, zeros))
+    for client in map(str, asked.clients):
+        before, gone_on, fresh = (index_of(problem, m[client].mu) for m in (state.moments, after, anew))
+        assert np.abs(fresh).max() > 0 and np.abs(before).max() > 0
+        expected = 0.9 ** int(anew[client].count) * before + fresh
+        np.testing.assert_allclose(gone_on, expected, rtol=1e-4, atol=1e-7 * np.abs(fresh).max())
+        assert after[client].count == 2 * anew[client].count
+    assert after["0"] is state.moments["0"]  # was not asked
+    *_, looped, _ = play(problem, rounds=1, **settings, cohort__backend="loop")
+    for client in ("1", "4"):
+        mine, theirs = (index_of(problem, its.moments[client].mu) for its in (state, looped))
+        np.testing.assert_allclose(mine, theirs, atol=1e-4 * np.abs(mine).max())
+
+
+def index_of(problem, tree) -> np.ndarray:
+    """A tree of kernels as one vector, f32[d]."""
+    return np.asarray(problem.task.index.ravel(tree))

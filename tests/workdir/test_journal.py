@@ -271,6 +271,7 @@ FOLLOWED = {
     "faults__dropout": 0.3,
     "head__init": "he",
     "mask__uniforms": "per_client",
+    "mask__client_state": "kept",  # their Adam's moments, too
     "model__trained_blocks": 1,
 }
 
