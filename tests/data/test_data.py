@@ -15,7 +15,7 @@ from deltamask_jax import data
         ("digit", "did you mean 'digits'"),
         ("tdfs:cifar10", "did you mean 'tfds:NAME'"),
         ("digits:8x8", "did you mean 'digits'"),
-        ("imagenet", "choose from digits, folder:DIR, idx:DIR, npz:FILE, tfds:NAME"),
+        ("imagenet", "choose from " + ", ".join(data.SOURCES)),
         ("folder", "needs a place after the colon: folder:DIR"),
     ],
 )
