@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     config.min_clients = 1  # payloads; a round that merges fewer is played again with a new cohort
     config.max_repeats = 3  # times a round is played again before the run gives up
 
-    config.data = "digits"  # 'digits', 'idx:DIR', 'folder:DIR', 'npz:FILE' or 'tfds:NAME' (docs/data.md)
+    config.data = "digits"  # 'digits', 'fashion', or files: 'idx:DIR', 'folder:DIR', 'npz:FILE', 'tfds:NAME'
     config.data_dir = ""  # folder of prepared tfds data; '' = its own default
     config.train_examples = 0  # examples to train on, stratified by class; 0 = all
     config.test_examples = 0  # examples to test on, stratified by class; 0 = all

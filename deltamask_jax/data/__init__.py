@@ -1,7 +1,7 @@
 """Data sets, preprocessing, partitioners and the frozen-prefix cache.
 
 Example:
-    dataset = data.load("digits")  # or idx:DIR, folder:DIR, npz:FILE, tfds:NAME
+    dataset = data.load("digits")  # or fashion, idx:DIR, folder:DIR, npz:FILE, tfds:NAME
     dataset = data.subset(dataset, train_examples=500)
     parts = partition.split("dirichlet", dataset.train.labels, 30, alpha=10.0, seed=0)
 """
@@ -15,14 +15,14 @@ from deltamask_jax.paths import expanded
 
 __all__ = ["DataError", "Dataset", "LazyImages", "Split", "load", "subset"]
 
-SOURCES = ("digits", "folder:DIR", "idx:DIR", "npz:FILE", "tfds:NAME")
+SOURCES = ("digits", "fashion", "folder:DIR", "idx:DIR", "npz:FILE", "tfds:NAME")
 
 
 def load(spec: str, *, cache_dir: str | Path | None = None) -> Dataset:
     """Loads a data set by name.
 
     Args:
-        spec: 'digits', 'idx:DIR', 'folder:DIR', 'npz:FILE' or 'tfds:NAME'.
+        spec: 'digits', 'fashion', 'idx:DIR', 'folder:DIR', 'npz:FILE' or 'tfds:NAME'.
         cache_dir: where prepared `tfds:` data sets lie; by default `$TFDS_DATA_DIR`, or
             ~/tensorflow_datasets.
 
@@ -34,8 +34,12 @@ def load(spec: str, *, cache_dir: str | Path | None = None) -> Dataset:
         from deltamask_jax.data import digits
 
         return digits.load()
+    if source == "fashion" and not where:
+        from deltamask_jax.data import fashion
+
+        return fashion.load()
     known: dict[str, str] = {name.partition(":")[0]: name for name in SOURCES}
-    if source in known and source != "digits":
+    if ":" in known.get(source, ""):
         if not where:
             raise DataError(f"data set {spec!r} needs a place after the colon: {known[source]}")
         if source == "tfds":

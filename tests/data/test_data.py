@@ -36,13 +36,23 @@ def test_the_digits_split_has_no_image_twice_and_keeps_proportions():
     assert np.abs(test - (train + test) * 360 / 1797).max() <= 1
 
 
+def test_fashion():
+    fashion = data.load("fashion")
+    assert (len(fashion.train), len(fashion.test)) == (2000, 1000)
+    assert fashion.train.images.shape == (2000, 28, 28) and fashion.train.images.dtype == np.uint8
+    assert np.bincount(fashion.train.labels).tolist() == [200] * 10
+    assert np.bincount(fashion.test.labels).tolist() == [100] * 10
+    assert fashion.class_names[0] == "T-shirt/top" and fashion.class_names[9] == "ankle boot"
+    assert not {i.tobytes() for i in fashion.train.images} & {i.tobytes() for i in fashion.test.images}
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
         ("digit", "did you mean 'digits'"),
         ("tdfs:cifar10", "did you mean 'tfds:NAME'"),
         ("digits:8x8", "did you mean 'digits'"),
-        ("imagenet", "choose from digits, folder:DIR, idx:DIR, npz:FILE, tfds:NAME"),
+        ("imagenet", "choose from digits, fashion, folder:DIR, idx:DIR, npz:FILE, tfds:NAME"),
         ("folder", "needs a place after the colon: folder:DIR"),
     ],
 )
