@@ -11,7 +11,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # config files import `configs.common`
 
-from configs import quickstart  # noqa: E402
+from configs import digits  # noqa: E402
 from deltamask_jax import methods  # noqa: E402
 from deltamask_jax.evaluation import evaluator  # noqa: E402
 from deltamask_jax.federation.rounds import play_until_enough  # noqa: E402
@@ -34,7 +34,7 @@ ATTACKS = {
     "collude, 10 %": {"attack.kind": "collude", "attack.flip_rate": 0.1},
     "collude_near, 10 %": {"attack.kind": "collude_near", "attack.flip_rate": 0.1},
 }
-UNIFORMS = {  # the paper's, and the quick start's
+UNIFORMS = {  # the paper's, and configs/digits.py's
     "shared": {"mask.uniforms": "shared", "mask.aggregator": "beta"},
     "per client": {"mask.uniforms": "per_client", "mask.aggregator": "control_variate"},
 }
@@ -42,8 +42,8 @@ UNIFORMS |= {f"{name}, Dirichlet(0.1)": its | {"partition.alpha": 0.1} for name,
 
 
 def attack_config(rounds: int, **changes):
-    """The quick start with 20 clients and one epoch per round."""
-    config = quickstart.get_config()
+    """The digits with 20 clients and one epoch per round."""
+    config = digits.get_config()
     config.update_from_flattened_dict(
         {
             "rounds": rounds,

@@ -1,6 +1,6 @@
 """What the initial θ costs before training, and where each choice ends.
 
-    python benchmarks/initial_theta.py --config=configs/quickstart.py --config.rounds=20
+    python benchmarks/initial_theta.py --config=configs/digits.py --config.rounds=20
 
 A table of test accuracy, with the head already fitted: of the network θ ⊙ w, of networks with a sampled mask
 (what clients start from), and of the evaluated network after `config.rounds` rounds (--notrain skips that).
@@ -28,7 +28,7 @@ from deltamask_jax.setup import set_up
 from deltamask_jax.task import Cohort
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # config files import `configs.common`
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/quickstart.py", lock_config=True)
+_CONFIG = config_flags.DEFINE_config_file("config", "configs/digits.py", lock_config=True)
 _THETAS = flags.DEFINE_multi_float("theta", [0.5, 0.9, 0.97, 0.99], "Initial θ; may be repeated.")
 _TRAIN = flags.DEFINE_bool("train", True, "Also train, and report the final accuracy.")
 _SAMPLES = 5

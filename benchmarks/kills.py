@@ -1,6 +1,6 @@
 """The kill test of benchmarks/faults.py: SIGKILL at random moments, the same command again, the same result.
 
-The quick start with a tiny network, few clients and few rounds runs in a process that is killed at a random
+The digits with a tiny network, few clients and few rounds runs in a process that is killed at a random
 moment (uniform in time, or a random while after a line or an unfinished checkpoint appears on the disk). The
 same command is given again until it finishes; then from an empty folder, until there were enough kills.
 Every finished run must equal the uninterrupted one: metrics.jsonl and summary.json apart from fields of
@@ -92,7 +92,7 @@ def outcome(folder: Path) -> str:
 
 def launch(folder: Path, scratch: Path) -> subprocess.Popen:
     settings = [f"--config.{name}={value}" for name, value in SETTINGS.items()]
-    command = [sys.executable, "-m", "deltamask_jax.main", "--config=configs/quickstart.py"]
+    command = [sys.executable, "-m", "deltamask_jax.main", "--config=configs/digits.py"]
     environment = os.environ | COMPILED | {"JAX_COMPILATION_CACHE_DIR": str(scratch / "compiled")}
     with (scratch / "output.txt").open("a") as output:
         return subprocess.Popen(

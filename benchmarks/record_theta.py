@@ -1,6 +1,6 @@
 """Record what one DeltaMask round's codec sees: θ_g and every client's θ_k, for `benchmarks/codecs.py`.
 
-    python benchmarks/record_theta.py --config=configs/quickstart.py --round=10 --out=/tmp/quickstart.npz
+    python benchmarks/record_theta.py --config=configs/digits.py --round=10 --out=/tmp/digits.npz
 
 Writes theta_g u16[d], theta_k u16[clients, d], seed, round, and whether the cohort shares its uniforms.
 """
@@ -25,7 +25,7 @@ from deltamask_jax.setup import set_up
 from deltamask_jax.task import Cohort
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # config files import `configs.common`
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/quickstart.py", lock_config=True)
+_CONFIG = config_flags.DEFINE_config_file("config", "configs/digits.py", lock_config=True)
 _ROUND = flags.DEFINE_integer("round", 10, "Round to record.", lower_bound=1)
 _CLIENTS = flags.DEFINE_integer("keep", 0, "Clients to keep; 0 = all of the cohort.", lower_bound=0)
 _OUT = flags.DEFINE_string("out", None, "The .npz file to write.", required=True)

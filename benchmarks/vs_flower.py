@@ -4,7 +4,7 @@
     python -m benchmarks.vs_flower --json vs_flower.json
 
 Needs `pip install "flwr[simulation]>=1.12" torch`, best in an environment of its own: Flower pins packages
-this project also uses. 100 clients of 16 examples train masks of the quick start's ViT (d = 983,040) and of a
+this project also uses. 100 clients of 16 examples train masks of the embedded ViT (d = 983,040) and of a
 tiny one (d = 61,440); Flower's run one core each in Ray's worker processes, receive θ and return their masks;
 FedAvg's mean is the Beta mean of one round. Seconds are those between two aggregations, so that starting Ray
 does not count.

@@ -63,7 +63,8 @@ def run(config, workdir: str | Path) -> dict[str, Any]:
         if journal.summary is None:
             with _naming_the_culprit(config):
                 trackers = open_trackers(config, workdir)  # one that is missing says so before any work
-                journal.summary = _run(config, workdir, journal, trackers, started)
+                with progress.logged(workdir / "log.txt", started):
+                    journal.summary = _run(config, workdir, journal, trackers, started)
         else:
             say(f"{workdir} is finished already; --config.resume=fresh runs it again")
         say(_closing_table(journal.summary, workdir))
@@ -86,7 +87,7 @@ def _run(config, workdir: Path, journal: Journal, trackers: list[Tracker], start
     d, rounds = problem.task.index.d, config.rounds
     say(
         f"{method.name} on {config.data}: {config.clients} clients, d = {d:,} masked weights, "
-        f"linear probe {probe_accuracy:.1%}"
+        f"linear probe {probe_accuracy:.1%}; the first round also compiles"
     )
 
     correct_of = correctness(problem, method)
@@ -168,9 +169,9 @@ def _run(config, workdir: Path, journal: Journal, trackers: list[Tracker], start
         evaluation = evaluated(state, number) if last or number % config.eval_every == 0 else {}
         record(number, result, evaluation, time.time() - round_started, last)
         shown = next(r["accuracy"] for r in reversed(records) if r["accuracy"] is not None)
-        bar.set_postfix_str(
-            f"accuracy {shown:.1%}, loss {result.train_loss:.3f}, {spent / 1e6:.4g} MB up and down so far"
-        )
+        note = f"accuracy {shown:.1%}, loss {result.train_loss:.3f}, {spent / 1e6:.4g} MB up and down so far"
+        bar.set_postfix_str(note)
+        progress.log(f"{method.name} {number}/{rounds}: {note}")
         if last:
             break
 

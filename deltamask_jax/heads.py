@@ -24,6 +24,7 @@ from deltamask_jax.methods.fedcof import fedcof
 from deltamask_jax.methods.linear_probe import linear_probe
 from deltamask_jax.methods.method import contexts, server_context
 from deltamask_jax.private_random import root_key
+from deltamask_jax.progress import say
 from deltamask_jax.task import HEAD_PHASE, PROBE_PHASE, Cohort, Problem
 
 SHRINKAGE = 0.1  # of the covariance toward a multiple of the identity; small clients leave it singular
@@ -43,6 +44,7 @@ def with_head(problem: Problem) -> tuple[Problem, Round]:
     config = problem.config
     if config.head.init == "he":
         return problem, Round(float("nan"), 0, 0, config.clients, {}, b"")
+    say(f"head: {config.head.init}, one round with every client")
     play = {"lp": _linear_probing_round, "fit": _discriminant_round, "fedcof": _class_means_round}
     head, result = play[config.head.init](problem)
     # The fitted head goes back to every client once.
@@ -56,6 +58,7 @@ def with_head(problem: Problem) -> tuple[Problem, Round]:
 def linear_probe_accuracy(problem: Problem) -> float:
     """The lower bracket: keep training the head, on the frozen network, for as many rounds as the run has."""
     config = problem.config
+    say(f"linear probe: {config.rounds} rounds of training the head alone")
     method = _linear_probe(problem, config.linear_probe.learning_rate)
     accuracy_of, state = evaluator(problem, method), method.init()
     for number in range(1, config.rounds + 1):

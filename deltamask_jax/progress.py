@@ -2,7 +2,9 @@
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -15,6 +17,27 @@ def say(text: str) -> None:
     """
     tqdm.write(text)
     sys.stdout.flush()
+    log(text)
+
+
+_logs: list[tuple[TextIO, float]] = []  # open files of `logged`, and when each run began
+
+
+@contextmanager
+def logged(path: Path, started: float) -> Generator[None]:
+    """Meanwhile what is said is appended to a file too, each message behind the seconds since `started`."""
+    with path.open("a") as file:
+        _logs.append((file, started))
+        try:
+            yield
+        finally:
+            _logs.remove((file, started))
+
+
+def log(text: str) -> None:
+    """A message for the log file alone: what a terminal shows in its bar."""
+    for file, started in _logs:
+        print(f"{time.time() - started:8.1f} s  {text}", file=file, flush=True)
 
 
 class _Lines:

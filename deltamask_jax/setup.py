@@ -42,12 +42,17 @@ def set_up(config, workdir: Path) -> Problem:
         seed=config.seed,
     )
     partition.save(workdir, parts, dataset.train.labels, dataset.class_names)
+    say(
+        f"{dataset.name}: {len(dataset.train):,} training and {len(dataset.test):,} test examples of "
+        f"{dataset.num_classes} classes, {config.clients} clients"
+    )
 
     params = devices.spread(pretrained.load(config.model, model), mesh)
     directory = None if config.prefix_cache in ("memory", "off") else expanded(config.prefix_cache)
     if methods.trains_prefix(config):
         model = _without_prefix(_without_cut(config, model))
     on_devices = _fit_on_devices(config, model, params, len(dataset.train) + len(dataset.test))
+    say(f"{model.name}: what the frozen network makes of every example")
     prefix = partial(jax.jit(partial(_kept, model, config.model.dtype)), params)
     tokens_of = partial(_tokens, config, model, params, prefix, mesh, directory, on_devices)
     test = tokens_of(dataset.test)  # before the larger split: what there is no room for is refused early

@@ -1,8 +1,8 @@
 """Compare methods on one config: all methods × seeds in one process, then one table and one picture.
 
-    python launch/compare.py --config=configs/quickstart.py --seeds=3 --out=runs/comparison \
+    python launch/compare.py --config=configs/digits.py --seeds=3 --out=runs/comparison \
         --methods=linear_probe,fedavg,deltamask,peft,peft:kind=lora:wire=8bit
-    python launch/compare.py --config=configs/quickstart.py --methods=fedavg,peft --out=runs/try --smoke
+    python launch/compare.py --config=configs/digits.py --methods=fedavg,peft --out=runs/try --smoke
 
 A method is any name `config.method` takes, with settings of its own behind colons: any of configs/common.py,
 those of a section named like the method also without its name. Before these come those of tuning.py, then the

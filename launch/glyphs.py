@@ -1,6 +1,6 @@
 """Letters rendered from the fonts that matplotlib ships, and their augmentation in JAX.
 
-No digit of any script is ever rendered: digits are the target of the quick start, which is
+No digit of any script is ever rendered: digits are what configs/digits.py learns, which is
 transfer only if the network has not seen them. The glyphs are light on dark, and the augmentation
 drops the resolution to as low as 8x8, like scikit-learn's digits scaled up to 32x32.
 """

@@ -37,8 +37,8 @@ from deltamask_jax.workdir import claim, files
 # Errors that say by themselves what is wrong.
 EXPLAINED = (ValueError, OSError, ArithmeticError, MemoryError, TooFewClients)
 
-# The quick start's network and data, made small enough that a run takes seconds once it is compiled.
-SMOKE_CONFIG = "configs/quickstart.py"
+# The embedded network and the digits, made small enough that a run takes seconds once it is compiled.
+SMOKE_CONFIG = "configs/digits.py"
 SMOKE = {
     "rounds": 2,
     "clients": 4,
@@ -82,7 +82,7 @@ class Run:
 
     Attributes:
         name: its line in the table and its folder below --out.
-        config: file, with options after a colon; replaced by the quick start under --smoke.
+        config: file, with options after a colon; replaced by SMOKE_CONFIG under --smoke.
         changes: dotted setting -> value, on top.
     """
 
@@ -228,7 +228,7 @@ def main(doc: str, runs: Callable[[bool], list[Run]], argv: list[str] | None = N
         "--out", type=expanded, help=f"default: runs/{script}, with --smoke runs/{script}-smoke"
     )
     parser.add_argument("--seeds", type=int, default=1, help="seeds 0 … n−1 of each run")
-    parser.add_argument("--smoke", action="store_true", help="the quick start's network, in small")
+    parser.add_argument("--smoke", action="store_true", help="the embedded network on digits, in small")
     parser.add_argument(
         "--match", type=_pattern, default="", help="regular expression; only runs whose name it finds"
     )

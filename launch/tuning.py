@@ -15,8 +15,8 @@ NEEDS: dict[str, dict[str, Any]] = {
 } | {"fedcof": {"rounds": 1, "head.init": "he"}}
 
 # What is best on a network (`config.model.name`): {network: {method: {setting: value}}}. Those of glyph_vit
-# are from a search over five rounds of the quick start (docs/results.md); what is not here is as the config
-# says.
+# are from a search over five rounds of configs/digits.py (docs/results.md); what is not here is as the
+# config says.
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "glyph_vit": {
         "linear_probe": {"linear_probe.learning_rate": 0.3},

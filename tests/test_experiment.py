@@ -34,6 +34,7 @@ def test_files_left(finished):
         "deltamask.safetensors",
         "diagnostics.jsonl",
         "environment.json",
+        "log.txt",
         "metrics.jsonl",
         "payload.png",
         "split.json",

@@ -1,7 +1,7 @@
 """A learning floor: a run of a few rounds beats the head it started from.
 
-The quick start cut down: 5 clients share 200 digits, the last 2 of 6 blocks are trained for 4 rounds of one
-epoch. The quick start's own head of 20 epochs has 96.1 % right before the first round, and a few rounds of
+configs/digits.py cut down: 5 clients share 200 digits, the last 2 of 6 blocks are trained for 4 rounds of one
+epoch. Its own head of 20 epochs has 96.1 % right before the first round, and a few rounds of
 masks add one or two of the 360 test images to that; so here the head has a single epoch, and much is left to
 learn.
 Measured accuracies in per cent, on two CPU cores, where the four runs take two and a half minutes:
@@ -13,7 +13,7 @@ Measured accuracies in per cent, on two CPU cores, where the four runs take two 
 
 import pytest
 
-from configs import quickstart
+from configs import digits
 from deltamask_jax import experiment
 
 pytestmark = pytest.mark.slow
@@ -25,7 +25,7 @@ PROBE_MARGIN = 0.23  # likewise
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("method", MARGINS)
 def test_a_few_rounds_beat_the_untouched_head(method, seed, tmp_path):
-    config = quickstart.get_config()
+    config = digits.get_config()
     changes = {
         "method": method,
         "seed": seed,

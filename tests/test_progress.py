@@ -1,6 +1,7 @@
 """The progress display: lines in a log file, a bar in a terminal."""
 
 import io
+import time
 
 from deltamask_jax import progress
 
@@ -35,3 +36,15 @@ def test_a_message_leaves_the_bar_whole(capsys):
     progress.say("moved aside")
     assert capsys.readouterr().out == "moved aside\n" and "moved" not in terminal.getvalue()
     bar.close()
+
+
+def test_what_is_said_stands_in_the_log_file_too(tmp_path, capsys):
+    with progress.logged(tmp_path / "log.txt", started=time.time() - 5):
+        progress.say("reading")
+        progress.log("round 1")
+    progress.say("after")
+    first, second = (tmp_path / "log.txt").read_text().splitlines()
+    assert (
+        first.endswith(" s  reading") and 5 <= float(first.split()[0]) < 60 and second.endswith("  round 1")
+    )
+    assert capsys.readouterr().out == "reading\nafter\n"

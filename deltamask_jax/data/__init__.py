@@ -17,7 +17,17 @@ from deltamask_jax.paths import expanded
 
 __all__ = ["DataError", "Dataset", "LazyImages", "Split", "Texts", "load", "subset"]
 
-SOURCES = ("digits", "csv:FILE", "folder:DIR", "hf:NAME", "idx:DIR", "jsonl:FILE", "npz:FILE", "tfds:NAME")
+SOURCES = (
+    "digits",
+    "fashion",
+    "csv:FILE",
+    "folder:DIR",
+    "hf:NAME",
+    "idx:DIR",
+    "jsonl:FILE",
+    "npz:FILE",
+    "tfds:NAME",
+)
 
 
 @dataclass(frozen=True)
@@ -47,8 +57,12 @@ def load(spec: str, *, cache_dir: str | Path | None = None, columns: Any = Colum
         from deltamask_jax.data import digits
 
         return digits.load()
+    if source == "fashion" and not where:
+        from deltamask_jax.data import fashion
+
+        return fashion.load()
     known: dict[str, str] = {name.partition(":")[0]: name for name in SOURCES}
-    if source in known and source != "digits":
+    if ":" in known.get(source, ""):
         if not where:
             raise DataError(f"data set {spec!r} needs a place after the colon: {known[source]}")
         if source == "tfds":

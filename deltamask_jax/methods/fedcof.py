@@ -12,7 +12,7 @@ fewer means there are, and in proportion to the features.
 A class that one client holds shows no spread: it takes the covariance pooled over the others, and a warning
 says so (the authors' code takes γ I). A class that nobody holds is put below all others by its bias.
 
-    python launch/compare.py --config=configs/quickstart.py --methods=linear_probe,fedcof --out=runs/heads
+    python launch/compare.py --config=configs/digits.py --methods=linear_probe,fedcof --out=runs/heads
 """
 
 import logging

@@ -11,7 +11,7 @@ same w, so that no vote waits for another: as many steps at once, behind one env
 The paper's z is normal. Signs are the same at both ends bit for bit, and so are the weights: η · Σ ±z is one
 product of an integer, in NumPy, where no machine may fuse it with the sum that follows.
 
-    python launch/compare.py --config=configs/quickstart.py --config.rounds=60 --out=runs/feedsign \
+    python launch/compare.py --config=configs/digits.py --config.rounds=60 --out=runs/feedsign \
         --methods=linear_probe,feedsign:trained=peft:peft.kind=head:directions=64:learning_rate=1e-3
 """
 

@@ -10,7 +10,7 @@ each block, prompts, low-rank updates of queries and values, or few numbers that
 Both ways as float32, float16 or 8 bits by stochastic rounding. The server keeps its weights in float32, and
 rounding to 8 bits is unbiased, so its errors average out over clients and rounds instead of adding up.
 
-    python launch/compare.py --config=configs/quickstart.py --out=runs/peft \
+    python launch/compare.py --config=configs/digits.py --out=runs/peft \
         --methods=peft:kind=lora:wire=8bit,peft:kind=fedsb:wire=8bit,peft:kind=unilora:wire=8bit
 """
 

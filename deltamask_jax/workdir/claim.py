@@ -31,6 +31,7 @@ def written(config) -> list[str]:
         "split.json",
         "split.png",
         "environment.json",
+        "log.txt",
         "payload.png",
         "curves.png",
         f"{config.method}.safetensors",

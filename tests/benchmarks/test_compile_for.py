@@ -24,7 +24,7 @@ def test_every_program_lowers_for(platform, monkeypatch):
         exported.append(jax.export.export(jitted, platforms=[platform])(*shapes))
 
     monkeypatch.setattr(compile_for, "lowered", lowered)
-    config = config_files.load("configs/quickstart.py")
+    config = config_files.load("configs/digits.py")
     config.model.name, config.model.checkpoint, config.model.trained_blocks = "tiny_vit", "", 1
     config.clients = 2
     mesh = devices.mesh(devices=jax.devices()[:1])
@@ -53,7 +53,7 @@ def test_an_unknown_target_is_refused(target):
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs deltamask_jax[aot]")
 def test_a_small_round_compiles_for_a_tpu(tmp_path):
-    command = [sys.executable, "-m", "benchmarks.compile_for", "--config=configs/quickstart.py"]
+    command = [sys.executable, "-m", "benchmarks.compile_for", "--config=configs/digits.py"]
     command += [
         "--target=tpu:v5e:2x2",
         "--examples=8",
