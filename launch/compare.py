@@ -75,11 +75,11 @@ def config_of(
         setting, value = item.split("=", 1)
         mine[f"{name}.{setting}" if setting in section else setting] = value
     if searched is not None:
-        kind = TRAINS_LIKE.get(name, name)
-        found = searched.get(method, searched.get(kind if name in TRAINS_LIKE else method))
-        if found is None and kind in RATE and RATE[kind] not in mine:
+        found = searched.get(method) or searched.get(TRAINS_LIKE.get(name, method))
+        rate = RATE.get(TRAINS_LIKE.get(name, name))
+        if not found and rate and rate not in mine:
             raise ValueError(
-                f"--settings: no rate was searched for {method}; search it, or write :{RATE[kind]}=RATE"
+                f"--settings: no rate was searched for {method}; search it, or write :{rate}=RATE"
             )
         settings |= found or {}
     return checked(config, settings | mine)

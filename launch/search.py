@@ -8,8 +8,8 @@
 The validation examples are held out of the training examples (docs/data.md). Methods are written as for
 compare.py. Each is run with the rates of tuning.py; while an end of the list does best, the next rate beyond
 it is tried, at most `BEYOND` of them. Accuracy is that of the last round, mean over seeds; of equals the
-smallest rate is taken. Methods without a rate,
-and those that train like another (tuning.TRAINS_LIKE) and take its rate, are left out.
+smallest rate is taken. Methods without a rate, and those that train like another (tuning.TRAINS_LIKE) and
+take its rate, are left out.
 
 Runs lie in OUT/METHOD_setting=rate/seedN and are not repeated, so the same command goes on where an
 interrupted one stopped. OUT gets search.json, which compare.py takes, and search.md, the table, rewritten
