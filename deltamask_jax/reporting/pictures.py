@@ -31,7 +31,8 @@ def draw_curves(path: Path, records: list[dict[str, Any]], linear_probe: float |
         if linear_probe is not None:
             axes.axhline(100 * linear_probe, color="gray", linestyle="--", label="linear probe")
         axes.grid(alpha=0.3)
-        axes.legend()
+        if axes.get_legend_handles_labels()[1]:
+            axes.legend()
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
 
