@@ -187,6 +187,8 @@ class Federation:
 
     def _send(self, messages: dict[int, Message]) -> dict[str, int]:
         """Push messages, given by whose they are: message id -> whose."""
+        if not messages:
+            return {}
         self._transport["transport_downlink_bytes"] += sum(map(records.weight, messages.values()))
         ids = self._grid.push_messages(list(messages.values()))
         return {sent: whose for sent, whose in zip(ids, messages, strict=True) if sent}
