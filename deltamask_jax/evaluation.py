@@ -62,15 +62,17 @@ def in_chunks(
     array: jax.Array | np.ndarray | TokensOnDemand,
     mesh: Mesh,
     rows: slice | None = None,
+    chunk: int | None = None,
 ) -> jax.Array:
     """`function` over the rows of `array`, a chunk on every device at a time; the last are padded.
 
     Args:
         rows: only these; None: all.
+        chunk: rows that a device takes at once; None: `chunk_of` all that `array` has.
     """
     n, outputs = len(array), []
     first, end, _ = (rows or slice(None)).indices(n)
-    chunk = chunk_of(n) * mesh.shape[devices.CLIENTS]
+    chunk = (chunk or chunk_of(n)) * mesh.shape[devices.CLIENTS]
     last = max(end, first + 1)  # one chunk even of no rows: the outputs' shape and type are the function's
     for start in range(first, last, chunk):
         taken = array[start : min(start + chunk, last)]

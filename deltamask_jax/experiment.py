@@ -6,7 +6,7 @@ checkpoint; then pictures and the summary
 
 import dataclasses
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,18 +27,21 @@ from deltamask_jax.paths import expanded
 from deltamask_jax.progress import say
 from deltamask_jax.reporting import pictures
 from deltamask_jax.reporting.trackers import Tracker, open_trackers
-from deltamask_jax.setup import set_up
+from deltamask_jax.setup import set_up, set_up_server
 from deltamask_jax.workdir import environment, files
 from deltamask_jax.workdir.journal import Journal, Progress, restore_state
 
 SECONDS = ("compile_seconds", "codec_seconds", "codec_exposed_seconds")
 
 
-def run(config, workdir: str | Path) -> dict[str, Any]:
+def run(config, workdir: str | Path, ask: Callable[..., Any] | None = None) -> dict[str, Any]:
     """Run the experiment `config` describes and leave its results in `workdir`.
 
     A run that was interrupted continues; one that is finished is not repeated (workdir/journal.py). Where
     several processes run it together, all must call this, each with a workdir of its own.
+
+    Args:
+        ask: as of `Problem`, where clients are elsewhere; None: they are simulated.
 
     Returns:
         The contents of summary.json.
@@ -64,30 +67,40 @@ def run(config, workdir: str | Path) -> dict[str, Any]:
             with _naming_the_culprit(config):
                 trackers = open_trackers(config, workdir)  # one that is missing says so before any work
                 with progress.logged(workdir / "log.txt", started):
-                    journal.summary = _run(config, workdir, journal, trackers, started)
+                    journal.summary = _run(config, workdir, ask, journal, trackers, started)
         else:
             say(f"{workdir} is finished already; --config.resume=fresh runs it again")
         say(_closing_table(journal.summary, workdir))
         return journal.summary
 
 
-def _run(config, workdir: Path, journal: Journal, trackers: list[Tracker], started: float) -> dict[str, Any]:
+def _run(
+    config,
+    workdir: Path,
+    ask: Callable[..., Any] | None,
+    journal: Journal,
+    trackers: list[Tracker],
+    started: float,
+) -> dict[str, Any]:
     compilations = devices.Compilations()
-    problem = set_up(config, workdir)
+    problem = set_up(config, workdir) if ask is None else set_up_server(config, workdir)
+    problem = dataclasses.replace(problem, ask=ask)
     methods.build(config, problem.task)  # one that is not for this model says so before the head is trained
     saved = journal.load(problem)
     if saved is None:
         problem, head_round = with_head(problem)
-        probe_accuracy = linear_probe_accuracy(problem)
+        # Clients elsewhere have better to do than to train a bracket.
+        probe_accuracy = linear_probe_accuracy(problem) if ask is None else None
     else:
         task = dataclasses.replace(problem.task, head=jax.device_put(saved.head))
         problem, probe_accuracy = dataclasses.replace(problem, task=task), saved.probe_accuracy
         started -= saved.seconds
     method = methods.build(config, problem.task)
     d, rounds = problem.task.index.d, config.rounds
+    probe = "" if probe_accuracy is None else f", linear probe {probe_accuracy:.1%}"
     say(
-        f"{method.name} on {config.data}: {config.clients} clients, d = {d:,} masked weights, "
-        f"linear probe {probe_accuracy:.1%}; the first round also compiles"
+        f"{method.name} on {config.data}: {config.clients} clients, d = {d:,} masked weights{probe}; "
+        "the first round also compiles"
     )
 
     correct_of = correctness(problem, method)
@@ -239,7 +252,7 @@ def _closing_table(summary: dict[str, Any], workdir: Path) -> str:
     megabytes = {way: summary[f"{way}_bytes"] / 1e6 for way in ("total", "uplink", "downlink")}
     bpp = {way: summary[f"mean_{way}_bpp"] for way in ("uplink", "downlink")}  # None: no round was played
     bpp = {way: "–" if value is None else f"{value:.4f}" for way, value in bpp.items()}
-    each = summary["total_bytes_per_client"] / 1e6
+    each, probe = summary["total_bytes_per_client"] / 1e6, summary["linear_probe_accuracy"]
     entropy = []
     if "mean_flip_entropy_bpp" in summary:
         rate, least = summary["mean_flip_rate"], summary["mean_flip_entropy_bpp"]
@@ -249,7 +262,7 @@ def _closing_table(summary: dict[str, Any], workdir: Path) -> str:
             ("final accuracy", f"{summary['final_accuracy']:.2%}"),
             ("best accuracy", f"{summary['best_accuracy']:.2%}"),
             ("before training", f"{summary['initial_accuracy']:.2%}"),
-            ("linear probe", f"{summary['linear_probe_accuracy']:.2%}"),
+            *([] if probe is None else [("linear probe", f"{probe:.2%}")]),
             ("up and down", f"{megabytes['total']:.2f} MB, {each:.2f} MB per client"),
             ("  uplink", f"{megabytes['uplink']:.2f} MB, {bpp['uplink']} bpp per client per round"),
             ("  downlink", f"{megabytes['downlink']:.2f} MB, {bpp['downlink']} bpp"),

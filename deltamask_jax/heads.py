@@ -18,17 +18,20 @@ import numpy as np
 from deltamask_jax import codecs
 from deltamask_jax.data import partition
 from deltamask_jax.evaluation import evaluator
+from deltamask_jax.federation import downlink
 from deltamask_jax.federation.rounds import Round, play_round
-from deltamask_jax.methods import Method
+from deltamask_jax.local_training import LocalTraining
 from deltamask_jax.methods.fedcof import fedcof
 from deltamask_jax.methods.linear_probe import linear_probe
-from deltamask_jax.methods.method import contexts, server_context
+from deltamask_jax.methods.method import Link, Method, contexts, server_context
 from deltamask_jax.private_random import root_key
 from deltamask_jax.progress import say
-from deltamask_jax.task import HEAD_PHASE, PROBE_PHASE, Cohort, Problem
+from deltamask_jax.task import HEAD_PHASE, PROBE_PHASE, Cohort, Problem, Task
 
 SHRINKAGE = 0.1  # of the covariance toward a multiple of the identity; small clients leave it singular
 FLATTEST = 1e-3  # least variance of a feature, as a share of its mean square; float32 sums resolve less
+
+WHOLE = codecs.get("dense")  # float32
 
 Head = dict[str, jax.Array]  # kernel f32[features, classes], bias f32[classes]
 
@@ -45,14 +48,58 @@ def with_head(problem: Problem) -> tuple[Problem, Round]:
     if config.head.init == "he":
         return problem, Round(float("nan"), 0, 0, config.clients, {}, b"")
     say(f"head: {config.head.init}, one round with every client")
-    play = {"lp": _linear_probing_round, "fit": _discriminant_round, "fedcof": _class_means_round}
-    head, result = play[config.head.init](problem)
+    problem, method = round_of_head(problem)
+    # Statistics of classes need no head to start from; the random one is told to nobody then.
+    memory = None if config.head.init == "lp" else downlink.Memory.at_start(config.clients)
+    state, result = play_round(problem, method, method.init(), everyone(config), memory)
+    head = jax.device_put(method.network(state)[1])
+    if config.head.init != "lp":  # needs no head to start from: what the random one would lose says nothing
+        result = dataclasses.replace(result, train_loss=float("nan"))
     # The fitted head goes back to every client once.
+    down = result.downlink_bytes + config.clients * len(pack(head, config))
+    return with_fitted(problem, config, head), dataclasses.replace(result, downlink_bytes=down)
+
+
+def round_of_head(problem: Problem) -> tuple[Problem, Method]:
+    """What is played in round 0: the problem as that round has it, and the method.
+
+    Raises:
+        KeyError: `config.head.init` is 'he', which takes no round.
+    """
+    config, task = problem.config, problem.task
+    method = {
+        "lp": lambda: _linear_probe(problem, config.head.learning_rate),
+        "fit": lambda: _class_statistics(task),
+        "fedcof": lambda: fedcof(task, **config.fedcof),
+    }[config.head.init]()
+    if config.head.init != "lp":  # each example is read once
+        config = config.copy_and_resolve_references()
+        config.head.epochs = 1
+    return dataclasses.replace(problem, config=config), method
+
+
+def pack(head: Head, config) -> bytes:
+    """A fitted head's way down."""
     vector = np.concatenate([np.ravel(head["bias"]), np.ravel(head["kernel"])])
-    payload = codecs.get("dense").encode(vector, server_context(_everyone(config), vector.size))
-    down = result.downlink_bytes + config.clients * len(payload)
-    task = dataclasses.replace(problem.task, head=jax.device_put(head))
-    return dataclasses.replace(problem, task=task), dataclasses.replace(result, downlink_bytes=down)
+    return WHOLE.encode(vector, server_context(everyone(config), vector.size))
+
+
+def unpack(payload: bytes, problem: Problem) -> Head:
+    """The head that a client was sent.
+
+    Raises:
+        codecs.PayloadError: these bytes are none of this problem.
+    """
+    width, classes = problem.task.head["kernel"].shape
+    known = server_context(everyone(problem.config), classes * (1 + width))
+    bias, kernel = np.split(WHOLE.decode(payload, known), [classes])
+    return jax.device_put({"kernel": kernel.reshape(width, classes), "bias": bias})
+
+
+def with_fitted(problem: Problem, config, head: Head) -> Problem:
+    """The problem of the rounds after the head's."""
+    task = dataclasses.replace(problem.task, head=head)
+    return dataclasses.replace(problem, config=config, task=task)
 
 
 def linear_probe_accuracy(problem: Problem) -> float:
@@ -91,51 +138,59 @@ def discriminant(counts: np.ndarray, sums: np.ndarray, moment: np.ndarray) -> He
     return {"kernel": jnp.asarray(kernel, jnp.float32), "bias": jnp.asarray(bias, jnp.float32)}
 
 
-def _linear_probing_round(problem: Problem) -> tuple[Head, Round]:
-    config = problem.config
-    method = _linear_probe(problem, config.head.learning_rate)
-    state, result = play_round(problem, method, method.init(), _everyone(config))
-    return state.weights, result
-
-
-def _discriminant_round(problem: Problem) -> tuple[Head, Round]:
-    """Every client sends its class counts, class sums and the upper half of its second moment, float32."""
-    classes = problem.task.head["bias"].size
-    features, labels = (np.asarray(x) for x in (problem.inputs["features"][0], problem.labels[0]))
-    width = features.shape[1]
+def _class_statistics(task: Task) -> Method:
+    """FiT: every client sends its class counts, class sums and the upper half of its second moment, float32;
+    the server makes the discriminant of their totals."""
+    start = jax.device_get(task.head)
+    width, classes = start["kernel"].shape
     upper = np.triu_indices(width)
     size = classes * (1 + width) + len(upper[0])
-    codec, payloads = codecs.get("dense"), []
-    known = contexts(_everyone(problem.config), size)
-    for part, its in zip(problem.parts, known, strict=True):
-        x, y = features[part], np.eye(classes, dtype=np.float32)[labels[part]]
-        statistics = np.concatenate([y.sum(0), (y.T @ x).ravel(), (x.T @ x)[upper]])
-        payloads.append(codec.encode(statistics, its))
-    total = sum(codec.decode(*pair).astype(np.float64) for pair in zip(payloads, known, strict=True))
-    counts, sums, half = np.split(total, [classes, classes * (1 + width)])
-    moment = np.zeros((width, width))
-    moment[upper] = half
-    moment = moment + np.triu(moment, 1).T
-    uplink = sum(len(payload) for payload in payloads)
-    result = Round(float("nan"), uplink, 0, len(payloads), {}, payloads[-1])
-    return discriminant(counts, sums.reshape(classes, width), moment), result
 
+    def init(frozen, received, private):
+        return jnp.zeros(classes), jnp.zeros((classes, width)), jnp.zeros((width, width))
 
-def _class_means_round(problem: Problem) -> tuple[Head, Round]:
-    """FedCOF's one round, in which everybody takes part and reads each example once."""
-    config = problem.config.copy_and_resolve_references()
-    config.head.epochs = 1
-    method = fedcof(problem.task, **config.fedcof)
-    problem = dataclasses.replace(problem, config=config)
-    head, result = play_round(problem, method, method.init(), _everyone(config))
-    # Class means need no head to start from; what its random one would lose says nothing.
-    return head, dataclasses.replace(result, train_loss=float("nan"), downlink_bytes=0, snapshots=0)
+    def step(frozen, received, carry, batch, key):
+        x, mine = batch["inputs"], jax.nn.one_hot(batch["labels"], classes) * batch["weights"][:, None]
+        seen = mine.sum(0), mine.T @ x, (x * batch["weights"][:, None]).T @ x
+        return jax.tree.map(jnp.add, carry, seen), jnp.float32(0)
+
+    def final(frozen, received, carry, private):
+        counts, sums, moment = carry
+        return jnp.concatenate([counts, sums.ravel(), moment[upper]])
+
+    def encode(state: Head, updates, cohort: Cohort) -> list[bytes]:
+        return [WHOLE.encode(x, known) for x, known in zip(updates, contexts(cohort, size), strict=True)]
+
+    def decode(state: Head, payloads, cohort: Cohort, accepted: bool = False):
+        pairs = zip(payloads, contexts(cohort, size), strict=True)
+        valid, rejected = codecs.valid_and_rejected([codecs.attempt(WHOLE.decode, *pair) for pair in pairs])
+        return (np.sum(valid, axis=0, dtype=np.float64) if valid else None), rejected
+
+    def merge(state: Head, total: np.ndarray, cohort: Cohort) -> Head:
+        counts, sums, half = np.split(total, [classes, classes * (1 + width)])
+        moment = np.zeros((width, width))
+        moment[upper] = half
+        return discriminant(counts, sums.reshape(classes, width), moment + np.triu(moment, 1).T)
+
+    return Method(
+        name="fit",
+        inputs="features",
+        frozen=(),
+        client=LocalTraining(init, step, final),
+        init=lambda: start,
+        down=Link(lambda state, cohort: b"", lambda payload, cohort: start),  # nobody has to be told anything
+        start=lambda state, cohort: (),
+        up=Link(encode, decode),
+        merge=merge,
+        network=lambda state: (task.params, state),
+        exact=False,
+    )
 
 
 def _linear_probe(problem: Problem, learning_rate: float) -> Method:
     return linear_probe(problem.task, learning_rate=learning_rate)
 
 
-def _everyone(config) -> Cohort:
+def everyone(config) -> Cohort:
     """The cohort of round 0."""
     return Cohort(config.seed, 0, np.arange(config.clients), HEAD_PHASE)

@@ -23,42 +23,93 @@ from deltamask_jax.task import Problem, Task
 
 def set_up(config, workdir: Path) -> Problem:
     """Everything the rounds need; the head is still random. The split is drawn in `workdir`."""
+    return with_features(_problem(config, workdir, "everybody"))
+
+
+def set_up_server(config, workdir: Path) -> Problem:
+    """The same without examples to train on: what the server of a real federation holds."""
+    return with_features(_problem(config, workdir, "server"))
+
+
+def set_up_client(config, client: int, data_of_its_own: str = "") -> Problem:
+    """What one client of a real federation holds: its own examples, and of other clients how many they are.
+
+    `inputs` has tokens alone; `with_features` adds features.
+
+    Args:
+        data_of_its_own: a name as of `config.data`, whose training examples are all this client's; '' = it
+            has its share of `config.data`.
+    """
+    return _problem(config, None, client, data_of_its_own)
+
+
+def with_features(problem: Problem) -> Problem:
+    """The problem with the network's final features among its inputs, made of its tokens."""
+    mesh = problem.engine.mesh
+    suffix = partial(jax.jit(problem.task.model.suffix), devices.spread(problem.task.params, mesh))
+    sizes = sum(map(len, problem.parts)), len(problem.labels[1])
+    outputs = tuple(
+        in_chunks(suffix, tokens, mesh, chunk=chunk_of(size)) if len(tokens) else tokens
+        for tokens, size in zip(problem.inputs["tokens"], sizes, strict=True)
+    )
+    inputs = problem.inputs | {"features": devices.everywhere(outputs, mesh)}
+    return dataclasses.replace(problem, inputs=inputs)
+
+
+def _problem(config, workdir: Path | None, whose: str | int, data_of_its_own: str = "") -> Problem:
+    """The problem without features.
+
+    Args:
+        workdir: where the split is drawn; None: nowhere.
+        whose: examples to hold: 'everybody' (all, and the test's), 'server' (the test's), or a client's id.
+        data_of_its_own: as of `set_up_client`.
+    """
     model = models.build(config.model)  # what needs nothing is checked before anything is read
     run = engine.from_config(config)
     mesh = run.mesh
-    dataset = data.load(config.data, cache_dir=config.data_dir or None, columns=config.columns)
+    dataset = data.load(
+        data_of_its_own or config.data, cache_dir=config.data_dir or None, columns=config.columns
+    )
     model = _reading(config, model, dataset)
-    dataset = data.subset(
-        dataset, config.train_examples, config.test_examples, config.seed, config.validation_examples
-    )
-    parts = partition.split(
-        config.partition.name,
-        dataset.train.labels,
-        config.clients,
-        alpha=config.partition.alpha,
-        classes_per_client=config.partition.classes_per_client,
-        users=dataset.train.users,
-        min_examples=config.partition.min_examples,
-        seed=config.seed,
-    )
-    partition.save(workdir, parts, dataset.train.labels, dataset.class_names)
+    if data_of_its_own:
+        parts = [np.arange(len(dataset.train) if k == whose else 0) for k in range(config.clients)]
+    else:
+        dataset = data.subset(
+            dataset, config.train_examples, config.test_examples, config.seed, config.validation_examples
+        )
+        parts = partition.split(
+            config.partition.name,
+            dataset.train.labels,
+            config.clients,
+            alpha=config.partition.alpha,
+            classes_per_client=config.partition.classes_per_client,
+            users=dataset.train.users,
+            min_examples=config.partition.min_examples,
+            seed=config.seed,
+        )
+    if workdir is not None:
+        partition.save(workdir, parts, dataset.train.labels, dataset.class_names)
     say(
         f"{dataset.name}: {len(dataset.train):,} training and {len(dataset.test):,} test examples of "
         f"{dataset.num_classes} classes, {config.clients} clients"
     )
+    train, test, labels = dataset.train, dataset.test, (dataset.train.labels, dataset.test.labels)
+    chunks = chunk_of(len(train)), chunk_of(len(test))  # whoever holds a part computes it as who holds all
+    if whose == "server":
+        train = train.take(np.arange(0))
+    elif isinstance(whose, int):
+        train, test = train.take(parts[whose]), test.take(np.arange(0))
+        parts[whose], labels = np.arange(len(train)), (train.labels, labels[1])
 
     params = devices.spread(pretrained.load(config.model, model), mesh)
     directory = None if config.prefix_cache in ("memory", "off") else expanded(config.prefix_cache)
     if methods.trains_prefix(config):
         model = _without_prefix(_without_cut(config, model))
-    on_devices = _fit_on_devices(config, model, params, len(dataset.train) + len(dataset.test))
+    on_devices = _fit_on_devices(config, model, params, len(train) + len(test))
     say(f"{model.name}: what the frozen network makes of every example")
     prefix = partial(jax.jit(partial(_kept, model, config.model.dtype)), params)
     tokens_of = partial(_tokens, config, model, params, prefix, mesh, directory, on_devices)
-    test = tokens_of(dataset.test)  # before the larger split: what there is no room for is refused early
-    tokens = (tokens_of(dataset.train), test)
-    suffix = partial(jax.jit(model.suffix), params)
-    outputs = tuple(in_chunks(suffix, array, mesh) for array in tokens)
+    tested = tokens_of(test, chunks[1])  # before the larger split: what there is no room for is refused early
     return Problem(
         config=config,
         task=Task(
@@ -67,11 +118,8 @@ def set_up(config, workdir: Path) -> Problem:
             head=random_head(config.seed, model.feature_dim, dataset.num_classes),
             index=FlatIndex.create(params, model.masked),
         ),
-        inputs={
-            "tokens": tokens,
-            "features": devices.everywhere(outputs, mesh),
-        },
-        labels=devices.everywhere((dataset.train.labels, dataset.test.labels), mesh),
+        inputs={"tokens": (tokens_of(train, chunks[0]), tested)},
+        labels=devices.everywhere(labels, mesh),
         parts=parts,
         engine=run,
     )
@@ -137,16 +185,22 @@ def _tokens(
     directory: Path | None,
     on_devices: bool,
     split: data.Split,
+    chunk: int,
 ) -> jax.Array | np.ndarray | features.TokensOnDemand:
-    """The frozen prefix's outputs for a split: on the devices, on the host, or not yet computed."""
-    chunk = chunk_of(len(split)) * mesh.shape[devices.CLIENTS]  # also where only some of them are asked for
+    """The frozen prefix's outputs for a split: on the devices, on the host, or not yet computed.
+
+    Args:
+        chunk: images each device takes at once, also where only some of a split are asked for.
+    """
+    if not len(split):
+        return np.zeros(0, np.float32)
 
     def compute(part: data.Split, **options) -> np.ndarray:
         return features.prefix_features(
             prefix,
             part.images,
             model.preprocessing,
-            chunk=chunk,
+            chunk=chunk * mesh.shape[devices.CLIENTS],
             place=partial(devices.divided, mesh=mesh),
             dtype=config.model.dtype,
             **options,

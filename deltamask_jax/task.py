@@ -1,6 +1,7 @@
 """The values that everything passes: what is trained, on whose data, and who takes part in a round."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -40,10 +41,13 @@ class Problem:
 
     Attributes:
         inputs: {'tokens' | 'features': (train, test)}, device arrays; tokens that are too large for a device
-            are NumPy arrays, and with config.prefix_cache='off' `TokensOnDemand`.
+            are NumPy arrays, and with config.prefix_cache='off' `TokensOnDemand`. In a real federation the
+            server's train and a client's test are empty.
         labels: (train i32[n], test i32[m]).
-        parts: each client's training indices.
+        parts: each client's training indices; where a client is alone, the others' only count.
         engine: the devices, and what is compiled for them.
+        ask: (problem, method, state, cohort, memory) -> `federation.clients.Answers`, from clients that are
+            elsewhere; None: they are simulated here.
     """
 
     config: Any
@@ -52,6 +56,7 @@ class Problem:
     labels: tuple[jax.Array, jax.Array]
     parts: list[np.ndarray]
     engine: Engine
+    ask: Callable[..., Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,8 @@ from deltamask_jax.task import Cohort
 _LUCK, _SPEED = 0x6661756C, 0x73706565  # keep these streams apart from the shuffles'
 
 NO_EXAMPLES, NO_ANSWER, LATE, NOT_FINITE = "no examples", "no answer", "late", "not finite"
+FAILED = "failed"  # a real client's program ended with an error; simulated ones do not
+FORGETFUL = (NO_ANSWER, FAILED)  # what such a client holds afterwards is unknown
 
 
 def draw(config, plan: Schedule, cohort: Cohort) -> tuple[Schedule, dict[int, str]]:

@@ -1,20 +1,17 @@
 """One federated round of any method: down → local training → up → votes → merge → news."""
 
 import dataclasses
-import logging
 import time
 from collections import Counter
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from deltamask_jax.data import partition
-from deltamask_jax.federation import attacks, downlink, faults, hosts, uplink
-from deltamask_jax.federation import cohort as training
+from deltamask_jax.federation import clients, downlink, faults
 from deltamask_jax.methods import Method
-from deltamask_jax.task import HEAD_PHASE, MAIN_PHASE, Cohort, Problem
+from deltamask_jax.task import MAIN_PHASE, Cohort, Problem
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,9 +94,9 @@ def play_until_enough(
     """
     config, spent = problem.config, []
     for attempt in range(config.max_repeats + 1):
-        clients = partition.cohort(config.clients, config.participation, config.seed, number, attempt)
+        chosen = partition.cohort(config.clients, config.participation, config.seed, number, attempt)
         try:
-            asked = Cohort(config.seed, number, clients, MAIN_PHASE, attempt)
+            asked = Cohort(config.seed, number, chosen, MAIN_PHASE, attempt)
             state, result = play_round(problem, method, state, asked, memory)
             return state, _with_failed_attempts(result, spent)
         except TooFewClients as error:
@@ -127,55 +124,26 @@ def play_round(
         TooFewClients: fewer than `config.min_clients` (outside the main phase: 1) could be merged.
     """
     config, main = problem.config, cohort.phase == MAIN_PHASE
-    epochs = config.head.epochs if cohort.phase == HEAD_PHASE else config.local_epochs
-    plan = training.schedule(problem.parts, cohort, epochs=epochs, batch_size=config.batch_size)
-    lost = faults.without_examples(plan)
-    if main:
-        plan, failing = faults.draw(config, plan, cohort)
-        lost = failing | lost
-    cohort = dataclasses.replace(cohort, examples=faults.examples_seen(plan))
     marks = [time.perf_counter()]
-    told = downlink.tell(method, state, cohort, memory)
-    received = method.start(told.state, cohort)
+    heard = (problem.ask or clients.ask)(problem, method, state, cohort, memory)
     marks.append(time.perf_counter())
-    mine = hosts.share(len(cohort))
-    examples, its = _examples(problem, method.inputs, plan.of(mine))
-    sent = uplink.train_and_send(problem.engine, method, state, received, examples, its, cohort)
-    for row in np.flatnonzero(~np.isfinite(sent.losses)):
-        client = cohort.clients[row]
-        theirs, its = _examples(problem, method.inputs, plan.of([row]))
-        replayed = problem.engine, method.client, method.frozen
-        private = jax.tree.map(lambda x: x[0], method.private(state, cohort.of([row])))
-        at = training.first_not_finite(*replayed, received, theirs, its, 0, private, cohort.key(client))
-        step, what = at or ("unknown", "loss")
-        lost[int(row)] = faults.NOT_FINITE
-        logging.warning(
-            "round %d: client %d dropped, its %s is not finite at step %s", cohort.round, client, what, step
-        )
-    updates, payloads = sent.updates, sent.payloads
-    if main:
-        updates, payloads = attacks.strike(problem, method, state, updates, payloads, cohort)
-
-    marks.append(time.perf_counter())
-    senders = np.setdiff1d(np.arange(len(cohort)), list(lost)).astype(int)
-    own = [jax.tree.map(lambda x, k=k: x[k], sent.updates) for k in senders]
-    state = method.remember(state, own, [sent.payloads[k] for k in senders], cohort.of(senders))
+    state, cohort, payloads, senders = heard.state, heard.cohort, heard.payloads, heard.senders
     votes, rejected = None, {}
     if len(senders):
         votes, rejected = method.up.decode(state, [payloads[row] for row in senders], cohort.of(senders))
     marks.append(time.perf_counter())
     merged = np.delete(senders, list(rejected))
-    forgetful = [row for row, reason in lost.items() if reason == faults.NO_ANSWER]
+    forgetful = [row for row, reason in heard.lost.items() if reason in faults.FORGETFUL]
     spent = Round(
-        train_loss=float(np.mean(sent.losses[senders])) if len(senders) else float("nan"),
+        train_loss=float(np.mean(heard.losses[senders])) if len(senders) else float("nan"),
         uplink_bytes=sum(len(payloads[row]) for row in senders),
-        downlink_bytes=int(told.bytes.sum()),
+        downlink_bytes=heard.downlink_bytes,
         clients=len(cohort),
         details={},
         payload=b"",
-        lost=dict(Counter(lost.values())),
+        lost=dict(Counter(heard.lost.values())),
         rejected=dict(Counter(error.reason for error in rejected.values())),
-        snapshots=told.snapshots,
+        snapshots=heard.snapshots,
         memory=memory and memory.after(cohort, forgetful, None),
     )
     needed = config.min_clients if main else 1
@@ -191,54 +159,34 @@ def play_round(
         state, votes = method.release(state, votes, voters)
     new_state = method.merge(state, votes, voters)
     marks.append(time.perf_counter())
-    news = None
+    told, news = None, None
     if memory is not None:
-        payload = downlink.news_of(method, state, votes, accepted, voters, config.downlink.news)
-        news = downlink.NOTHING if payload is None else len(payload)
+        told = downlink.news_of(method, state, votes, accepted, voters, config.downlink.news)
+        news = downlink.NOTHING if told is None else len(told)
+    heard.conclude(told)
     marks.append(time.perf_counter())
-    if len(merged) < len(cohort):
-        updates = jax.tree.map(lambda x: x[merged], updates)
-    telling, teaching, decoding, merging, reporting = np.diff(marks).tolist()
+    details, diagnostics = heard.details, {}
+    if heard.updates is not None:
+        updates = heard.updates
+        if len(merged) < len(cohort):
+            updates = jax.tree.map(lambda x: x[merged], updates)
+        details, diagnostics = details | method.report(updates, votes), method.diagnose(new_state, updates)
+    _, decoding, merging, reporting = np.diff(marks).tolist()
     return new_state, dataclasses.replace(
         spent,
         payload=accepted[-1],
         seconds={
-            "down_seconds": telling,
-            "train_seconds": teaching - sent.exposed_seconds,
-            "encode_seconds": sent.exposed_seconds,
+            **heard.seconds,
             "decode_seconds": decoding,
             "merge_seconds": merging,
             "news_seconds": reporting,
         },
-        codec_seconds=telling + sent.codec_seconds + decoding + reporting,
-        details=method.report(updates, votes),
-        diagnostics=method.diagnose(new_state, updates),
+        codec_seconds=heard.codec_seconds + decoding + reporting,
+        details=details,
+        diagnostics=diagnostics,
         news_bytes=None if news == downlink.NOTHING else news,
         memory=memory and memory.after(cohort, forgetful, news),
     )
-
-
-def _examples(
-    problem: Problem, kind: str, plan: training.Schedule
-) -> tuple[training.Examples, training.Schedule]:
-    """Examples to train on, and the plan with indices into them: all that are cached, or the plan's anew."""
-    inputs, labels = problem.inputs[kind][0], problem.labels[0]
-    if isinstance(inputs, np.ndarray):
-        return {"inputs": inputs, "labels": np.asarray(labels)}, plan
-    if isinstance(inputs, jax.Array):
-        return {"inputs": inputs, "labels": labels}, plan
-    taken = np.arange(plan.batches.shape[1]) < plan.steps[:, None]  # not those of who fails on the way
-    batches = np.where(taken[:, :, None], plan.batches, -1)
-    rows = np.unique(batches[batches >= 0])
-    batches = np.where(batches >= 0, np.searchsorted(rows, batches), -1).astype(np.int32)
-    examples: training.Examples = {"inputs": inputs[rows], "labels": np.asarray(labels)[rows]}
-    if inputs.on_devices:
-        most = sum(sorted(map(len, problem.parts))[-len(plan.steps) :])  # one shape for every cohort
-        examples = {
-            name: jnp.asarray(np.pad(x, [(0, most - len(rows))] + [(0, 0)] * (x.ndim - 1)))
-            for name, x in examples.items()
-        }
-    return examples, dataclasses.replace(plan, batches=batches)
 
 
 def _with_failed_attempts(result: Round, failed: list[Round]) -> Round:

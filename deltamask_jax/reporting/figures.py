@@ -124,7 +124,8 @@ def _accuracy(groups, ways: tuple[str, ...] | None, xlabel: str, caption: str) -
             x = [sent[i] if ways else run.records[i]["round"] for i in evaluated]
             y = [100 * run.records[i]["accuracy"] for i in evaluated]
             axes.plot(x, y, members.style.line, color=members.style.colour, marker=".", markersize=3)
-            probes += [100 * run.summary["linear_probe_accuracy"]] if run.summary else []
+            probe = (run.summary or {}).get("linear_probe_accuracy")
+            probes += [] if probe is None else [100 * probe]
     if probes:
         axes.axhline(np.mean(probes), color="black", linewidth=0.8, linestyle=(0, (6, 4)))
         axes.annotate(

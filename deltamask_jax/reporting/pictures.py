@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 
 
-def draw_curves(path: Path, records: list[dict[str, Any]], linear_probe: float, title: str) -> None:
+def draw_curves(path: Path, records: list[dict[str, Any]], linear_probe: float | None, title: str) -> None:
     """Accuracy against rounds and against megabytes sent so far, as a PNG.
 
     Args:
         records: the lines of metrics.jsonl.
-        linear_probe: accuracy drawn as the lower bracket.
+        linear_probe: accuracy drawn as the lower bracket; None: there is none.
     """
     from matplotlib.figure import Figure  # no pyplot: no global state, no display
 
@@ -28,9 +28,11 @@ def draw_curves(path: Path, records: list[dict[str, Any]], linear_probe: float, 
     right.plot(up[evaluated], accuracy, marker=".", label="up alone", alpha=0.5)
     right.set(xlabel="megabytes sent, all clients together", xscale="log")
     for axes in (left, right):
-        axes.axhline(100 * linear_probe, color="gray", linestyle="--", label="linear probe")
+        if linear_probe is not None:
+            axes.axhline(100 * linear_probe, color="gray", linestyle="--", label="linear probe")
         axes.grid(alpha=0.3)
-        axes.legend()
+        if axes.get_legend_handles_labels()[1]:
+            axes.legend()
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
 

@@ -47,7 +47,7 @@ class Progress:
     Attributes:
         state: the method's server state, a pytree of arrays; where it was just loaded, its arrays by name.
         head: {'kernel': f32[features, classes], 'bias': f32[classes]}.
-        probe_accuracy: the linear probe's.
+        probe_accuracy: the linear probe's; None where clients are elsewhere, who do not train one.
         records: the lines of metrics.jsonl, the ledger of bytes and accuracies; the last is of the round that
             this progress is.
         seconds: spent so far, by all processes that worked on the run.
@@ -56,7 +56,7 @@ class Progress:
 
     state: Any
     head: dict[str, Any]
-    probe_accuracy: float
+    probe_accuracy: float | None
     records: list[dict[str, Any]]
     seconds: float
     held: list[int] = dataclasses.field(default_factory=list)

@@ -8,7 +8,7 @@ import pytest
 
 from deltamask_jax import methods
 from deltamask_jax.evaluation import evaluator
-from deltamask_jax.federation import rounds
+from deltamask_jax.federation import uplink
 from deltamask_jax.federation.rounds import play_round
 from tests.conftest import cohort_of, play, tiny_config
 
@@ -60,7 +60,7 @@ def test_local_randomness_counts_all_of_the_seed(problem, monkeypatch):
     def sent(*arguments):
         raise Seen(jax.random.key_data(arguments[-1].keys()).tolist())
 
-    monkeypatch.setattr(rounds.uplink, "train_and_send", sent)
+    monkeypatch.setattr(uplink, "train_and_send", sent)
     keys = []
     for seed in (5, 5 + 2**32, 5 + 2**33, 5):
         with pytest.raises(Seen) as seen:

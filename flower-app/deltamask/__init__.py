@@ -1,0 +1,1 @@
+"""The two ends of the federation, as Flower names them."""

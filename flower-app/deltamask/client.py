@@ -1,0 +1,5 @@
+"""The ClientApp."""
+
+from deltamask_jax.flower.client import app
+
+__all__ = ["app"]

@@ -1,0 +1,5 @@
+"""The ServerApp."""
+
+from deltamask_jax.flower.server import app
+
+__all__ = ["app"]
