@@ -10,6 +10,8 @@ ELSEWHERE = {
     "codecs/bfuse": "codecs/test_filter_codec",
     "codecs/xor": "codecs/test_filter_codec",
     "codecs/bitmap": "codecs/test_codecs",
+    "federation/clients": "federation/test_rounds",
+    "flower/*": "flower/test_flower",
     "methods/drive": "methods/test_averaging",
     "methods/eden": "methods/test_averaging",
     "methods/qsgd": "methods/test_averaging",
@@ -29,6 +31,7 @@ ELSEWHERE = {
 SUITES = {
     "codecs/test_golden",
     "codecs/test_hostile",
+    "flower/test_deployment",
     "methods/test_golden_rounds",
     "methods/test_merge",
     "models/test_configs",
