@@ -13,7 +13,7 @@ from deltamask_jax.federation.rounds import play_round
 from deltamask_jax.heads import with_head
 from deltamask_jax.methods import build
 from deltamask_jax.models import PRESETS
-from deltamask_jax.setup import set_up
+from deltamask_jax.setup import set_up, set_up_client, set_up_server, with_features
 from tests.conftest import cohort_of, tiny_config
 from tests.models import tiny_text
 
@@ -160,3 +160,22 @@ def test_a_checkpoint_without_its_tokenizer_is_refused(texts, tmp_path, monkeypa
     alone.write_bytes((texts / "checkpoint" / "model.safetensors").read_bytes())
     with pytest.raises(FileNotFoundError, match="has no tokenizer.json beside it"):
         set_up(config_of_texts(texts, monkeypatch, model__checkpoint=str(alone)), tmp_path)
+
+
+def test_a_client_holds_its_own_examples_and_the_server_the_tests(tmp_path):
+    config = tiny_config(train_examples=60, test_examples=40, clients=3)
+    everybody, server = set_up(config, tmp_path), set_up_server(config, tmp_path)
+    client = set_up_client(config, 1)
+    mine = everybody.parts[1]
+    for kind in ("tokens", "features"):
+        train, test = everybody.inputs[kind]
+        own, none = with_features(client).inputs[kind]
+        np.testing.assert_array_equal(own, np.asarray(train)[mine])
+        assert len(none) == 0 and len(server.inputs[kind][0]) == 0
+        np.testing.assert_array_equal(server.inputs[kind][1], test)
+    np.testing.assert_array_equal(client.labels[0], np.asarray(everybody.labels[0])[mine])
+    assert [len(part) for part in client.parts] == [len(part) for part in everybody.parts]
+    x, y = np.zeros((20, 8, 8), np.uint8), np.arange(20) % 10
+    np.savez(tmp_path / "own.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    own = set_up_client(config, 1, f"npz:{tmp_path / 'own.npz'}")
+    assert [len(part) for part in own.parts] == [0, 20, 0] and len(own.inputs["tokens"][0]) == 20
