@@ -30,6 +30,8 @@ from deltamask_jax.task import HEAD_PHASE, PROBE_PHASE, Cohort, Problem
 SHRINKAGE = 0.1  # of the covariance toward a multiple of the identity; small clients leave it singular
 FLATTEST = 1e-3  # least variance of a feature, as a share of its mean square; float32 sums resolve less
 
+SOLVED = ("fit", "fedcof")  # heads that start from nothing: no random one is drawn for them
+
 Head = dict[str, jax.Array]  # kernel f32[features, classes], bias f32[classes]
 
 

@@ -15,14 +15,14 @@ from deltamask_jax.data import features, partition
 from deltamask_jax.evaluation import chunk_of, in_chunks
 from deltamask_jax.federation import engine
 from deltamask_jax.flat_index import FlatIndex
-from deltamask_jax.heads import random_head
+from deltamask_jax.heads import SOLVED, random_head
 from deltamask_jax.paths import expanded
 from deltamask_jax.progress import say
 from deltamask_jax.task import Problem, Task
 
 
 def set_up(config, workdir: Path) -> Problem:
-    """Everything the rounds need; the head is still random. The split is drawn in `workdir`."""
+    """Everything the rounds need; the head is still random, or zero. The split is drawn in `workdir`."""
     model = models.build(config.model)  # what needs nothing is checked before anything is read
     run = engine.from_config(config)
     mesh = run.mesh
@@ -54,14 +54,20 @@ def set_up(config, workdir: Path) -> Problem:
     tokens_of = partial(_tokens, config, model, params, prefix, mesh, directory, on_devices)
     test = tokens_of(dataset.test)  # before the larger split: what there is no room for is refused early
     tokens = (tokens_of(dataset.train), test)
-    suffix = partial(jax.jit(model.suffix), params)
+    suffix = partial(run.compiled(model.suffix), params)  # which evaluation runs as well
     outputs = tuple(in_chunks(suffix, array, mesh) for array in tokens)
+    head = {
+        "kernel": jnp.zeros((model.feature_dim, dataset.num_classes)),
+        "bias": jnp.zeros(dataset.num_classes),
+    }
+    if config.head.init not in SOLVED:
+        head = random_head(config.seed, model.feature_dim, dataset.num_classes)
     return Problem(
         config=config,
         task=Task(
             model=model,
             params=params,
-            head=random_head(config.seed, model.feature_dim, dataset.num_classes),
+            head=head,
             index=FlatIndex.create(params, model.masked),
         ),
         inputs={
