@@ -36,12 +36,11 @@ def correctness(problem: Problem, method: Method) -> Callable[[Any], np.ndarray]
     """
     inputs, labels = problem.inputs[method.inputs][1], np.asarray(problem.labels[1])
     mesh = problem.engine.mesh
-    forward = problem.task.model.suffix if method.inputs == "tokens" else lambda params, x: x
+    forward = problem.engine.compiled(problem.task.model.suffix)
+    classify = problem.engine.compiled(_classes)
 
-    @jax.jit
     def predict(params, head, x):
-        logits = forward(params, x) @ head["kernel"] + head["bias"]
-        return jnp.where(jnp.all(jnp.isfinite(logits), axis=-1), jnp.argmax(logits, axis=-1), -1)
+        return classify(forward(params, x) if method.inputs == "tokens" else x, head)
 
     def correct(state) -> np.ndarray:
         params, head = method.network(state)
@@ -55,6 +54,12 @@ def correctness(problem: Problem, method: Method) -> Callable[[Any], np.ndarray]
         return predictions == labels
 
     return correct
+
+
+def _classes(features: jax.Array, head: dict[str, jax.Array]) -> jax.Array:
+    """The most likely class of each example, i32[m]; −1 where a logit is not finite."""
+    logits = features @ head["kernel"] + head["bias"]
+    return jnp.where(jnp.all(jnp.isfinite(logits), axis=-1), jnp.argmax(logits, axis=-1), -1)
 
 
 def in_chunks(

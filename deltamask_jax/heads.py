@@ -32,6 +32,7 @@ SHRINKAGE = 0.1  # of the covariance toward a multiple of the identity; small cl
 FLATTEST = 1e-3  # least variance of a feature, as a share of its mean square; float32 sums resolve less
 
 WHOLE = codecs.get("dense")  # float32
+SOLVED = ("fit", "fedcof")  # heads that start from nothing: no random one is drawn for them
 
 Head = dict[str, jax.Array]  # kernel f32[features, classes], bias f32[classes]
 

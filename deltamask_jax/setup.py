@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -14,7 +15,7 @@ from deltamask_jax.data import features, partition
 from deltamask_jax.evaluation import chunk_of, in_chunks
 from deltamask_jax.federation import engine
 from deltamask_jax.flat_index import FlatIndex
-from deltamask_jax.heads import random_head
+from deltamask_jax.heads import SOLVED, random_head
 from deltamask_jax.models.bert import BertConfig
 from deltamask_jax.paths import expanded
 from deltamask_jax.progress import say
@@ -22,7 +23,7 @@ from deltamask_jax.task import Problem, Task
 
 
 def set_up(config, workdir: Path) -> Problem:
-    """Everything the rounds need; the head is still random. The split is drawn in `workdir`."""
+    """Everything the rounds need; the head is still random, or zero. The split is drawn in `workdir`."""
     return with_features(_problem(config, workdir, "everybody"))
 
 
@@ -46,7 +47,8 @@ def set_up_client(config, client: int, data_of_its_own: str = "") -> Problem:
 def with_features(problem: Problem) -> Problem:
     """The problem with the network's final features among its inputs, made of its tokens."""
     mesh = problem.engine.mesh
-    suffix = partial(jax.jit(problem.task.model.suffix), devices.spread(problem.task.params, mesh))
+    suffix = problem.engine.compiled(problem.task.model.suffix)  # which evaluation runs as well
+    suffix = partial(suffix, devices.spread(problem.task.params, mesh))
     sizes = sum(map(len, problem.parts)), len(problem.labels[1])
     outputs = tuple(
         in_chunks(suffix, tokens, mesh, chunk=chunk_of(size)) if len(tokens) else tokens
@@ -110,12 +112,18 @@ def _problem(config, workdir: Path | None, whose: str | int, data_of_its_own: st
     prefix = partial(jax.jit(partial(_kept, model, config.model.dtype)), params)
     tokens_of = partial(_tokens, config, model, params, prefix, mesh, directory, on_devices)
     tested = tokens_of(test, chunks[1])  # before the larger split: what there is no room for is refused early
+    head = {
+        "kernel": jnp.zeros((model.feature_dim, dataset.num_classes)),
+        "bias": jnp.zeros(dataset.num_classes),
+    }
+    if config.head.init not in SOLVED:
+        head = random_head(config.seed, model.feature_dim, dataset.num_classes)
     return Problem(
         config=config,
         task=Task(
             model=model,
             params=params,
-            head=random_head(config.seed, model.feature_dim, dataset.num_classes),
+            head=head,
             index=FlatIndex.create(params, model.masked),
         ),
         inputs={"tokens": (tokens_of(train, chunks[0]), tested)},

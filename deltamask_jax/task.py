@@ -107,8 +107,15 @@ class Cohort:
 
     def keys(self) -> jax.Array:
         """Every client's private key of this round, key[k]."""
-        root = self._root()
-        return jax.vmap(lambda client: jax.random.fold_in(root, client))(jnp.asarray(self.clients))
+        now = np.uint32(self.phase), np.uint32(self.round)
+        return _keys(root_key(self.seed), *now, jnp.asarray(self.clients))
 
     def _root(self) -> jax.Array:
         return jax.random.fold_in(jax.random.fold_in(root_key(self.seed), self.phase), self.round)
+
+
+@jax.jit
+def _keys(root: jax.Array, phase: jax.Array, round: jax.Array, clients: jax.Array) -> jax.Array:
+    """Each client's private key of a round, key[k], from the run's."""
+    root = jax.random.fold_in(jax.random.fold_in(root, phase), round)
+    return jax.vmap(lambda client: jax.random.fold_in(root, client))(clients)

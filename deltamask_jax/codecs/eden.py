@@ -21,8 +21,6 @@ from functools import cache, partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.optimize import fsolve
-from scipy.special import ndtr, ndtri
 
 from deltamask_jax.codecs import envelope, rotation
 from deltamask_jax.codecs.codec import (
@@ -153,6 +151,8 @@ def _decode(bits: float, payload: bytes, context: Context) -> np.ndarray:
 @cache
 def centroids(bits: int) -> np.ndarray:
     """Lloyd–Max quantiser of N(0, 1): every centroid is the mean of its cell; f32[2^bits], ascending."""
+    from scipy.optimize import fsolve  # slow to import, and only EDEN needs it
+    from scipy.special import ndtr, ndtri
 
     def density(x):
         return np.exp(-x * x / 2) / np.sqrt(2 * np.pi)

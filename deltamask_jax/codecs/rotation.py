@@ -15,7 +15,6 @@ to nothing (32 bits for 65,536 values). All arithmetic is in 32 bits.
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.linalg import hadamard
 
 from deltamask_jax.public_random import Key, uniforms
 
@@ -86,6 +85,8 @@ def _hadamard(x: jax.Array) -> jax.Array:
     H of size a·b is H_a ⊗ H_b (Sylvester's order), so it is a product with a small matrix along each axis of
     [.., 16, 16, ..]. Full precision is asked for, or accelerators would multiply in bfloat16.
     """
+    from scipy.linalg import hadamard  # slow to import, and few codecs rotate
+
     count, size = x.shape
     inner = 1
     while inner < size:

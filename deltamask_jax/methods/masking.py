@@ -250,8 +250,8 @@ def mask_method(
     def merge(state: State, votes: Votes, cohort: Cohort) -> State:
         if options.aggregator == "control_variate":
             change = change_of(state, votes, cohort)
-            theta = jnp.asarray(state.theta) / masks.SCALE + jnp.asarray(change) / voters_of(cohort)
-            return dataclasses.replace(state, theta=clamp(theta))
+            theta = _moved(state.theta, change, voters_of(cohort))
+            return dataclasses.replace(state, theta=np.clip(theta, low, min(high, masks.SCALE - 1)))
         ones, posterior = ones_of(state, votes, cohort), state.posterior
         if options.aggregator == "beta" and aggregation.resets_at(cohort.round - 1, participation):
             posterior = aggregation.prior(d, options.lambda0)
@@ -259,9 +259,13 @@ def mask_method(
         theta = aggregation.mode(posterior, jnp.asarray(state.theta) / masks.SCALE)
         return dataclasses.replace(state, theta=clamp(theta), posterior=posterior)
 
+    @jax.jit
+    def evaluated(kernels, theta):
+        multiplier = index.unravel(evaluated_mask(theta, options.evaluate))
+        return jax.tree.map(jnp.multiply, kernels, multiplier)
+
     def network(state: State) -> tuple[Any, dict[str, Any]]:
-        multiplier = index.unravel(evaluated_mask(jnp.asarray(state.theta), options.evaluate))
-        kernels = jax.tree.map(jnp.multiply, index.kernels(task.params), multiplier)
+        kernels = evaluated(index.kernels(task.params), jnp.asarray(state.theta))
         return index.merge(task.params, kernels), task.head
 
     def export(state: State) -> dict[str, Any]:
@@ -348,6 +352,12 @@ def stacked(keys: list[Key]) -> tuple[jax.Array, jax.Array]:
     """The words of streams as u32[k] each, as devices take them."""
     first, second = zip(*keys, strict=True)
     return jnp.asarray(first), jnp.asarray(second)
+
+
+@jax.jit
+def _moved(theta: jax.Array, change: jax.Array, voters: jax.Array) -> jax.Array:
+    """θ_g + Σ votes / voters, u16[d], from θ_g u16[d] and the votes [d]."""
+    return masks.theta16(theta / masks.SCALE + change / voters)
 
 
 @jax.jit
