@@ -44,7 +44,7 @@ def test_a_file_in_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "mine.py").write_text("from configs.quickstart import get_config\n")
     assert config_files.locate("~/mine.py:a=~") == f"{tmp_path}/mine.py:a=~"
-    assert config_files.load("~/mine.py").rounds == 16
+    assert config_files.load("~/mine.py").rounds == 12
 
 
 def test_a_file_in_the_working_directory_comes_first(tmp_path, monkeypatch):

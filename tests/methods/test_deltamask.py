@@ -80,8 +80,8 @@ def _final(method, index, theta_k, received, private):
 
 
 def test_shared_uniforms_are_one_stream_and_per_client_are_many(problem):
-    shared = build(problem).private(None, cohort_of([0, 1]))
-    own = build(problem, mask__uniforms="per_client").private(None, cohort_of([0, 1]))
+    shared = build(problem).private(build(problem).init(), cohort_of([0, 1]))
+    own = build(problem, mask__uniforms="per_client").private(build(problem).init(), cohort_of([0, 1]))
     assert shared[0][0] == shared[0][1] and own[0][0] != own[0][1]
 
 

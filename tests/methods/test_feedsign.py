@@ -98,7 +98,7 @@ def test_bits_both_ways_and_followers_hold_the_weights(problem, changes):
         problem, 3, Memory.at_start(6), **HEAD | {"feedsign__directions": 12} | changes
     )
     assert results[0].downlink_bytes == 0
-    names = 4 * (1 + 2 * 6 + 1)  # the news say whose votes they are
+    names = 9 + 1 + 4  # whose votes they are, in a bit each, and how long they are
     for result in results:
         assert result.uplink_bytes == 6 * (32 + 2)
         assert result.news_bytes == 32 + names + 32 + 2

@@ -5,6 +5,7 @@ from functools import partial
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -17,6 +18,7 @@ from deltamask_jax.public_random import EVERY_CLIENT, MASK, stream_key, uniforms
 from deltamask_jax.task import Task
 from tests.conftest import cohort_of, play, tiny_config
 
+_MOVED = masking._moved
 TRIALS, WIDTH, CLIENTS = 1000, 50, 5  # vectors, their length, masks a vector
 
 
@@ -26,6 +28,11 @@ def vectors(spread: int):
     theta = rng.integers(6000, 59_000, TRIALS * WIDTH)
     moved = theta + rng.normal(spread / 2, spread, (CLIENTS, theta.size))
     return theta.astype(np.uint16), np.clip(np.rint(moved), 0, 65535).astype(np.uint16)
+
+
+def _moved(theta, change, voters):
+    """masking's own outside a compiled program, so that what it clamps can be seen."""
+    return _MOVED.__wrapped__(jnp.asarray(theta), jnp.asarray(change), voters)
 
 
 def estimate(aggregator: str, theta, thetas, shared=False, rounds=1):
@@ -50,7 +57,10 @@ def estimate(aggregator: str, theta, thetas, shared=False, rounds=1):
         change = ones - masks.draw(theta, u).sum(0, dtype=np.int32)
         cohort, merged = cohort_of(range(CLIENTS), number, seed=7), []
         for votes in (masking.Votes(ones=ones), masking.Votes(change=change)):
-            with mock.patch.object(masks, "theta16", wraps=masks.theta16) as clamped:
+            with (
+                mock.patch.object(masking, "_moved", _moved),
+                mock.patch.object(masks, "theta16", wraps=masks.theta16) as clamped,
+            ):
                 after = method.merge(state, votes, cohort)
             merged.append(np.asarray(clamped.call_args.args[0], np.float64))
         np.testing.assert_array_equal(*merged)

@@ -4,7 +4,6 @@ import importlib
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import pytest
 
 from deltamask_jax import models
@@ -23,7 +22,7 @@ def test_the_model_of_every_config_builds(name):
     params = jax.eval_shape(model.init, jax.random.key(0))
     if name in PAPER:
         assert FlatIndex.create(params, model.masked).d == PAPER[name]
-    images = jax.ShapeDtypeStruct((3, model.image_size, model.image_size, 3), jnp.float32)
+    images = jax.ShapeDtypeStruct((3, *model.preprocessing.shape), model.preprocessing.dtype)
     features = jax.eval_shape(lambda p, x: model.suffix(p, model.prefix(p, x)), params, images)
     assert features.shape == (3, model.feature_dim)
 

@@ -31,6 +31,7 @@ def config(name, **changes):
     values = {
         "name": name,
         "image_size": 0,
+        "max_length": 128,
         "trained_blocks": 5,
         "dtype": "float32",
         "masked": "",
@@ -171,10 +172,10 @@ def test_what_cannot_be_built_says_why(changes, reason):
 def test_every_preset_has_shapes_that_fit(name):
     shallow = dataclasses.replace(models.PRESETS[name], depth=2)  # tracing forty blocks takes seconds
     model = models.from_architecture(shallow, name=name, trained_blocks=1, dtype="bfloat16")
-    size, params = model.image_size, shapes(model)
-    batch = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
+    params = shapes(model)
+    batch = jax.ShapeDtypeStruct((2, *model.preprocessing.shape), model.preprocessing.dtype)
     tokens = jax.eval_shape(model.prefix, params, batch)
     features = jax.eval_shape(model.suffix, params, tokens)
     assert tokens.dtype == jnp.bfloat16 and features.dtype == jnp.float32
     assert features.shape == (2, model.feature_dim)
-    assert model.preprocessing.size == size
+    assert model.image_size == getattr(model.preprocessing, "size", 0)
