@@ -346,7 +346,7 @@ def test_what_cannot_be_continued_is_refused_and_fresh_moves_it_aside(left, caps
     assert (left.with_name("run.1") / "metrics.jsonl").read_text() == lines
     assert not (left / "metrics.jsonl").exists()
     assert (
-        f"moving {left} aside to {left}.1: it holds checkpoints, config.json, environment.json, metrics.jsonl"
+        f"moving {left} aside to {left}.1: it holds checkpoints, config.json, environment.json, log.txt, metrics.jsonl"
         in capsys.readouterr().out
     )
 
