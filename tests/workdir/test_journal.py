@@ -345,10 +345,8 @@ def test_what_cannot_be_continued_is_refused_and_fresh_moves_it_aside(left, caps
             experiment.run(tiny_config(**CONFIG, resume="fresh"), left)
     assert (left.with_name("run.1") / "metrics.jsonl").read_text() == lines
     assert not (left / "metrics.jsonl").exists()
-    assert (
-        f"moving {left} aside to {left}.1: it holds checkpoints, config.json, environment.json, log.txt, metrics.jsonl"
-        in capsys.readouterr().out
-    )
+    held = "it holds checkpoints, config.json, environment.json, log.txt, metrics.jsonl"
+    assert f"moving {left} aside to {left}.1: {held}" in capsys.readouterr().out
 
 
 def test_a_mistyped_first_command_leaves_nothing_in_the_way(tmp_path):
