@@ -4,7 +4,7 @@
 
 10 clients share 2,000 images of Fashion-MNIST (Dirichlet 10); 1,000 others are the test. The package carries
 them, as it does the network: no download. Three CPU minutes; docs/results.md has the accuracies to expect.
-All settings were chosen on validation images (launch/embed_fashion.py).
+Settings were chosen on validation images (launch/embed_fashion.py); docs/results.md says what was not.
 """
 
 from configs import common

@@ -43,6 +43,13 @@ def random_head(seed: int, width: int, classes: int) -> Head:
     return {"kernel": kernel, "bias": jnp.zeros(classes)}
 
 
+def first_head(config, width: int, classes: int) -> Head:
+    """What a problem starts with: a random head; zeros where the head's round needs none to start from."""
+    if config.head.init in SOLVED:
+        return {"kernel": jnp.zeros((width, classes)), "bias": jnp.zeros(classes)}
+    return random_head(config.seed, width, classes)
+
+
 def with_head(problem: Problem) -> tuple[Problem, Round]:
     """The problem with the head `config.head.init` asks for, and what it cost."""
     config = problem.config

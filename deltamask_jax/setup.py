@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -15,7 +14,7 @@ from deltamask_jax.data import features, partition
 from deltamask_jax.evaluation import chunk_of, in_chunks
 from deltamask_jax.federation import engine
 from deltamask_jax.flat_index import FlatIndex
-from deltamask_jax.heads import SOLVED, random_head
+from deltamask_jax.heads import first_head
 from deltamask_jax.models.bert import BertConfig
 from deltamask_jax.paths import expanded
 from deltamask_jax.progress import say
@@ -112,18 +111,12 @@ def _problem(config, workdir: Path | None, whose: str | int, data_of_its_own: st
     prefix = partial(jax.jit(partial(_kept, model, config.model.dtype)), params)
     tokens_of = partial(_tokens, config, model, params, prefix, mesh, directory, on_devices)
     tested = tokens_of(test, chunks[1])  # before the larger split: what there is no room for is refused early
-    head = {
-        "kernel": jnp.zeros((model.feature_dim, dataset.num_classes)),
-        "bias": jnp.zeros(dataset.num_classes),
-    }
-    if config.head.init not in SOLVED:
-        head = random_head(config.seed, model.feature_dim, dataset.num_classes)
     return Problem(
         config=config,
         task=Task(
             model=model,
             params=params,
-            head=head,
+            head=first_head(config, model.feature_dim, dataset.num_classes),
             index=FlatIndex.create(params, model.masked),
         ),
         inputs={"tokens": (tokens_of(train, chunks[0]), tested)},

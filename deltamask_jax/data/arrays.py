@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deltamask_jax.data.dataset import DataError, Dataset, Split, classes, integers, labelled
+from deltamask_jax.data.dataset import DataError, Dataset, Split, classes, first_line, integers, labelled
 
 _IDX_PARTS = ("train", "t10k")  # what MNIST and its descendants call the training and the test split
 
@@ -69,7 +69,7 @@ def load_npz(path: Path) -> Dataset:
             "`numpy.savez(path, x_train=..., y_train=..., x_test=..., y_test=...)`"
         ) from None
     except Exception as error:  # NumPy's and zipfile's parsers raise what they happen to
-        raise DataError(f"{path} is damaged, no npz, or cannot be read ({_line(error)})") from None
+        raise DataError(f"{path} is damaged, no npz, or cannot be read ({first_line(error)})") from None
     if isinstance(file, np.ndarray):
         raise DataError(f"{path} is damaged, no npz: a single array (npy); write it with `numpy.savez`")
     with file:
@@ -92,15 +92,11 @@ def _member(path: Path, file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
         array = file[name]
     except Exception as error:  # damaged, encrypted, pickled, larger than memory, an unknown compression
         raise DataError(
-            f"{path}: {name} cannot be read: damaged, encrypted or pickled objects ({_line(error)})"
+            f"{path}: {name} cannot be read: damaged, encrypted or pickled objects ({first_line(error)})"
         ) from None
     if not isinstance(array, np.ndarray):
         raise DataError(f"{path}: {name} is no NumPy array; write the file with `numpy.savez`")
     return array
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _vector(labels: np.ndarray) -> np.ndarray:

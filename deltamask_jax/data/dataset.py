@@ -181,3 +181,8 @@ def _some(values: Sequence[Any] | np.ndarray, number: int | None = None) -> str:
     number = len(values) if number is None else number
     shown = ", ".join(map(str, values[:6]))
     return shown if number <= 6 else f"{shown}, … ({number} in all)"
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

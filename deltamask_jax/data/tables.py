@@ -6,14 +6,15 @@ or a fifth of every class is the test; a folder has `train` and `test` files. La
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from deltamask_jax.data import stratify
-from deltamask_jax.data.dataset import DataError, Dataset, LazyImages, Split, Texts, labelled
+from deltamask_jax.data.dataset import DataError, Dataset, LazyImages, Split, Texts, first_line, labelled
 from deltamask_jax.progress import say
 
 _TEST = ("test", "validation", "val", "dev")  # what sources call it, in this order
@@ -37,24 +38,26 @@ def load_hub(name: str, columns: Any) -> Dataset:
     """Reads `name` or `name,config` of the Hugging Face hub through `datasets`; from its cache if it can.
 
     Raises:
-        DataError: not cached and no connection (with the command that fetches it), or errors as `load_csv`.
-        ModuleNotFoundError: the extra is not installed.
+        DataError: the extra is not installed, or the data is not cached and there is no connection (with the
+            command that fetches it); else as `load_csv`.
     """
     try:
         import datasets  # an extra, slow to import
     except ModuleNotFoundError:
-        raise ModuleNotFoundError("hf: data needs datasets: pip install 'deltamask_jax[hf]'") from None
+        raise DataError("hf: data needs datasets: pip install 'deltamask_jax[hf]'") from None
     found = _from_hub(datasets, name)
     train, test = found.get("train"), next((found[part] for part in _TEST if part in found), None)
     if train is None:
         raise DataError(f"hf:{name} has no split named train, only {', '.join(found)}")
     where, feature = f"hf:{name}", train.features.get(columns.label)
     class_names = getattr(feature, "names", None)
-    if columns.image in train.features:
-        parts = [part for part in (train, test) if part is not None]
-        return _dataset(name, where, [_image_rows(part, columns, where) for part in parts], class_names)
-    parts = [part for part in (train, test) if part is not None]
-    return _dataset(name, where, [_columns(list(part), columns, where) for part in parts], class_names)
+    images = columns.image in train.features
+    rows = [
+        _image_rows(part, columns, where) if images else _columns(list(part), columns, where)
+        for part in (train, test)
+        if part is not None
+    ]
+    return _dataset(name, where, rows, class_names)
 
 
 def _from_hub(datasets: Any, name: str) -> Any:
@@ -62,12 +65,13 @@ def _from_hub(datasets: Any, name: str) -> Any:
 
     repository, _, config = name.partition(",")
     arguments = (repository, config) if config else (repository,)
-    offline = datasets.DownloadConfig(local_files_only=True)
-    try:
-        return datasets.load_dataset(*arguments, download_config=offline)
-    except Exception:  # not in the cache
-        pass
-    command = f"python -c 'import datasets; datasets.load_dataset{arguments!r}'".replace(",)", ")")
+    with _offline(constants, datasets.config):
+        try:
+            return datasets.load_dataset(*arguments)
+        except Exception:  # not in the cache
+            pass
+    quoted = ", ".join(f"'{argument}'" for argument in arguments)
+    command = f'python -c "import datasets; datasets.load_dataset({quoted})"'
     try:  # the hub client alone would retry for long
         utils.get_session().head(constants.ENDPOINT, timeout=3)
     except Exception as error:
@@ -78,7 +82,20 @@ def _from_hub(datasets: Any, name: str) -> Any:
     try:
         return datasets.load_dataset(*arguments)
     except Exception as error:  # of the hub's client, of what it connects with, of the disk
-        raise DataError(f"'hf:{name}' cannot be loaded ({_line(error)}); try: {command}") from None
+        raise DataError(f"'hf:{name}' cannot be loaded ({first_line(error)}); try: {command}") from None
+
+
+@contextmanager
+def _offline(*libraries: Any) -> Generator[None]:
+    """Only the cache is looked at: without a network the hub's client would retry for half a minute."""
+    before = [library.HF_HUB_OFFLINE for library in libraries]
+    for library in libraries:
+        library.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        for library, was in zip(libraries, before, strict=True):
+            library.HF_HUB_OFFLINE = was
 
 
 def _load(path: Path, suffix: str, read: Any, columns: Any) -> Dataset:
@@ -106,7 +123,7 @@ def _csv_rows(path: Path) -> list[dict[str, str]]:
     except FileNotFoundError:
         raise DataError(f"no file {path}") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} is no CSV file in UTF-8: {_line(error)}") from None
+        raise DataError(f"{path} is no CSV file in UTF-8: {first_line(error)}") from None
     for number, row in enumerate(rows, 2):
         if None in row or None in row.values():
             raise DataError(f"{path}, row {number}: other than {len(reader.fieldnames or ())} fields")
@@ -128,7 +145,7 @@ def _json_rows(path: Path) -> list[dict[str, Any]]:
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{path} is no file of JSON lines in UTF-8: {_line(error)}") from None
+        raise DataError(f"{path} is no file of JSON lines in UTF-8: {first_line(error)}") from None
     return rows
 
 
@@ -195,7 +212,3 @@ def _numbered(values: list[Any], what: str) -> tuple[list[str], np.ndarray]:
 
 def _whole(name: str) -> bool:
     return name.removeprefix("-").isdecimal()
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

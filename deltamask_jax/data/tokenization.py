@@ -42,8 +42,7 @@ class Tokenization:
         """Words that the tokenizer knows.
 
         Raises:
-            ValueError: its file is damaged.
-            ModuleNotFoundError: the library is not installed.
+            ValueError: its file is damaged, or the library is not installed.
         """
         return _tokenizer(self.tokenizer, self.length).get_vocab_size()
 
@@ -53,7 +52,7 @@ def _tokenizer(text: str, length: int) -> Any:
     try:
         from tokenizers import Tokenizer  # an extra
     except ModuleNotFoundError:
-        raise ModuleNotFoundError("texts need tokenizers: pip install 'deltamask_jax[text]'") from None
+        raise ValueError("texts need tokenizers: pip install 'deltamask_jax[text]'") from None
     try:
         tokenizer = Tokenizer.from_str(text)
     except Exception as error:  # the library raises bare Exceptions

@@ -49,9 +49,7 @@ def check_kind(kind: str, network: Any, name: str) -> None:
     Raises:
         ValueError: naming what it can have.
     """
-    if kind in ("head", "bias"):
-        return
-    if isinstance(network, BertConfig):
+    if kind in ("head", "bias") or isinstance(network, BertConfig):
         return
     if not isinstance(network, ViTConfig):
         raise ValueError(f"config.peft.kind={kind!r} is not for {name}: use 'head' or 'bias'")

@@ -48,8 +48,8 @@ def with_tokenizer(config: Any, model: Model) -> Model:
 
     Raises:
         FileNotFoundError: none is there, or it is not to be downloaded.
-        ValueError: no checkpoint, a damaged tokenizer, or one of more words than the model knows.
-        ModuleNotFoundError: the extra is not installed.
+        ValueError: no checkpoint, a damaged tokenizer, one of more words than the model knows, or the library
+            is not installed.
     """
     if config.checkpoint in ("", "embedded"):
         raise ValueError(

@@ -1,10 +1,13 @@
 """Tables of texts: what a row holds arrives, splits are what the source says, and bad rows are named."""
 
 import json
+import sys
 import types
 
+import huggingface_hub.utils
 import numpy as np
 import pytest
+from PIL import Image
 
 from deltamask_jax import data
 from deltamask_jax.data import Columns, DataError, Texts, tables
@@ -118,39 +121,65 @@ class Part(list):
         return [row[key] for row in self] if isinstance(key, str) else super().__getitem__(key)
 
 
+def hub(monkeypatch, load):
+    """Stands in for `datasets`; `load` gets the name, and whether the cache alone may be looked at."""
+    config = types.SimpleNamespace(HF_HUB_OFFLINE=False)
+    fake = types.SimpleNamespace(config=config, load_dataset=lambda *name: load(name, config.HF_HUB_OFFLINE))
+    monkeypatch.setitem(sys.modules, "datasets", fake)
+    return config
+
+
+def unreachable(*arguments, **options):
+    raise ConnectionError
+
+
 def test_a_data_set_of_the_hub_keeps_its_class_names(monkeypatch):
     rows = [{"text": "a", "label": 1}, {"text": "b", "label": 0}]
     found = {"train": Part(rows, ["no", "yes"]), "validation": Part(rows[:1], ["no", "yes"])}
-    fake = types.SimpleNamespace(
-        DownloadConfig=lambda **options: options, load_dataset=lambda *name, download_config: found
-    )
-    monkeypatch.setitem(__import__("sys").modules, "datasets", fake)
+    asked = []
+
+    def load(name, offline):
+        asked.append((name, offline))
+        return found
+
+    config = hub(monkeypatch, load)
     loaded = tables.load_hub("org/name,english", Columns())
     assert loaded.class_names == ("no", "yes") and loaded.train.labels.tolist() == [1, 0]
     assert loaded.test.images.texts == ("a",)
+    assert asked == [(("org/name", "english"), True)] and not config.HF_HUB_OFFLINE  # from the cache
 
 
 def test_images_of_the_hub_are_decoded_when_they_are_asked_for(monkeypatch):
-    from PIL import Image
-
     rows = [{"image": Image.fromarray(np.full((4, 4), i, np.uint8)), "label": i} for i in range(2)]
     found = {"train": Part(rows, ["a", "b"]), "test": Part(rows, ["a", "b"])}
-    fake = types.SimpleNamespace(
-        DownloadConfig=lambda **options: options, load_dataset=lambda *name, download_config: found
-    )
-    monkeypatch.setitem(__import__("sys").modules, "datasets", fake)
+    hub(monkeypatch, lambda name, offline: found)
     loaded = tables.load_hub("org/name", Columns())
     assert loaded.train.images[np.array([1])][0].tolist() == [[[1] * 3] * 4] * 4
 
 
+def test_what_is_not_cached_is_downloaded(monkeypatch):
+    rows = [{"text": "a", "label": 1}, {"text": "b", "label": 0}]
+
+    def load(name, offline):
+        return unreachable() if offline else {"train": Part(rows * 5, ["no", "yes"])}
+
+    hub(monkeypatch, load)
+    session = types.SimpleNamespace(head=lambda *arguments, **options: None)
+    monkeypatch.setattr(huggingface_hub.utils, "get_session", lambda: session)
+    loaded = tables.load_hub("org/name", Columns())
+    assert len(loaded.train) == 8 and len(loaded.test) == 2
+
+
 def test_what_is_neither_cached_nor_to_be_reached_says_how_to_fetch_it(monkeypatch):
-    import huggingface_hub.utils
+    hub(monkeypatch, unreachable)
+    session = types.SimpleNamespace(head=unreachable)
+    monkeypatch.setattr(huggingface_hub.utils, "get_session", lambda: session)
+    command = r"""python -c "import datasets; datasets.load_dataset\('org/name', 'en'\)"$"""
+    with pytest.raises(DataError, match=f"with a connection, run: {command}"):
+        tables.load_hub("org/name,en", Columns())
 
-    def unreachable(*arguments, **options):
-        raise ConnectionError
 
-    fake = types.SimpleNamespace(DownloadConfig=lambda **options: options, load_dataset=unreachable)
-    monkeypatch.setitem(__import__("sys").modules, "datasets", fake)
-    monkeypatch.setattr(huggingface_hub.utils, "get_session", lambda: types.SimpleNamespace(head=unreachable))
-    with pytest.raises(DataError, match=r"with a connection, run: python -c .*load_dataset\('org/name'\)"):
-        tables.load_hub("org/name", Columns())
+def test_without_the_library_a_line_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(DataError, match=r"pip install 'deltamask_jax\[hf\]'$"):
+        data.load("hf:org/name")

@@ -1,6 +1,7 @@
 """Texts become the numbers that their checkpoint's tokenizer gives, cut and padded to one length."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -48,3 +49,9 @@ def test_padding_of_the_file_does_not_matter():
     }
     padded = json.dumps(json.loads(TOKENIZER) | {"padding": padding | {"pad_to_multiple_of": None}})
     assert Tokenization(4, 0, padded).apply(["good"]).tolist() == [[2, 4, 3, 0]]
+
+
+def test_without_the_library_a_line_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(ValueError, match=r"pip install 'deltamask_jax\[text\]'$"):
+        Tokenization(7, 0, TOKENIZER).vocabulary()

@@ -38,6 +38,9 @@ FREE = (
     "false",
     "error",
     "agreement",
+    "mask_rate",
+    "mask_entropy",
+    "kl_bpp",
     "tuned",
     "transport",
 )  # what only updates or clocks tell
