@@ -154,6 +154,7 @@ def _run(
             }
         )
         records.append(line)
+        files.append(workdir / "clients.jsonl", {"round": number, **result.each})
         if result.diagnostics:
             files.append(workdir / "diagnostics.jsonl", {"round": number, **result.diagnostics})
         if last:

@@ -54,7 +54,9 @@ def with_head(problem: Problem) -> tuple[Problem, Round]:
     """The problem with the head `config.head.init` asks for, and what it cost."""
     config = problem.config
     if config.head.init == "he":
-        return problem, Round(float("nan"), 0, 0, config.clients, {}, b"")
+        nothing = [0] * config.clients
+        each = {"clients": list(range(config.clients)), "down": nothing, "up": nothing}
+        return problem, Round(float("nan"), each, {}, b"")
     say(f"head: {config.head.init}, one round with every client")
     problem, method = round_of_head(problem)
     # Statistics of classes need no head to start from; the random one is told to nobody then.
@@ -64,8 +66,9 @@ def with_head(problem: Problem) -> tuple[Problem, Round]:
     if config.head.init != "lp":  # needs no head to start from: what the random one would lose says nothing
         result = dataclasses.replace(result, train_loss=float("nan"))
     # The fitted head goes back to every client once.
-    down = result.downlink_bytes + config.clients * len(pack(head, config))
-    return with_fitted(problem, config, head), dataclasses.replace(result, downlink_bytes=down)
+    size = len(pack(head, config))
+    each = result.each | {"down": [told + size for told in result.each["down"]]}
+    return with_fitted(problem, config, head), dataclasses.replace(result, each=each)
 
 
 def round_of_head(problem: Problem) -> tuple[Problem, Method]:

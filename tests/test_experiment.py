@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 
 from deltamask_jax import experiment, methods
 from deltamask_jax.reporting import report
+from deltamask_jax.workdir import claim
 from deltamask_jax.workdir.claim import MARKER, written
 from tests.conftest import tiny_config
 
@@ -29,6 +30,7 @@ def test_files_left(finished):
     assert {p.name for p in workdir.iterdir()} == {
         ".deltamask_jax",
         "checkpoints",
+        "clients.jsonl",
         "config.json",
         "curves.png",
         "deltamask.safetensors",
@@ -58,7 +60,9 @@ def test_metrics_lines(finished):
         True,
     ]  # every 2nd, and the last
     d = summary["masked_parameters"]
-    for r in records:
+    for r, each in zip(records, claim.lines(workdir / "clients.jsonl"), strict=True):
+        assert each["round"] == r["round"] and len(each["clients"]) == r["clients"]
+        assert (sum(each["up"]), sum(each["down"])) == (r["uplink_bytes"], r["downlink_bytes"])
         for way in ("uplink", "downlink"):
             assert r[f"{way}_bpp"] == pytest.approx(8 * r[f"{way}_bytes"] / (r["clients"] * d))
     for r in records[1:]:

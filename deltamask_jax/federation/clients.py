@@ -32,7 +32,7 @@ class Answers:
         lost: why rows of the cohort sent nothing.
         updates: what the payloads say, a NumPy pytree with leading axis k, to compare with; None where
             updates never leave the clients.
-        downlink_bytes: what all were told, together.
+        told_bytes: what each was told, i64[k]; empty where nobody was told anything.
         snapshots: how many of them were sent a snapshot.
         seconds: what telling, training and encoding took, by name.
         codec_seconds: spent making and reading payloads, behind training or not.
@@ -46,7 +46,7 @@ class Answers:
     losses: np.ndarray
     lost: dict[int, str]
     updates: Any = None
-    downlink_bytes: int = 0
+    told_bytes: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
     snapshots: int = 0
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     codec_seconds: float = 0.0
@@ -74,7 +74,7 @@ def ask(
     answers = work(problem, method, state, told.state, cohort)
     return dataclasses.replace(
         answers,
-        downlink_bytes=int(told.bytes.sum()),
+        told_bytes=told.bytes,
         snapshots=told.snapshots,
         seconds={"down_seconds": telling, **answers.seconds},
         codec_seconds=telling + answers.codec_seconds,

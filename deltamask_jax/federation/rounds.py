@@ -19,7 +19,7 @@ class Round:
     """What one round cost and gave.
 
     Attributes:
-        clients: how many were asked.
+        each: `clients`, whom it asked; `down` and `up`, the bytes to and from each: a line of clients.jsonl.
         details: numbers of the method's own for the round's line.
         payload: that of the last client that was merged, for looking at.
         seconds: what each step took, by name; `encode_seconds` are those that training did not hide.
@@ -36,9 +36,7 @@ class Round:
     """
 
     train_loss: float
-    uplink_bytes: int
-    downlink_bytes: int
-    clients: int
+    each: dict[str, list[int]]
     details: dict[str, float]
     payload: bytes
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -50,6 +48,19 @@ class Round:
     snapshots: int = 0
     news_bytes: int | None = None
     memory: downlink.Memory | None = None
+
+    @property
+    def clients(self) -> int:
+        """How many were asked, once or again."""
+        return len(self.each["clients"])
+
+    @property
+    def downlink_bytes(self) -> int:
+        return sum(self.each["down"])
+
+    @property
+    def uplink_bytes(self) -> int:
+        return sum(self.each["up"])
 
     @property
     def codec_exposed_seconds(self) -> float:
@@ -136,9 +147,11 @@ def play_round(
     forgetful = [row for row, reason in heard.lost.items() if reason in faults.FORGETFUL]
     spent = Round(
         train_loss=float(np.mean(heard.losses[senders])) if len(senders) else float("nan"),
-        uplink_bytes=sum(len(payloads[row]) for row in senders),
-        downlink_bytes=heard.downlink_bytes,
-        clients=len(cohort),
+        each={
+            "clients": cohort.clients.tolist(),
+            "down": heard.told_bytes.tolist(),
+            "up": [0 if row in heard.lost else len(sent) for row, sent in enumerate(payloads)],
+        },
         details={},
         payload=b"",
         lost=dict(Counter(heard.lost.values())),
@@ -191,14 +204,12 @@ def play_round(
 
 def _with_failed_attempts(result: Round, failed: list[Round]) -> Round:
     """A round with the cost of the attempts before it; what those attempts could merge was thrown away."""
-    for attempt in failed:
+    for attempt in reversed(failed):
         thrown = {"round repeated": attempt.merged} if attempt.merged else {}
         result = dataclasses.replace(
             result,
-            uplink_bytes=result.uplink_bytes + attempt.uplink_bytes,
-            downlink_bytes=result.downlink_bytes + attempt.downlink_bytes,
+            each={name: attempt.each[name] + numbers for name, numbers in result.each.items()},
             snapshots=result.snapshots + attempt.snapshots,
-            clients=result.clients + attempt.clients,
             lost=dict(Counter(result.lost) + Counter(attempt.lost)),
             rejected=dict(Counter(result.rejected) + Counter(attempt.rejected) + Counter(thrown)),
             repeats=result.repeats + 1,

@@ -137,7 +137,7 @@ class Federation:
 
         return dataclasses.replace(
             answers,
-            downlink_bytes=telling.bytes,
+            told_bytes=telling.bytes,
             snapshots=telling.snapshots,
             seconds={"train_seconds": time.monotonic() - began},
             details=dict(self._transport),
@@ -206,7 +206,8 @@ class _Telling:
     """What each of a cohort is told in a round, and what that costs.
 
     Attributes:
-        bytes: of the payloads told so far; the first copy of the head is among round 0's.
+        bytes: of the payloads told so far, to each of the cohort; the first copy of the head is among
+            round 0's.
         snapshots: how many of them were snapshots.
     """
 
@@ -221,7 +222,7 @@ class _Telling:
     ):
         self._federation, self._problem, self._method = federation, problem, method
         self._state, self._cohort, self._memory = state, cohort, memory
-        self.bytes = self.snapshots = 0
+        self.bytes, self.snapshots = np.zeros(len(cohort), np.int64), 0
 
     def message(self, row: int, deadline: float) -> Message:
         """What the client of a row is sent; its node is taken to hold it from then on.
@@ -237,10 +238,10 @@ class _Telling:
         if down is None or sum(map(len, down.values())) > len(self._snapshot):
             down = {"snapshot": self._snapshot}
             self.snapshots += 1
-        self.bytes += sum(map(len, down.values()))
+        self.bytes[row] += sum(map(len, down.values()))
         if fresh and self._problem.config.head.init != "he":
             down["head"] = self._head
-            self.bytes += 0 if client in federation.owed else len(self._head)
+            self.bytes[row] += 0 if client in federation.owed else len(self._head)
             federation.owed.discard(client)
         if main:
             federation.told.add(node)

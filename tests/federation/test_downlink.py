@@ -265,6 +265,9 @@ def test_rounds_count_what_is_told_and_clients_follow_them(problem, monkeypatch,
         state, result = play_until_enough(problem, method, state, number, memory)
         memory, repeats = result.memory, repeats + result.repeats
         assert result.downlink_bytes == sum(int(one.bytes.sum()) for _, one in told)
+        each = [(*asked.clients, *one.bytes) for (_, _, asked, _), one in told]
+        assert result.each["clients"] == [client for its in each for client in its[: len(its) // 2]]
+        assert result.each["down"] == [size for its in each for size in its[len(its) // 2 :]]
         assert result.snapshots == sum(one.snapshots for _, one in told)
         if number == 1:
             assert result.downlink_bytes == 0 or result.repeats
