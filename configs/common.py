@@ -79,7 +79,7 @@ def get_config() -> ConfigDict:
     config.mask.learning_rate_final = 0.1  # that of the last round, a cosine between; constant in the paper
     config.mask.uniforms = "shared"  # 'shared': one u for the whole cohort (paper); 'per_client'
     config.mask.kappa = 0.8  # fraction of the flips that travels in round 1, the best by KL
-    config.mask.kappa_final = 0.8  # that of the last round, a cosine between; the paper's we do not know
+    config.mask.kappa_final = 0.8  # that of the last round, a cosine between; the paper's was not seen
     config.mask.ranking = "kl"  # which κ of the flips; 'random': an ablation; 'thin': random, votes count 1/κ
     config.mask.aggregator = "beta"  # 'beta': reset every 1/ρ rounds (paper); 'running'; 'control_variate'
     config.mask.lambda0 = 1.0  # votes: the prior α = β = λ₀

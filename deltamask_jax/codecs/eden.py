@@ -1,10 +1,10 @@
-"""EDEN (Vargaftik et al., arXiv 2108.08842): a rotated vector, quantised to a few bits a value, unbiased.
+"""EDEN (Vargaftik et al., arXiv 2108.08842): a rotated vector, quantised to a few bits per value, unbiased.
 
 After the rotation every value is nearly Gaussian, so the quantiser is the Lloyd–Max one of N(0, 1), the same
 for every vector. With Q the centroids of R x and one scale S = ‖x‖² / ⟨Q, R x⟩ a block, S · Rᵀ Q estimates x
 without bias, over rotations R. With one bit this is DRIVE (arXiv 2105.08339): Q is a multiple of the sign.
 
-Bits a value need not be whole, as we understand the paper and its published code:
+Bits per value need not be whole (docs/fidelity.md):
   below 1     only that fraction of the values is kept, each weighted by 1/fraction, and rotated with 1 bit
   between     after the rotation, that fraction of the values gets one bit more than the others
 Which values is public randomness. Here it takes one value from each of equally long stretches instead of

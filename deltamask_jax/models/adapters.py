@@ -57,7 +57,7 @@ def prompts(key: Key, width: int, inputs: int, blocks: Sequence[int], count: int
     """`count` tokens more: fresh ones in each of the blocks (deep), or only before the first (shallow).
 
     Uniform with the bound of Xavier's rule for an embedding of so many inputs (those of an image's patch; of
-    texts the width): VPT's initialisation as we understand it.
+    texts the width): as VPT starts them (arXiv 2203.12119).
     """
     names = [f"Transformer/prompts_{i}" for i in (blocks if deep else blocks[:1])]
     return uniform_parts(key, dict.fromkeys(names, (count, width)), math.sqrt(6 / (inputs + width)))
