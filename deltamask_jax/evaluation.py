@@ -15,7 +15,7 @@ from deltamask_jax.federation import hosts
 from deltamask_jax.methods import Method
 from deltamask_jax.task import Problem
 
-EVALUATION_CHUNK = 256  # examples a device
+EVALUATION_CHUNK = 256  # examples per device
 
 
 def evaluator(problem: Problem, method: Method) -> Callable[[Any], float]:

@@ -16,7 +16,12 @@ SCALE = 65536  # θ16 and u16 count in units of 1/SCALE
 
 
 def theta16(theta: jax.Array) -> jax.Array:
-    """Probabilities f32[...] in 0 … 1 to the integers that travel, u16[...]."""
+    """Probabilities f32[...] in 0 … 1 to the integers that travel, u16[...].
+
+    Example:
+        >>> theta16(jnp.array([0.0, 0.25, 1.0])).tolist()
+        [0, 16384, 65535]
+    """
     return jnp.clip(jnp.round(theta * SCALE), 0, SCALE - 1).astype(jnp.uint16)
 
 
@@ -30,7 +35,12 @@ def logits(theta: jax.Array, clip: float) -> jax.Array:
 
 
 def draw(theta: Array, uniforms: Array) -> Array:
-    """The mask both ends draw: bool[...] = [u < θ16], from u16[...] and u16[...]. NumPy arrays stay NumPy."""
+    """The mask both ends draw: bool[...] = [u < θ16], from u16[...] and u16[...]. NumPy arrays stay NumPy.
+
+    Example:
+        >>> draw(np.uint16([0, 20000, 65535]), np.uint16([0, 30000, 30000])).tolist()
+        [False, False, True]
+    """
     return uniforms < theta
 
 

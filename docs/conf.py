@@ -108,7 +108,7 @@ def _readable(app, what: str, name: str, value, options, lines: list[str]) -> No
         elif literal and line and not indented:
             shown.append("")
         literal = indented or (literal and not line)
-        shown.append(line if literal else _escaped(line))
+        shown.append(line if literal or ">>> " in line else _escaped(line))
     lines[:] = shown
 
 

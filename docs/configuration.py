@@ -67,7 +67,10 @@ def page() -> str:
     lines = [HEAD]
     for section, names in sections.items():
         about = meaning.get(section, "")
-        lines += [f"## {f'`{section}`' if section else TOP}\n", *([textwrap.fill(about, 100) + "\n"] if about else [])]
+        lines += [
+            f"## {f'`{section}`' if section else TOP}\n",
+            *([textwrap.fill(about, 100) + "\n"] if about else []),
+        ]
         lines += ["| setting | default | allowed | meaning |", "|---|---|---|---|"]
         for name in names:
             text = meaning[name].replace("|", "\\|")

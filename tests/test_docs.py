@@ -1,5 +1,7 @@
 """What the documentation says is so: its examples run, its reference is current, its commands exist."""
 
+import doctest
+import importlib
 import re
 import runpy
 import tomllib
@@ -19,6 +21,11 @@ from tests.codecs.cases import drift, sealed
 from tests.conftest import cohort_of, tiny_config
 
 ROOT = Path(__file__).parents[1]
+EXAMPLES = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for path in sorted((ROOT / "deltamask_jax").rglob("*.py"))
+    if ">>> " in path.read_text()
+]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "launch" / "README.md"]
 
 
@@ -101,6 +108,12 @@ def test_the_example_data_and_model(example, tmp_path, monkeypatch):
     assert len(dataset.train) == 100 and dataset.train.users.max() == 19
     config = config_of(example("your-model-and-data.md", 1))
     assert models.build(config.model).feature_dim == 48
+
+
+@pytest.mark.parametrize("module", EXAMPLES)
+def test_examples_in_docstrings(module):
+    result = doctest.testmod(importlib.import_module(module))
+    assert result.attempted and not result.failed
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

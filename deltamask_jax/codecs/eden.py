@@ -10,7 +10,7 @@ Bits per value need not be whole (docs/fidelity.md):
 Which values is public randomness. Here it takes one value from each of equally long stretches instead of
 tossing a coin for every value: as unbiased, and the number of bits is exact.
 
-Body: a float32 scale a block (see rotation.py), then bit planes, the highest bit first, each padded to a
+Body: a float32 scale per block (see rotation.py), then bit planes, the highest bit first, each padded to a
 byte: those of the values with ⌊bits⌋ bits (1 below 1), then those of the values with one more. Flags:
 bits · 4096.
 """
@@ -35,7 +35,7 @@ from deltamask_jax.codecs.codec import (
 from deltamask_jax.public_random import ROTATION, SAMPLE, Key, uniforms_at
 
 _ID = envelope.CODEC_IDS["eden"]
-_UNIT = 4096  # bits a value are a multiple of 1/4096
+_UNIT = 4096  # bits per value are a multiple of 1/4096
 MOST_BITS = 8
 
 
@@ -101,7 +101,7 @@ def eden(bits: float = 1.0) -> Codec:
         ValueError: bits out of range.
     """
     if not 1 <= round(bits * _UNIT) <= MOST_BITS * _UNIT:
-        raise ValueError(f"eden takes 1/{_UNIT} … {MOST_BITS} bits a value, got {bits}")
+        raise ValueError(f"eden takes 1/{_UNIT} … {MOST_BITS} bits per value, got {bits}")
     name = f"eden-{bits:g}"
     return Codec(name, partial(_encode, bits), partial(_decode, bits), exact=False, kind="values")
 
@@ -125,7 +125,7 @@ def _decode(bits: float, payload: bytes, context: Context) -> np.ndarray:
     parcel = envelope.unpack(payload, codec_id=_ID, d=size, round=context.round, client=context.client)
     plan = _plan(bits, context)
     if parcel.flags != plan.flags or parcel.n != size:
-        raise PayloadError(f"eden payload has {parcel.flags / _UNIT} bits a value, expected {bits}")
+        raise PayloadError(f"eden payload has {parcel.flags / _UNIT} bits per value, expected {bits}")
     blocks = sum(count for count, _ in rotation.blocks(plan.n))
     classes = ((plan.width, ~plan.finer), (plan.width + 1, plan.finer))
     expected = 4 * blocks + sum(width * -(-int(chosen.sum()) // 8) for width, chosen in classes)

@@ -1,4 +1,4 @@
-"""Runs local training for all clients of a round: one jitted program a chunk of clients.
+"""Runs local training for all clients of a round: one jitted program per chunk of clients.
 
 A chunk is `vmap` on each device, sharded over the mesh axis `clients`; chunks follow one another, and the
 host has each as soon as it is trained, while the devices are at the next. Clients differ in size. Batches
@@ -114,7 +114,7 @@ def train_in_chunks(
         examples: inputs [n, ...] and labels i32[n]; both on the devices, or both NumPy arrays.
         plan: each client's batches.
         private: pytree with leading axis `clients`, passed to `training.init` and `training.final`.
-        keys: one key a client, already folded with round and client id.
+        keys: one key per client, already folded with round and client id.
 
     Yields:
         Rows of the cohort i[k], in order; their updates, a pytree of device arrays with leading axis k; and

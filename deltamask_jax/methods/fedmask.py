@@ -1,4 +1,4 @@
-"""FedMask (Li, Sun, Zeng, Zhang, Li, Chen, SenSys 2021): hard-thresholded masks at one bit a weight.
+"""FedMask (Li, Sun, Zeng, Zhang, Li, Chen, SenSys 2021): hard-thresholded masks at one bit per weight.
 
 One round:
   1  the server broadcasts θ_g, the mean of the clients' masks

@@ -5,7 +5,7 @@ and `grow` puts them there. Biases replace the tree's own and low-rank updates a
 any network runs them; adapters and prompts are new parameters, which `vit.py` runs where the tree has them.
 
     biases       BitFit, arXiv 2106.10199
-    bottlenecks  Houlsby et al., arXiv 1902.00751; here one a block, on the MLP's branch
+    bottlenecks  Houlsby et al., arXiv 1902.00751; here one per block, on the MLP's branch
     prompts      Visual Prompt Tuning, arXiv 2203.12119
     low_rank     LoRA, arXiv 2106.09685; here of queries and values
 
