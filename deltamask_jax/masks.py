@@ -64,19 +64,25 @@ def straight_through(grad: jax.Array, weights: jax.Array, theta: jax.Array) -> j
         grad: f32[...], ∂L/∂(m ⊙ w).
         weights: frozen weights w, f32[...].
         theta: sigmoid of the logits, f32[...].
+
+    Returns:
+        ∂L/∂s, f32[...].
     """
     return grad * weights * theta * (1 - theta)
 
 
 def straight_through_times_p(grad: jax.Array, weights: jax.Array, theta: jax.Array) -> jax.Array:
-    """The same with ∂m/∂θ = θ, as FedPM's public code has it: ∂L/∂s = ∂L/∂(m w) · w · θ · θ(1 − θ)."""
+    """The same with ∂m/∂θ = θ, as FedPM's public code has it: ∂L/∂s = ∂L/∂(m w) · w · θ · θ(1 − θ).
+
+    Arguments and result are f32[...], as of `straight_through`.
+    """
     return straight_through(grad, weights, theta) * theta
 
 
 def bernoulli_kl(theta_k: jax.Array, theta_g: jax.Array) -> jax.Array:
     """KL(θ_k ‖ θ_g) of two Bernoulli variables in nats, f32[...], from u16[...] integers.
 
-    Half a unit is added so that the ends of the range stay finite.
+    Half a unit is added so that the ends of the range stay finite. DeltaMask §3, step 4, ranks flips by it.
     """
     p = (theta_k.astype(jnp.float32) + 0.5) / (SCALE + 1)
     q = (theta_g.astype(jnp.float32) + 0.5) / (SCALE + 1)

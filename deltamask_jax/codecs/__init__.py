@@ -97,7 +97,7 @@ def for_clients(settings: Mapping, num_clients: int) -> list[Codec]:
             `"clients": {"0-9": {"bits": 16}, "12": {"name": "rice"}}` with what differs for a
             client or for a range of clients, both ends included. A client given a name starts
             without options.
-        num_clients: clients are 0 .. num_clients-1.
+        num_clients: clients are 0 … num_clients−1.
 
     Raises:
         ValueError: as in `get`, or a range is malformed or beyond the last client.

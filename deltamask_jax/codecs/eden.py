@@ -170,7 +170,14 @@ def centroids(bits: int) -> np.ndarray:
 
 @partial(jax.jit, static_argnums=3)
 def _quantise(x: jax.Array, signs: Key, finer: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
-    """Codes u8[padded n] of the rotated values, and every block's scale, f32[blocks]."""
+    """Codes u8[padded(n)] of the rotated values, and every block's scale, f32[blocks].
+
+    Args:
+        x: f32[n].
+        signs: stream of the rotation's signs, two words u32[].
+        finer: which rotated values get a bit more, bool[padded(n)].
+        width: bits of the others.
+    """
     codes, scales = [], []
     rotated = rotation.rotate(x, signs)
     for part, fine in zip(rotated, rotation.split(finer, x.size), strict=True):
@@ -191,7 +198,7 @@ def _quantise(x: jax.Array, signs: Key, finer: jax.Array, width: int) -> tuple[j
 
 @partial(jax.jit, static_argnums=(2, 5))
 def _estimate(codes: jax.Array, scales: jax.Array, n: int, signs: Key, finer: jax.Array, width: int):
-    """S · Rᵀ Q, f32[n]."""
+    """S · Rᵀ Q, f32[n], from codes u8[padded(n)] and scales f32[blocks]; the rest as of `_quantise`."""
     values = rotation.split(_values(codes, finer, width), n)
     ends = np.cumsum([part.shape[0] for part in values])[:-1]
     scaled = [part * s[:, None] for part, s in zip(values, jnp.split(scales, ends), strict=True)]
@@ -199,6 +206,6 @@ def _estimate(codes: jax.Array, scales: jax.Array, n: int, signs: Key, finer: ja
 
 
 def _values(codes: jax.Array, finer: jax.Array, width: int) -> jax.Array:
-    """Q: every code's centroid."""
+    """Q: every code's centroid, f32 in the shape of the codes u8[...]."""
     coarse, fine = jnp.asarray(centroids(width)), jnp.asarray(centroids(width + 1))
     return jnp.where(finer, fine[codes], coarse[jnp.minimum(codes, coarse.size - 1)])

@@ -64,8 +64,10 @@ def schedule(
     """Each client's shuffled batches for one round.
 
     Args:
-        parts: every client's example indices, not only the cohort's: the array is as long as the largest
+        parts: every client's example indices i[n], not only the cohort's: the array is as long as the largest
             client needs, so that rounds with other cohorts do not compile again.
+        cohort: who trains; the shuffle follows from seed, phase, round and client.
+        epochs: passes over a client's examples.
         batch_size: examples per step; no larger than the largest client, as the rest would be padding.
     """
     largest = max(map(len, parts))
@@ -210,12 +212,16 @@ def _batch(examples: Examples, indices: jax.Array) -> Batch:
 def _client_step(
     training: LocalTraining, frozen, received, examples: Examples, batches, key, step, carry
 ) -> tuple[Any, jax.Array]:
-    """One step of one client.
+    """One step of one client. Jitted by `_train_loop`.
 
     Args:
         batches: i32[steps, batch], indices into the examples.
+        key: of the round and the client, key[].
         step: i32[], which of them.
         carry: (training state, sum of losses f32[]).
+
+    Returns:
+        The carry after the step.
     """
     state, total = carry
     batch = _batch(examples, batches[step])
@@ -339,7 +345,10 @@ def first_not_finite(
 ) -> tuple[int, str] | None:
     """Replay one client step by step: the first step, from 1, that leaves a value not finite.
 
-    `private` and `key` are this client's own.
+    Args:
+        row: of the plan.
+        private: pytree of this client's own, without a client axis.
+        key: this client's own, key[].
 
     Returns:
         (step, 'loss' or 'training state'), or None where every step is finite.

@@ -43,6 +43,7 @@ class Picture:
 
 
 def style(number: int) -> Style:
+    """Colour and dashes of the curve of that number, from 0; colours repeat with other dashes."""
     line, border = _LINES[number // len(_COLOURS) % len(_LINES)]
     return Style(_COLOURS[number % len(_COLOURS)], line, border)
 

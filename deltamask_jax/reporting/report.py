@@ -324,6 +324,7 @@ def _text(value: Any) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """The command `python -m deltamask_jax.report FOLDER…`."""
     parser = argparse.ArgumentParser(
         prog="python -m deltamask_jax.report", description=__doc__.split("\n")[0]
     )

@@ -304,6 +304,7 @@ def restore_state(like: Any, arrays: dict[str, np.ndarray]) -> Any:
 
     Args:
         like: a state of the same method and problem, whose structure and kinds of arrays it takes.
+        arrays: by name, [...] each, as `named_arrays` names them.
 
     Raises:
         ValueError: names, shapes or types differ: the method's state has changed since.
