@@ -60,7 +60,7 @@ def draw() -> Figure:
         axes,
         (8.15, 1.6),
         (3.75, 1.6),
-        "UP: 32-byte envelope + body\na fraction of a bit a weight",
+        "UP: 32-byte envelope + body\na fraction of a bit per weight",
         (5.95, 1.05),
     )
     arrow(axes, (10.05, 3.8), (10.05, 2.95), "", (0, 0), color="#445", linewidth=1.3)
