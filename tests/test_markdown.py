@@ -13,7 +13,7 @@ FOLDERS = (".", "docs", "docs/api", "launch", "tests", "deltamask_jax/assets")
 PAGES = sorted(path for folder in FOLDERS for path in (ROOT / folder).glob("*.md"))
 
 LINE, CODE, CELL = 100, 110, 100  # characters
-# Pages whose lines and cells are not measured yet; a page that fits has no place here.
+# Pages whose form is not held yet; a page whose lines and cells fit has no place here.
 WIDE = {
     "README.md",
     "docs/deployment.md",
@@ -55,6 +55,12 @@ def test_lines_and_cells_fit(page):
         assert wide, f"{names(page)} fits: take it out of WIDE"
     else:
         assert not wide, "\n".join(wide)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names)
+def test_a_page_has_one_title(page):  # the site's sidebar shows every one
+    titles = re.findall(r"^# .*", re.sub(r"```.*?```", "", page.read_text(), flags=re.S), flags=re.M)
+    assert len(titles) == 1 or names(page) in WIDE, titles
 
 
 @pytest.mark.parametrize("page", PAGES, ids=names)
