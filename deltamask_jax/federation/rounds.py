@@ -19,11 +19,8 @@ class Round:
     """What one round cost and gave.
 
     Attributes:
-        train_loss: mean over the senders of their mean losses, nats; NaN where nobody sent.
-        uplink_bytes: of all payloads that arrived.
-        downlink_bytes: of what all clients were told.
         clients: how many were asked.
-        details: numbers of the method's own for the round's line of metrics.jsonl.
+        details: numbers of the method's own for the round's line.
         payload: that of the last client that was merged, for looking at.
         seconds: what each step took, by name; `encode_seconds` are those that training did not hide.
         codec_seconds: spent making and reading payloads, up and down, hidden or not.

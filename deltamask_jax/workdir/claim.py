@@ -19,7 +19,7 @@ from deltamask_jax.workdir import files
 FREE = ("resume", "checkpoint.every", "checkpoint.keep", "max_repeats")  # settings a continuation may change
 WAYS_OUT = "choose another --workdir, or --config.resume=fresh to move it aside"
 MARKER = ".deltamask_jax"  # names the version that began the run
-LINES = ("metrics.jsonl", "diagnostics.jsonl")  # a line per round: those of rounds played again are cut off
+LINES = ("metrics.jsonl", "diagnostics.jsonl")  # a line a round: those of rounds played again are cut off
 
 
 def written(config) -> list[str]:
