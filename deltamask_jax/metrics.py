@@ -7,22 +7,12 @@ import numpy as np
 
 
 def bits_per_parameter(num_bytes: int, clients: int, d: int) -> float:
-    """Measured payload bits per client and masked weight: 8 · bytes / (clients · d).
-
-    Example:
-        >>> bits_per_parameter(3_981_312, clients=10, d=35_389_440)
-        0.09
-    """
+    """Measured payload bits a client a masked weight: 8 · bytes / (clients · d)."""
     return 8 * num_bytes / (clients * d)
 
 
 def binary_entropy(p: float) -> float:
-    """H(p) in bits per weight, the least an exact code of independent flips at rate p could average.
-
-    Example:
-        >>> round(binary_entropy(0.01), 4)
-        0.0808
-    """
+    """H(p) in bits, the least an exact code of independent flips at rate p could average."""
     return 0.0 if p in (0.0, 1.0) else -p * math.log2(p) - (1 - p) * math.log2(1 - p)
 
 

@@ -20,6 +20,7 @@ WIDE = {
     "docs/models.md",
     "docs/peft.md",
     "docs/performance.md",
+    "docs/privacy.md",
     "docs/results.md",
 }
 
