@@ -9,9 +9,14 @@ PACKAGE = ROOT / "deltamask_jax"
 
 
 def layers() -> dict[str, int]:
-    """'codecs' -> 2, as the page's table has it."""
-    rows = re.findall(r"^\| (\d+) \| (.*) \|$", (ROOT / "docs" / "architecture.md").read_text(), flags=re.M)
-    return {name: int(layer) for layer, names in rows for name in re.findall(r"`([\w.]+)`", names)}
+    """'codecs' -> how high its layer stands in the page's table, from 1."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    table = text[text.index("| layer |") :].partition("\n\n")[0].splitlines()[2:]
+    rows = [row.strip("| ").split(" | ") for row in reversed(table)]
+    order = list(dict.fromkeys(layer for layer, _ in rows))
+    return {
+        name: 1 + order.index(layer) for layer, names in rows for name in re.findall(r"`([\w.]+)`", names)
+    }
 
 
 def imported(path: Path) -> set[str]:
