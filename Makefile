@@ -6,7 +6,7 @@ BIN := .venv/bin
 comma := ,
 INSTALLED := .venv/installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: install run test test-slow lint clean
+.PHONY: install run test test-slow lint docs clean
 
 install: $(INSTALLED)
 
@@ -29,6 +29,10 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/ty check
+
+docs:
+	$(MAKE) install EXTRAS=$(EXTRAS),docs
+	$(BIN)/python -m sphinx -W --keep-going -q -j auto -c docs -d build/doctrees . build/site
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -1,4 +1,4 @@
-"""A DeltaMask round of a cohort: client-examples a second, share of the matmul rate, codec time exposed.
+"""A DeltaMask round of a cohort: client-examples per second, share of the matmul rate, codec time exposed.
 
     python -m benchmarks.round --quick
     python -m benchmarks.round --json round.json

@@ -37,7 +37,7 @@ EXAMPLES, BATCH = 16, 8
 
 
 class Client(NumPyClient):
-    """Trains from θ and returns its mask as bytes, one a weight."""
+    """Trains from θ and returns its mask as bytes, one per weight."""
 
     def __init__(self, shape: torch_deltamask.Shape):
         self.shape = shape

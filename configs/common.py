@@ -79,7 +79,7 @@ def get_config() -> ConfigDict:
     config.mask.learning_rate_final = 0.1  # that of the last round, a cosine between; constant in the paper
     config.mask.uniforms = "shared"  # 'shared': one u for the whole cohort (paper); 'per_client'
     config.mask.kappa = 0.8  # fraction of the flips that travels in round 1, the best by KL
-    config.mask.kappa_final = 0.8  # that of the last round, a cosine between; the paper's we do not know
+    config.mask.kappa_final = 0.8  # that of the last round, a cosine between; the paper's was not seen
     config.mask.ranking = "kl"  # which κ of the flips; 'random': an ablation; 'thin': random, votes count 1/κ
     config.mask.aggregator = "beta"  # 'beta': reset every 1/ρ rounds (paper); 'running'; 'control_variate'
     config.mask.lambda0 = 1.0  # votes: the prior α = β = λ₀
@@ -88,7 +88,7 @@ def get_config() -> ConfigDict:
     config.codec = ConfigDict()
     config.codec.name = "bfuse"  # see deltamask_jax/codecs
     config.codec.bits = 8  # bits per filter entry; false positives at rate 2^-bits
-    config.codec.arity = 3  # slots a key of 'bfuse'
+    config.codec.arity = 3  # slots per key of 'bfuse'
     config.codec.container = "png"  # around the fingerprints: 'png' (grayscale image, paper), 'zstd', 'raw'
     config.codec.capacity = 0  # flips a filter has room for: one shape for all decodes faster; 0 = its own
     config.codec.window = False  # 'bfuse' also sends how far flips lie from θ_g: fewer false ones
@@ -131,7 +131,7 @@ def get_config() -> ConfigDict:
     config.peft.scope = "network"  # 'network': every block, no cache (FedPEFT); 'suffix': trained_blocks only
     config.peft.learning_rate = 1e-3  # Adam's step, in weights
     config.peft.adapter_width = 8  # hidden channels of an adapter
-    config.peft.prompts = 10  # tokens a block, or in all where shallow
+    config.peft.prompts = 10  # tokens per block, or in all where shallow
     config.peft.prompt_depth = "deep"  # 'deep': prompts in every block; 'shallow': before the first
     config.peft.lora_rank = 4  # rank of the updates of queries and values, for 'lora' and 'unilora'
     config.peft.fedsb_rank = 16  # r; 'fedsb' trains r × r numbers in each kernel of attention and MLP
@@ -178,7 +178,7 @@ def get_config() -> ConfigDict:
 
     config.cohort = ConfigDict()
     config.cohort.backend = "vmap"  # 'vmap', or 'loop' for debugging: one client, one step at a time
-    config.cohort.chunk = 0  # clients a device trains at once; 0 = chosen from memory and backend
+    config.cohort.chunk = 0  # clients that a device trains at once; 0 = chosen from memory and backend
     config.cohort.memory = 0.0  # GiB a device gives a chunk, and as much to examples; 0 = what is free
     config.cohort.weight_shards = 1  # devices that share one copy of weights and logits, of all local ones
 

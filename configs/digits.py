@@ -12,7 +12,7 @@ from configs import common
 def get_config():
     config = common.get_config()
     config.rounds = 16
-    config.local_epochs = 2  # a client has about 48 examples: six steps a round
+    config.local_epochs = 2  # a client has about 48 examples: six steps per round
     config.batch_size = 16
     # One round at the default 0.01 gives a head whose confidence is right; from a steeper one (0.1), a few
     # wrong examples dominate every gradient. The probe itself, which has all rounds, is best at 0.1.

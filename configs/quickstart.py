@@ -15,7 +15,7 @@ def get_config():
     config.data = "fashion"
     config.clients = 10
     config.rounds = 12
-    config.batch_size = 16  # a client has about 200 examples: thirteen steps a round
+    config.batch_size = 16  # a client has about 200 examples: thirteen steps per round
     config.eval_every = 2
     config.model.image_size = 16  # 17 tokens instead of 65: masks lose nothing by it
     config.head.init = "fit"  # the best head of one round here

@@ -23,35 +23,61 @@ class BetaPosterior:
 
 
 def prior(d: int, lambda0: float) -> BetaPosterior:
-    """The state at the start and after each reset: α = β = λ₀."""
+    """The state at the start and after each reset: α = β = λ₀ votes, f32[d] each."""
     return BetaPosterior(jnp.full(d, lambda0, jnp.float32), jnp.full(d, lambda0, jnp.float32))
 
 
 @jax.jit
 def vote(posterior: BetaPosterior, ones: jax.Array, voters: jax.Array) -> BetaPosterior:
-    """α += Σ m̂, β += K − Σ m̂.
+    """Adds a round's votes: α += Σ m̂, β += K − Σ m̂ (DeltaMask §3, step 7). Jitted.
 
     Args:
+        posterior: before the round, f32[d] each.
         ones: Σ m̂ over the round's clients, i32[d].
-        voters: K, the number of clients whose masks arrived.
+        voters: K, the number of clients whose masks arrived, i32[].
+
+    Returns:
+        The posterior after the round, f32[d] each.
     """
     return BetaPosterior(posterior.alpha + ones, posterior.beta + (voters - ones))
 
 
 @jax.jit
 def mode(posterior: BetaPosterior, fallback: jax.Array) -> jax.Array:
-    """θ = (α − 1)/(α + β − 2), f32[d]; `fallback` f32[d] where there is no vote yet (0/0 at λ₀ = 1)."""
+    """The posterior's mode θ = (α − 1)/(α + β − 2), a probability: f32[d]. Jitted.
+
+    Args:
+        posterior: f32[d] each.
+        fallback: θ f32[d] where there is no vote yet (0/0 at λ₀ = 1).
+    """
     votes = posterior.alpha + posterior.beta - 2
     return jnp.where(votes > 0, (posterior.alpha - 1) / jnp.where(votes > 0, votes, 1), fallback)
 
 
 def resets_at(round_number: int, participation: float) -> bool:
-    """Whether the posterior returns to its prior before this round's votes: every 1/ρ rounds."""
+    """Whether the posterior returns to its prior before this round's votes: every 1/ρ rounds.
+
+    Args:
+        round_number: rounds that were played before, from 0.
+        participation: ρ, in 0 … 1.
+
+    Example:
+        >>> [resets_at(played, 0.5) for played in range(4)]
+        [True, False, True, False]
+    """
     return round_number % max(1, round(1 / participation)) == 0
 
 
 def weighted_mean(trees: list, weights: Sequence[float]):
     """Mean of pytrees of arrays, weighted (FedAvg, arXiv 1602.05629: weights are example counts).
+
+    Args:
+        trees: pytrees of one structure, with leaves of one shape.
+        weights: one per tree, not negative.
+
+    Example:
+        >>> weighted_mean([np.float32([0, 4]), np.float32([4, 0])], [1, 3]).tolist()
+        [3.0, 1.0]
 
     Raises:
         ValueError: no tree, or the weights do not sum to a positive number.

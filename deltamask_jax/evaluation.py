@@ -15,7 +15,7 @@ from deltamask_jax.federation import hosts
 from deltamask_jax.methods import Method
 from deltamask_jax.task import Problem
 
-EVALUATION_CHUNK = 256  # examples a device
+EVALUATION_CHUNK = 256  # examples per device
 
 
 def evaluator(problem: Problem, method: Method) -> Callable[[Any], float]:
@@ -31,8 +31,10 @@ def correctness(problem: Problem, method: Method) -> Callable[[Any], np.ndarray]
     """Which test examples a server state's network gets right, bool[m], as a function of the state.
 
     Each process computes its share of them and then waits for the others', so that all must call it together.
-    The function raises FloatingPointError where the network's outputs are not finite: argmax would call
-    them class 0.
+
+    Raises:
+        FloatingPointError: raised by the function, where the network's logits are not finite: argmax would
+            call them class 0.
     """
     inputs, labels = problem.inputs[method.inputs][1], np.asarray(problem.labels[1])
     mesh = problem.engine.mesh
@@ -57,7 +59,12 @@ def correctness(problem: Problem, method: Method) -> Callable[[Any], np.ndarray]
 
 
 def _classes(features: jax.Array, head: dict[str, jax.Array]) -> jax.Array:
-    """The most likely class of each example, i32[m]; −1 where a logit is not finite."""
+    """The most likely class of each example, i32[m]; −1 where a logit is not finite.
+
+    Args:
+        features: f32[m, features].
+        head: kernel f32[features, classes], bias f32[classes].
+    """
     logits = features @ head["kernel"] + head["bias"]
     return jnp.where(jnp.all(jnp.isfinite(logits), axis=-1), jnp.argmax(logits, axis=-1), -1)
 
@@ -72,8 +79,14 @@ def in_chunks(
     """`function` over the rows of `array`, a chunk on every device at a time; the last are padded.
 
     Args:
+        function: [chunk, ...] -> [chunk, ...], jitted by the caller.
+        array: [n, ...].
+        mesh: the devices.
         rows: only these; None: all.
         chunk: rows that a device takes at once; None: `chunk_of` all that `array` has.
+
+    Returns:
+        [rows, ...] of what the function gives.
     """
     n, outputs = len(array), []
     first, end, _ = (rows or slice(None)).indices(n)

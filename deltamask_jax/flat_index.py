@@ -21,9 +21,15 @@ Kernels = dict[str, jax.Array]  # path -> array, in the order of the index
 class FlatIndex:
     """Where each masked kernel lies in the flat index space.
 
+    Example:
+        >>> params = {"a": {"kernel": np.ones((2, 3)), "bias": np.ones(3)}, "b": {"kernel": np.ones((3, 4))}}
+        >>> index = FlatIndex.create(params, ".*/kernel")
+        >>> index.paths, index.offsets, index.d
+        (('a/kernel', 'b/kernel'), (0, 6), 18)
+
     Attributes:
         paths: '/'-joined parameter paths, sorted.
-        shapes: one shape a path.
+        shapes: one shape per path.
         offsets: position of each kernel's first element.
         d: number of masked weights.
     """

@@ -1,4 +1,4 @@
-"""What one client does with its data, as pure functions: `init`, `step` for each batch, `final`.
+"""What one client does with its data, as pure functions: `init`, `step` per batch, `final`.
 
 A `LocalTraining` says nothing about how many clients there are or where they run; `cohort.py` maps it over
 a cohort. Two kinds exist: training mask logits (DeltaMask, FedPM, …) and training weights (linear probing,
@@ -46,7 +46,12 @@ class LocalTraining:
 
 
 def cross_entropy(logits: jax.Array, batch: Batch) -> jax.Array:
-    """Mean softmax cross-entropy over the examples of a batch that are not padding, f32[]."""
+    """Mean softmax cross-entropy over the examples of a batch that are not padding: f32[], in nats.
+
+    Args:
+        logits: f32[b, classes].
+        batch: labels i32[b] and weights f32[b].
+    """
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
     return jnp.sum(losses * batch["weights"]) / jnp.maximum(jnp.sum(batch["weights"]), 1)
 
@@ -124,8 +129,8 @@ def weight_training(
     """Train whatever weights were received by gradient descent; the update is the trained weights.
 
     Args:
-        loss_of: (frozen, trained weights, batch) -> mean loss.
-        optimizer: applied to the weights.
+        loss_of: (frozen, trained weights, batch) -> mean loss f32[].
+        optimizer: applied to the weights, anew in every round.
         proximal: μ of FedProx (arXiv 1812.06127): adds μ/2 · ‖w − received‖² to what is minimised, not to the
             loss that is reported.
     """

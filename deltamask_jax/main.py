@@ -87,6 +87,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def main(argv: list[str]) -> None:
+    """Run the experiment that the flags describe; an error ends the program with one line."""
     try:  # jax, after the command line is known to be good
         from deltamask_jax import devices, experiment
         from deltamask_jax.federation import hosts

@@ -16,7 +16,12 @@ SCALE = 65536  # θ16 and u16 count in units of 1/SCALE
 
 
 def theta16(theta: jax.Array) -> jax.Array:
-    """Probabilities f32[...] in 0 … 1 to the integers that travel, u16[...]."""
+    """Probabilities f32[...] in 0 … 1 to the integers that travel, u16[...].
+
+    Example:
+        >>> theta16(jnp.array([0.0, 0.25, 1.0])).tolist()
+        [0, 16384, 65535]
+    """
     return jnp.clip(jnp.round(theta * SCALE), 0, SCALE - 1).astype(jnp.uint16)
 
 
@@ -30,7 +35,12 @@ def logits(theta: jax.Array, clip: float) -> jax.Array:
 
 
 def draw(theta: Array, uniforms: Array) -> Array:
-    """The mask both ends draw: bool[...] = [u < θ16], from u16[...] and u16[...]. NumPy arrays stay NumPy."""
+    """The mask both ends draw: bool[...] = [u < θ16], from u16[...] and u16[...]. NumPy arrays stay NumPy.
+
+    Example:
+        >>> draw(np.uint16([0, 20000, 65535]), np.uint16([0, 30000, 30000])).tolist()
+        [False, False, True]
+    """
     return uniforms < theta
 
 
@@ -54,19 +64,25 @@ def straight_through(grad: jax.Array, weights: jax.Array, theta: jax.Array) -> j
         grad: f32[...], ∂L/∂(m ⊙ w).
         weights: frozen weights w, f32[...].
         theta: sigmoid of the logits, f32[...].
+
+    Returns:
+        ∂L/∂s, f32[...].
     """
     return grad * weights * theta * (1 - theta)
 
 
 def straight_through_times_p(grad: jax.Array, weights: jax.Array, theta: jax.Array) -> jax.Array:
-    """The same with ∂m/∂θ = θ, as FedPM's public code has it: ∂L/∂s = ∂L/∂(m w) · w · θ · θ(1 − θ)."""
+    """The same with ∂m/∂θ = θ, as FedPM's public code has it: ∂L/∂s = ∂L/∂(m w) · w · θ · θ(1 − θ).
+
+    Arguments and result are f32[...], as of `straight_through`.
+    """
     return straight_through(grad, weights, theta) * theta
 
 
 def bernoulli_kl(theta_k: jax.Array, theta_g: jax.Array) -> jax.Array:
     """KL(θ_k ‖ θ_g) of two Bernoulli variables in nats, f32[...], from u16[...] integers.
 
-    Half a unit is added so that the ends of the range stay finite.
+    Half a unit is added so that the ends of the range stay finite. DeltaMask §3, step 4, ranks flips by it.
     """
     p = (theta_k.astype(jnp.float32) + 0.5) / (SCALE + 1)
     q = (theta_g.astype(jnp.float32) + 0.5) / (SCALE + 1)

@@ -74,6 +74,11 @@ def stream_key(seed: int, round: int, client: int, purpose: int) -> tuple[np.uin
 
     Raises:
         ValueError: an argument is negative or too large for its field.
+
+    Example:
+        >>> key = stream_key(seed=1234567890123456789, round=7, client=29, purpose=MASK)
+        >>> uniforms(key, 4).tolist()
+        [32109, 3215, 51455, 58268]
     """
     if not 0 <= seed < 1 << 64:
         raise ValueError(f"seed must be in 0 … 2^64-1, got {seed}")

@@ -12,6 +12,11 @@ def look_up(what: str, name: str, table: Mapping[str, T]) -> T:
 
     Raises:
         ValueError: `name` is not in the table; the message gives the nearest valid name and all of them.
+
+    Example:
+        >>> look_up("codec", "rise", {"rice": 4, "bfuse": 1})
+        Traceback (most recent call last):
+        ValueError: unknown codec 'rise'; did you mean 'rice'? Valid: bfuse, rice
     """
     if name in table:
         return table[name]

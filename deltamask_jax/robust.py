@@ -42,6 +42,7 @@ def check_flips(sizes: list[int | PayloadError], d: int, limit: float) -> list[i
 
     Args:
         sizes: flips of each payload, or why it was rejected already.
+        d: number of weights.
         limit: the largest fraction of d weights; 0: `most_flips` of the cohort.
     """
     valid = [size for size in sizes if not isinstance(size, PayloadError)]
@@ -79,12 +80,13 @@ def clip_weights(distances: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def total_change(aggregator: str, trim: float, ups: np.ndarray, downs: np.ndarray, voters: int) -> np.ndarray:
-    """Voters times the robust mean of their changes, [d].
+    """Voters times the robust mean of their changes, [d] of the type of `ups`.
 
     Args:
+        aggregator: 'mean', 'clip', 'trimmed' or 'median'.
         trim: fraction of the voters that 'trimmed' cuts off at each end.
-        ups: how many voters change 0 → 1 (weighted), [d].
-        downs: how many change 1 → 0, [d].
+        ups: how many voters change 0 → 1, i32[d]; f32[d] under 'clip', weighted.
+        downs: how many change 1 → 0, the same.
     """
     if aggregator in ("mean", "clip"):
         return ups - downs

@@ -6,6 +6,7 @@ python -m docs.configuration
 import ast
 import inspect
 import io
+import textwrap
 import tokenize
 from pathlib import Path
 
@@ -66,7 +67,10 @@ def page() -> str:
     lines = [HEAD]
     for section, names in sections.items():
         about = meaning.get(section, "")
-        lines += [f"## {f'`{section}`' if section else TOP}\n", *([about + "\n"] if about else [])]
+        lines += [
+            f"## {f'`{section}`' if section else TOP}\n",
+            *([textwrap.fill(about, 100) + "\n"] if about else []),
+        ]
         lines += ["| setting | default | allowed | meaning |", "|---|---|---|---|"]
         for name in names:
             text = meaning[name].replace("|", "\\|")

@@ -15,7 +15,7 @@ SHARES = (0.95, 0.99)  # of what full training gains over the linear probe
 
 
 def summarise(runs: dict[tuple[str, int], Path], names: list[str]) -> dict[str, Any]:
-    """One row a method, over its finished runs.
+    """One row per method, over its finished runs.
 
     What is asked of every method is the cost of 95 and 99 % of what full training (`fedavg`) gains over the
     linear probe; where `fedavg` is not compared or gains nothing, that of the probe's accuracy. The probe is

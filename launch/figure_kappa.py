@@ -2,7 +2,8 @@
 
 python launch/figure_kappa.py --seeds=3 --out=runs/figure_kappa  # options: runner.py
 
-CLIP ViT-B/32 on CIFAR-100, Dirichlet 10, ρ = 1. The end of the paper's cosine is not known to us.
+CLIP ViT-B/32 on CIFAR-100, Dirichlet 10, ρ = 1. docs/fidelity.md says what is known of the
+paper's schedule.
 """
 
 import runner

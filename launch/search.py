@@ -48,8 +48,8 @@ def search(config: ConfigDict, names: list[str], seeds: int, out: Path, command:
     """Run what is missing, and write what is known after every rate.
 
     Returns:
-        What search.json holds: a row a method, and why runs failed. A rate of which a run failed, for example
-        because it is too large, has no accuracy and is not taken.
+        What search.json holds: a row per method, and why runs failed. A rate of which a run failed, for
+        example because it is too large, has no accuracy and is not taken.
 
     Raises:
         ValueError: no validation examples, or a method or setting that makes no sense; found before anything

@@ -3,7 +3,7 @@
     python launch/table_codec_cost.py --device="Raspberry Pi 5" --out=runs/codec_cost
     python launch/table_codec_cost.py --smoke
 
-Run it on each device with the same --out (or copy the JSON files together): table.md has a column a device.
+Run it on each device with the same --out (or copy the JSON files together): table.md has a column per device.
 Times are medians; energy needs a meter at the plug and is not measured. Logits drift by a
 Gaussian until about 1 % of the bits flip.
 """
@@ -73,7 +73,7 @@ def measure(d: int, repeats: int) -> dict[str, dict[str, float]]:
 
 
 def table(measured: list[dict]) -> str:
-    """A row a network and codec, a column a device: bits per parameter, then encode / decode seconds."""
+    """A row per network and codec, a column per device: bits per parameter, then encode / decode seconds."""
     devices = [one["device"] for one in measured]
     lines = ["| network | codec | bpp | " + " | ".join(devices) + " |", "|---" * (3 + len(devices)) + "|"]
     for network, rows in measured[0]["networks"].items():

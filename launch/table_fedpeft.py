@@ -1,11 +1,11 @@
-"""FedPEFT's tables: data set × clients a round (of 64) × data distribution × what is tuned, at 32 or 8 bits.
+"""FedPEFT's tables: data set × clients per round (of 64) × distribution × what is tuned, at 32 or 8 bits.
 
 python launch/table_fedpeft.py --seeds=3 --out=runs/table_fedpeft  # options: runner.py
 python launch/table_fedpeft.py --match='cifar100/clients8/dirichlet1/' --seeds=3
 
 ViT-B/16 (ImageNet-21k) on CIFAR-100, RESISC45 and PatchCamelyon, 10 local epochs (arXiv 2210.01708); full
 fine-tuning and DeltaMask on the same clients. Every axis crosses every other, but for the budgets (both
-ways, all clients), which are asked at 8 clients a round and Dirichlet 1.
+ways, all clients), which are asked at 8 clients per round and Dirichlet 1.
 """
 
 import itertools

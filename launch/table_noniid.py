@@ -1,4 +1,4 @@
-"""Accuracy and bits per parameter of all methods and data sets: non-IID, a fifth of the clients a round.
+"""Accuracy and bits per parameter of all methods and data sets: non-IID, a fifth of the clients per round.
 
 python launch/table_noniid.py --seeds=3 --out=runs/table_noniid  # options: runner.py
 

@@ -2,7 +2,7 @@
 
 python launch/table_uniforms.py --seeds=3 --out=runs/table_uniforms  # options: runner.py
 
-One u for the whole cohort (the paper) or one a client; Beta posterior (the paper) or control variate.
+One u for the whole cohort (the paper) or one per client; Beta posterior (the paper) or control variate.
 DINOv2 ViT-S/14 at 84 pixels, CIFAR-10; --smoke on the embedded network.
 """
 

@@ -38,7 +38,9 @@ SUITES = {
     "pretrained/test_parity",
     "test_colabs",
     "test_docs",
+    "test_imports",
     "test_learning",
+    "test_markdown",
     "test_mirror",
     "test_sharding",
 }

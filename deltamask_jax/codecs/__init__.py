@@ -1,8 +1,16 @@
 """Codecs: flips, values and votes <-> payload bytes, behind one seam.
 
-codec = codecs.get("bfuse", bits=8, container="png")
-payload = codec.encode(positions, context)  # positions: u32[n], sorted
-positions = codec.decode(payload, context)  # raises PayloadError on anything invalid
+>>> import numpy as np
+>>> flips, known = np.array([3, 141, 592], np.uint32), Context(d=1000)
+>>> codec = get("rice")
+>>> payload = codec.encode(flips, known)
+>>> len(payload)  # bytes, 32 of them envelope
+37
+>>> codec.decode(payload, known).tolist()
+[3, 141, 592]
+>>> codec.decode(payload[:-1], known)
+Traceback (most recent call last):
+deltamask_jax.codecs.codec.PayloadError: payload body has 4 bytes, header says 5 (truncated or padded)
 """
 
 import inspect
@@ -89,7 +97,7 @@ def for_clients(settings: Mapping, num_clients: int) -> list[Codec]:
             `"clients": {"0-9": {"bits": 16}, "12": {"name": "rice"}}` with what differs for a
             client or for a range of clients, both ends included. A client given a name starts
             without options.
-        num_clients: clients are 0 .. num_clients-1.
+        num_clients: clients are 0 … num_clients−1.
 
     Raises:
         ValueError: as in `get`, or a range is malformed or beyond the last client.

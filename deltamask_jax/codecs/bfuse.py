@@ -22,7 +22,7 @@ def bfuse(
         capacity: key count that sets the geometry, so that a cohort shares it and is decoded at
             once. 0: each payload's own n, the smallest. Payloads with more keys fall back to
             their own n.
-        window: also send the largest distance of a flip's uniform from theta_g (2 bytes), and drop
+        window: also send the largest distance of a flip's uniform from θ_g (2 bytes), and drop
             decoded positions beyond it, which are false: several times fewer false flips. The
             context must hold theta and uniforms, and cohorts are decoded client by client.
 

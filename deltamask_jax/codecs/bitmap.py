@@ -1,4 +1,4 @@
-"""One bit a position, uncompressed: what FedMask sends (Li et al., SenSys 2021). Exact.
+"""One bit per position, uncompressed: what FedMask sends (Li et al., SenSys 2021). Exact.
 
 Body: ceil(d / 8) bytes; bit b is bit 7 - b mod 8 of byte b div 8, padding is zero.
 """

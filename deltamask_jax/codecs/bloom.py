@@ -149,6 +149,14 @@ def _query_all(table: np.ndarray, m: int, hashes: int, d: int) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnames="hashes")
 def _contains_chunk(table, start, m, *, hashes):
+    """Whether a filter contains positions start + 0 … CHUNK−1, bool[CHUNK].
+
+    Args:
+        table: the filter's bits, u8[⌈m/8⌉] or longer.
+        start: first position, u32[].
+        m: bits of the filter, u32[].
+        hashes: number of hash functions.
+    """
     hit = jnp.uint8(1)
     for j in range(hashes):
         if j % _OF_ONE == 0:

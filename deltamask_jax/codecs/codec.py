@@ -29,7 +29,7 @@ class Context:
     """What server and client know before a payload travels. It holds no array that nobody asked for.
 
     Attributes:
-        d: number of masked weights, whose positions are 0 .. d-1; or of values.
+        d: number of masked weights, whose positions are 0 … d−1; or of values.
         theta: u16[d], probability of the global mask in units of 1/65536, or None.
         streams: public streams that masks are drawn from: the client's own, or the one that all share; for
             the votes of a cohort that of each voter, or the shared one.
@@ -91,7 +91,7 @@ class Codec:
             plus false positives. Raises `PayloadError` on anything else than a valid payload.
         exact: whether decode(encode(x)) == x always.
         kind: what the array is.
-            positions  u32[n] sorted and unique in 0 .. d-1: flips
+            positions  u32[n] sorted and unique in 0 … d−1: flips
             values     f32[d], or another type of float
             theta      u16[d] going in: θ_k; a mask bool[d] coming out
             votes      i32[d]: what a cohort's masks add up to
@@ -122,7 +122,7 @@ def check_values(codec: str, vector: np.ndarray, context: Context) -> np.ndarray
 
 
 def check_scales(codec: str, scales: np.ndarray) -> None:
-    """Refuses received steps, norms or means that no sender writes: negative (−0 too) or not finite.
+    """Refuses received steps, norms or means f32[...] that no sender writes: negative (−0 too) or not finite.
 
     Raises:
         PayloadError: naming the codec.
@@ -158,7 +158,7 @@ def check_positions(positions: np.ndarray, d: int) -> np.ndarray:
     """Returns the positions as u32[n].
 
     Raises:
-        ValueError: not one-dimensional, not integers, not strictly increasing, or outside 0 .. d-1.
+        ValueError: not one-dimensional, not integers, not strictly increasing, or outside 0 … d−1.
     """
     positions = np.asarray(positions)
     if positions.ndim != 1 or (positions.size and not np.issubdtype(positions.dtype, np.integer)):

@@ -22,7 +22,7 @@ _CODEC_IDS = {
 
 
 def dense(dtype: Any = "float32") -> Codec:
-    """Creates the codec of vectors `dtype`[d]; values of another type are cast.
+    """Creates the codec of vectors of `dtype`, of shape [d]; values of another type are cast.
 
     Args:
         dtype: float32, float16, bfloat16, or uint16 for θ.

@@ -1,16 +1,16 @@
-"""EDEN (Vargaftik et al., arXiv 2108.08842): a rotated vector, quantised to a few bits a value, unbiased.
+"""EDEN (Vargaftik et al., arXiv 2108.08842): a rotated vector, quantised to a few bits per value, unbiased.
 
 After the rotation every value is nearly Gaussian, so the quantiser is the Lloyd–Max one of N(0, 1), the same
 for every vector. With Q the centroids of R x and one scale S = ‖x‖² / ⟨Q, R x⟩ a block, S · Rᵀ Q estimates x
 without bias, over rotations R. With one bit this is DRIVE (arXiv 2105.08339): Q is a multiple of the sign.
 
-Bits a value need not be whole, as we understand the paper and its published code:
+Bits per value need not be whole (docs/fidelity.md):
   below 1     only that fraction of the values is kept, each weighted by 1/fraction, and rotated with 1 bit
   between     after the rotation, that fraction of the values gets one bit more than the others
 Which values is public randomness. Here it takes one value from each of equally long stretches instead of
 tossing a coin for every value: as unbiased, and the number of bits is exact.
 
-Body: a float32 scale a block (see rotation.py), then bit planes, the highest bit first, each padded to a
+Body: a float32 scale per block (see rotation.py), then bit planes, the highest bit first, each padded to a
 byte: those of the values with ⌊bits⌋ bits (1 below 1), then those of the values with one more. Flags:
 bits · 4096.
 """
@@ -35,7 +35,7 @@ from deltamask_jax.codecs.codec import (
 from deltamask_jax.public_random import ROTATION, SAMPLE, Key, uniforms_at
 
 _ID = envelope.CODEC_IDS["eden"]
-_UNIT = 4096  # bits a value are a multiple of 1/4096
+_UNIT = 4096  # bits per value are a multiple of 1/4096
 MOST_BITS = 8
 
 
@@ -101,7 +101,7 @@ def eden(bits: float = 1.0) -> Codec:
         ValueError: bits out of range.
     """
     if not 1 <= round(bits * _UNIT) <= MOST_BITS * _UNIT:
-        raise ValueError(f"eden takes 1/{_UNIT} … {MOST_BITS} bits a value, got {bits}")
+        raise ValueError(f"eden takes 1/{_UNIT} … {MOST_BITS} bits per value, got {bits}")
     name = f"eden-{bits:g}"
     return Codec(name, partial(_encode, bits), partial(_decode, bits), exact=False, kind="values")
 
@@ -125,7 +125,7 @@ def _decode(bits: float, payload: bytes, context: Context) -> np.ndarray:
     parcel = envelope.unpack(payload, codec_id=_ID, d=size, round=context.round, client=context.client)
     plan = _plan(bits, context)
     if parcel.flags != plan.flags or parcel.n != size:
-        raise PayloadError(f"eden payload has {parcel.flags / _UNIT} bits a value, expected {bits}")
+        raise PayloadError(f"eden payload has {parcel.flags / _UNIT} bits per value, expected {bits}")
     blocks = sum(count for count, _ in rotation.blocks(plan.n))
     classes = ((plan.width, ~plan.finer), (plan.width + 1, plan.finer))
     expected = 4 * blocks + sum(width * -(-int(chosen.sum()) // 8) for width, chosen in classes)
@@ -170,7 +170,14 @@ def centroids(bits: int) -> np.ndarray:
 
 @partial(jax.jit, static_argnums=3)
 def _quantise(x: jax.Array, signs: Key, finer: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
-    """Codes u8[padded n] of the rotated values, and every block's scale, f32[blocks]."""
+    """Codes u8[padded(n)] of the rotated values, and every block's scale, f32[blocks].
+
+    Args:
+        x: f32[n].
+        signs: stream of the rotation's signs, two words u32[].
+        finer: which rotated values get a bit more, bool[padded(n)].
+        width: bits of the others.
+    """
     codes, scales = [], []
     rotated = rotation.rotate(x, signs)
     for part, fine in zip(rotated, rotation.split(finer, x.size), strict=True):
@@ -191,7 +198,7 @@ def _quantise(x: jax.Array, signs: Key, finer: jax.Array, width: int) -> tuple[j
 
 @partial(jax.jit, static_argnums=(2, 5))
 def _estimate(codes: jax.Array, scales: jax.Array, n: int, signs: Key, finer: jax.Array, width: int):
-    """S · Rᵀ Q, f32[n]."""
+    """S · Rᵀ Q, f32[n], from codes u8[padded(n)] and scales f32[blocks]; the rest as of `_quantise`."""
     values = rotation.split(_values(codes, finer, width), n)
     ends = np.cumsum([part.shape[0] for part in values])[:-1]
     scaled = [part * s[:, None] for part, s in zip(values, jnp.split(scales, ends), strict=True)]
@@ -199,6 +206,6 @@ def _estimate(codes: jax.Array, scales: jax.Array, n: int, signs: Key, finer: ja
 
 
 def _values(codes: jax.Array, finer: jax.Array, width: int) -> jax.Array:
-    """Q: every code's centroid."""
+    """Q: every code's centroid, f32 in the shape of the codes u8[...]."""
     coarse, fine = jnp.asarray(centroids(width)), jnp.asarray(centroids(width + 1))
     return jnp.where(finer, fine[codes], coarse[jnp.minimum(codes, coarse.size - 1)])

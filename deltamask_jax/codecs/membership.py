@@ -1,4 +1,4 @@
-"""Membership of all positions 0 .. d-1 in fingerprint filters: one filter, or a cohort at once.
+"""Membership of all positions 0 … d−1 in fingerprint filters: one filter, or a cohort at once.
 
 Hashing is jitted on 32-bit integers (CPU, GPU, TPU; the 64-bit hash is carried as two words) and
 bit-equal with the C library; a cohort on the CPU is hashed in 64-bit words, same bits. Tables are
@@ -32,7 +32,7 @@ _REGIONS = 97  # of a table; with a power of two, the sort's buckets would conte
 
 
 def query_all(filter: Filter, d: int) -> np.ndarray:
-    """Positions among 0 .. d-1 that the filter contains, true and false: u32[hits], sorted."""
+    """Positions among 0 … d−1 that the filter contains, true and false: u32[hits], sorted."""
     if d <= SMALL:
         return np.flatnonzero(contains(filter, np.arange(d, dtype=np.uint32))).astype(np.uint32)
     table = jnp.asarray(pad_table(filter.fingerprints))
@@ -109,7 +109,8 @@ def _count_cohort(cohort: list[Filter], counts: np.ndarray) -> int:
 
 
 def client_rows(tables: list[np.ndarray]) -> np.ndarray:
-    """Fingerprints of up to 32 clients, each [slots], side by side: [slots, lanes], one lane a client.
+    """Fingerprints of up to 32 clients, each u8, u16 or u32 [slots], side by side: [slots, lanes], one lane
+    per client.
 
     There are 8, 16 or 32 lanes, so that few shapes are compiled; those without a client are 0.
     """
@@ -122,7 +123,7 @@ def client_rows(tables: list[np.ndarray]) -> np.ndarray:
 def _count_sorted(
     filter: Filter, table: jax.Array, present: jax.Array, start: int, order: np.ndarray
 ) -> np.ndarray:
-    """Hits of positions start + 0 .. chunk-1, u8[chunk], taken in the order u32[chunk] and hashed in the
+    """Hits of positions start + 0 … chunk−1, u8[chunk], taken in the order u32[chunk] and hashed in the
     CPU's 64-bit words; table and present as of `_count_matches`."""
     shape, hashing = filter.geometry, (np.uint64(start), np.uint64(filter.seed))
     lengths = np.uint64(shape.segment_length), np.uint64(shape.start_length)
@@ -135,7 +136,7 @@ def _count_sorted(
 
 @functools.lru_cache(maxsize=2)  # most rounds have the seed of the round before
 def _orders(seed: int, d: int, chunk: int) -> dict[int, np.ndarray]:
-    """{start of a chunk: 0 .. chunk-1 by the region of the table where their rows lie, u32[chunk]}."""
+    """{start of a chunk: 0 … chunk−1 by the region of the table where their rows lie, u32[chunk]}."""
 
     def order(start: int) -> np.ndarray:
         with jax.enable_x64(True):
@@ -170,7 +171,7 @@ def pad_table(table: np.ndarray) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnames="kind")
 def _contains_chunk(table, start, seed, segment_length, start_length, *, kind: str) -> jax.Array:
-    """Whether a filter contains positions start + 0 .. CHUNK-1, bool[CHUNK].
+    """Whether a filter contains positions start + 0 … CHUNK−1, bool[CHUNK].
 
     Args:
         table: fingerprints [slots], u8, u16 or u32; a slot beyond the filter's is never read.
@@ -205,7 +206,7 @@ def _count_at(table, present, order, start, seed, segment_length, start_length, 
 def _count_chunk(
     table, present, start, seed, segment_length, start_length, *, chunk: int, kind: str
 ) -> jax.Array:
-    """Hits of positions start + 0 .. chunk-1, u8[chunk]; numbers as of `_contains_chunk`, table and present
+    """Hits of positions start + 0 … chunk−1, u8[chunk]; numbers as of `_contains_chunk`, table and present
     as of `_count_matches`."""
     low, high = hash_positions(start, seed, chunk)
     where = _slots(low, high, segment_length, start_length, kind)
@@ -228,7 +229,7 @@ def _count_matches(table, present, prints, where) -> jax.Array:
 
 
 def hash_positions(start: jax.Array, seed: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """`fingerprints.murmur64` of start + 0 .. count-1 as (low, high) words, u32[count] each, from start u32[]
+    """`fingerprints.murmur64` of start + 0 … count−1 as (low, high) words, u32[count] each, from start u32[]
     and the seed's two words u32[2]."""
     position = jax.lax.iota(jnp.uint32, count) + start
     low = position + seed[0]

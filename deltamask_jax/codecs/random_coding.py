@@ -78,7 +78,7 @@ def _decode(bits: int, payload: bytes, context: Context) -> np.ndarray:
         raise PayloadError("random_coding payload has unknown flags or no header")
     rows_log2, announced = _HEAD.unpack_from(body)
     if rows_log2 > _MOST_ROWS_LOG2 or announced != bits:
-        raise PayloadError(f"random_coding payload has {announced} bits a block, expected {bits}")
+        raise PayloadError(f"random_coding payload has {announced} bits per block, expected {bits}")
     segments = -(-context.d // (_COLUMNS << rows_log2))
     inflate = zlib.decompressobj(-15)
     try:

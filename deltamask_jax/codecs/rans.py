@@ -49,6 +49,13 @@ def encode_runs(
     """Codes runs of bits and their probabilities one after the other; each run starts at lane 0.
 
     A `Decoder` reads them run by run, so that the probabilities of one may follow from the bits before it.
+
+    Args:
+        runs: (bits bool[n], probabilities u16[n] in units of 2⁻¹⁴, 1 … 2¹⁴−1), a pair per run.
+        carried: data that the lanes carry, u16[lanes].
+
+    Returns:
+        Final states u32[lanes], and words u16[...].
     """
     lanes = len(carried)
     x = carried.astype(np.uint32) + np.uint32(_LOW)

@@ -16,7 +16,7 @@ _ID = envelope.CODEC_IDS["rice"]
 
 
 def rice() -> Codec:
-    """Creates the codec. It is exact and needs neither theta nor uniforms."""
+    """Creates the codec of positions u32[n]. It is exact and needs neither θ nor uniforms."""
 
     def encode(positions: np.ndarray, context: Context) -> bytes:
         positions = check_positions(positions, context.d)

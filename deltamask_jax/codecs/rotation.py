@@ -61,7 +61,7 @@ def unrotate(parts: list[jax.Array], n: int, key: Key) -> jax.Array:
 
 
 def split(flat: jax.Array, n: int) -> list[jax.Array]:
-    """[padded(n)] to [count, size] for each entry of `blocks(n)`."""
+    """A vector [padded(n)] of any type to [count, size] for each entry of `blocks(n)`."""
     ends = np.cumsum([0, *(count * size for count, size in blocks(n))])
     return [
         flat[start:end].reshape(cut) for start, end, cut in zip(ends[:-1], ends[1:], blocks(n), strict=True)
@@ -69,7 +69,7 @@ def split(flat: jax.Array, n: int) -> list[jax.Array]:
 
 
 def join(parts: list[jax.Array]) -> jax.Array:
-    """The inverse of `split`."""
+    """The inverse of `split`: [count, size] for each entry of `blocks(n)` to [padded(n)]."""
     return jnp.concatenate([part.reshape(-1) for part in parts])
 
 

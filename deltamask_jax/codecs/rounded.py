@@ -11,7 +11,7 @@ from deltamask_jax.codecs import containers, envelope
 from deltamask_jax.codecs.codec import Codec, Context, PayloadError, check_finite, check_scales
 from deltamask_jax.public_random import ROUNDING, uniforms
 
-GROUP = 512  # values that share a step; the steps add 1/16 bit a value
+GROUP = 512  # values that share a step; the steps add 1/16 bit per value
 LEVELS = 127  # steps on either side of zero
 
 

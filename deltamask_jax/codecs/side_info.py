@@ -1,8 +1,8 @@
 """Public-side-information codec: exact, at about 3 bits per flip.
 
-Both ends know theta_g and the uniforms u. A mask bit flips only where u lies between theta_g and
-theta_k, and training moves logits by similar amounts everywhere, so flips crowd where the distance
-|logit u - logit theta_g| is small. Positions are bucketed by that distance, in integers. Those of
+Both ends know θ_g and the uniforms u. A mask bit flips only where u lies between θ_g and
+θ_k, and training moves logits by similar amounts everywhere, so flips crowd where the distance
+|logit u − logit θ_g| is small. Positions are bucketed by that distance, in integers. Those of
 the near buckets are coded bit by bit at their bucket's flip probability (rANS); the few flips
 elsewhere as Rice-coded gaps, whose bits ride in the first states of the rANS lanes and so cost
 nothing extra.
@@ -159,6 +159,14 @@ def near_positions(context: Context, shift: int, buckets: int) -> tuple[np.ndarr
 
 @jax.jit
 def _bucket_chunk(uniforms, theta, uniform_odds, theta_odds, shift):
+    """min(distance >> shift, 255) of positions, u8[chunk].
+
+    Args:
+        uniforms, theta: u16[chunk].
+        uniform_odds, theta_odds: the tables U and T of `distance.logit_tables`, i16[65536].
+        shift: i32[].
+    """
+
     def look_up(table, index):
         return table.at[index.astype(jnp.int32)].get(mode="promise_in_bounds").astype(jnp.int32)
 

@@ -1,10 +1,10 @@
 """Scaled signs, what SignSGD sends (arXiv 1802.04434) with the scale of EF-SignSGD (arXiv 1901.09847).
 
 v becomes sign(v) · mean |v|, with one mean for every 4,096 values: layers differ in scale, and 32 bits for so
-many are a hundredth of a bit a value. Biased: error feedback makes up for it.
+many are a hundredth of a bit per value. Biased: error feedback makes up for it.
 
-Body (little-endian): a float32 mean a bucket, then a bit a value, set where it is negative, padded to a byte.
-Where a mean is 0 no bit is set.
+Body (little-endian): a float32 mean per bucket, then a bit per value, set where it is negative, padded to a
+byte. Where a mean is 0 no bit is set.
 """
 
 import numpy as np

@@ -475,6 +475,16 @@ def _voter_code(up, down, up_bits, down_bits, xp):
 
 @jax.jit
 def _voter_chunk(start, theta, keys, voters, bounds, steps):
+    """Classes of positions start + 0 … chunk−1 where each voter has a stream of its own, u16[chunk].
+
+    Args:
+        start: first position, u32[].
+        theta: θ_g u16[chunk].
+        keys: words of the voters' streams, padded to whole groups, u32[groups, width, 2].
+        voters: how many of them are voters, i32[].
+        bounds: u32[edges, 65536] of `_bounds`.
+        steps: weights below θ and, in the high half, above it, i32[2, edges + 1].
+    """
     at = start + jnp.arange(_CHUNK, dtype=jnp.uint32)
     theta = theta.astype(jnp.int32)
     lo, hi = _unpack_bounds(bounds.at[:, theta].get(mode="promise_in_bounds"))
@@ -503,6 +513,15 @@ def _voter_chunk(start, theta, keys, voters, bounds, steps):
 
 @jax.jit
 def _shared_chunk(start, theta, words, uniform_odds, theta_odds, shift):
+    """Classes of positions start + 0 … chunk−1 where all voters share a stream, u16[chunk].
+
+    Args:
+        start: first position, u32[].
+        theta: θ_g u16[chunk].
+        words: of the stream, u32[2].
+        uniform_odds, theta_odds: the tables U and T of `distance.logit_tables`, i16[65536].
+        shift: i32[].
+    """
     u = uniforms_at(words, start + jnp.arange(_CHUNK, dtype=jnp.uint32), jnp)
 
     def look_up(table, index):

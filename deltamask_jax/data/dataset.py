@@ -92,7 +92,7 @@ class LazyImages:
 
 
 def stack(images: Sequence[np.ndarray]) -> np.ndarray | list[np.ndarray]:
-    """One array where all images have one shape, a list otherwise."""
+    """Images u8[h, w] or u8[h, w, c]: one array u8[n, ...] where all have one shape, a list otherwise."""
     images = list(images)
     return np.stack(images) if len({image.shape for image in images}) == 1 else images
 

@@ -161,7 +161,7 @@ def test_split(
     held = np.where(held.sum(axis=1, keepdims=True) == 0, 1, held)  # i64[classes, clients]
     total = held.sum(axis=1, keepdims=True)
     sizes = np.array([len(members) for members in by_class])[:, None]
-    offset = rng.integers(0, total)  # of the rounding, one a class
+    offset = rng.integers(0, total)  # of the rounding, one per class
     ends = (np.cumsum(held, axis=1) * sizes + offset) // total
     return [np.sort(part) for part in _deal(by_class, ends)]
 
@@ -186,7 +186,7 @@ def cohort(num_clients: int, participation: float, seed: int, round: int, attemp
 def save(
     workdir: str | Path, parts: list[np.ndarray], labels: np.ndarray, class_names: Sequence[str]
 ) -> None:
-    """Writes the split to `split.json`, one client a line, and draws it to `split.png`.
+    """Writes the split to `split.json`, one client per line, and draws it to `split.png`.
 
     A line holds the client's number of examples, how many of each class, and their indices.
 

@@ -39,6 +39,14 @@ def train_test(labels: np.ndarray, test_fraction: float, seed: int) -> tuple[np.
     """Sorted positions of a stratified training and test part, together every example once.
 
     The only example of a class trains.
+
+    Args:
+        labels: i[n], 0 … C−1.
+        test_fraction: of the examples of every class, 0 … 1.
+        seed: of the draw.
+
+    Returns:
+        Positions i[train] and i[test].
     """
     several = np.flatnonzero(np.bincount(labels)[labels] > 1)
     test = several[stratified(labels[several], round(test_fraction * len(several)), seed)]

@@ -121,7 +121,13 @@ def most_damaging(problem: Problem, theta: np.ndarray, updates: np.ndarray, coho
 
 
 def _damage_of(suffix, index, params, head, mask, tokens, labels):
-    """First-order change of the mean loss by flipping each mask bit, f32[d]."""
+    """First-order change of the mean loss by flipping each mask bit, f32[d]. Jitted by the engine.
+
+    Args:
+        mask: bool[d].
+        tokens: [n, ...], inputs of the suffix.
+        labels: i32[n].
+    """
     kernels = index.kernels(params)
 
     def loss_of(mask):

@@ -27,7 +27,7 @@ class Answers:
     Attributes:
         state: the server's before the round, with what simulated clients keep beside it.
         cohort: who was asked, with how many examples each trained on.
-        payloads: one a client; whatever of a lost one.
+        payloads: one per client; whatever of a lost one.
         losses: f32[k], mean over each client's steps.
         lost: why rows of the cohort sent nothing.
         updates: what the payloads say, a NumPy pytree with leading axis k, to compare with; None where

@@ -1,4 +1,4 @@
-"""Runs local training for all clients of a round: one jitted program a chunk of clients.
+"""Runs local training for all clients of a round: one jitted program per chunk of clients.
 
 A chunk is `vmap` on each device, sharded over the mesh axis `clients`; chunks follow one another, and the
 host has each as soon as it is trained, while the devices are at the next. Clients differ in size. Batches
@@ -64,8 +64,10 @@ def schedule(
     """Each client's shuffled batches for one round.
 
     Args:
-        parts: every client's example indices, not only the cohort's: the array is as long as the largest
+        parts: every client's example indices i[n], not only the cohort's: the array is as long as the largest
             client needs, so that rounds with other cohorts do not compile again.
+        cohort: who trains; the shuffle follows from seed, phase, round and client.
+        epochs: passes over a client's examples.
         batch_size: examples per step; no larger than the largest client, as the rest would be padding.
     """
     largest = max(map(len, parts))
@@ -114,7 +116,7 @@ def train_in_chunks(
         examples: inputs [n, ...] and labels i32[n]; both on the devices, or both NumPy arrays.
         plan: each client's batches.
         private: pytree with leading axis `clients`, passed to `training.init` and `training.final`.
-        keys: one key a client, already folded with round and client id.
+        keys: one key per client, already folded with round and client id.
 
     Yields:
         Rows of the cohort i[k], in order; their updates, a pytree of device arrays with leading axis k; and
@@ -210,12 +212,16 @@ def _batch(examples: Examples, indices: jax.Array) -> Batch:
 def _client_step(
     training: LocalTraining, frozen, received, examples: Examples, batches, key, step, carry
 ) -> tuple[Any, jax.Array]:
-    """One step of one client.
+    """One step of one client. Jitted by `_train_loop`.
 
     Args:
         batches: i32[steps, batch], indices into the examples.
+        key: of the round and the client, key[].
         step: i32[], which of them.
         carry: (training state, sum of losses f32[]).
+
+    Returns:
+        The carry after the step.
     """
     state, total = carry
     batch = _batch(examples, batches[step])
@@ -339,7 +345,10 @@ def first_not_finite(
 ) -> tuple[int, str] | None:
     """Replay one client step by step: the first step, from 1, that leaves a value not finite.
 
-    `private` and `key` are this client's own.
+    Args:
+        row: of the plan.
+        private: pytree of this client's own, without a client axis.
+        key: this client's own, key[].
 
     Returns:
         (step, 'loss' or 'training state'), or None where every step is finite.

@@ -33,7 +33,7 @@ class Engine:
         backend: 'vmap', or 'loop': one client and one step after another in Python, for debugging.
         chunk: clients each device trains at once by vmap; 0 = chosen here. It is halved, and the clients
             concerned start again, when a device runs out of memory.
-        memory: bytes a device may use for chosen chunks; 0 = most of what is free.
+        memory: bytes that a device may use for chosen chunks; 0 = most of what is free.
     """
 
     mesh: Mesh

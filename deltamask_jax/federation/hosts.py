@@ -85,7 +85,11 @@ def _cluster(patience: float) -> tuple[str, int, int]:
 
 @contextmanager
 def ending_together() -> Generator[None]:
-    """Inside, an error of one process ends all; and none leaves before all are done."""
+    """Inside, an error of one process ends all; and none leaves before all are done.
+
+    Raises:
+        BaseException: whatever was raised inside, after the others were told of it.
+    """
     try:
         yield
         exchange([])
@@ -149,7 +153,7 @@ def share(clients: int) -> slice:
 
 
 def block(rows: int) -> slice:
-    """Which of so many rows are this process's: one block a process, sizes one apart at most."""
+    """Which of so many rows are this process's: one block per process, sizes one apart at most."""
     processes, process = count(), index()
     return slice(process * rows // processes, (process + 1) * rows // processes)
 
@@ -186,7 +190,11 @@ def agree(facts: dict[str, Any]) -> None:
 
 
 def exchange_rows(array: np.ndarray) -> np.ndarray:
-    """Rows of every process, in the order of the processes: [own, ...] -> [all, ...], same type."""
+    """Rows of every process, in the order of the processes: [own, ...] -> [all, ...], same type.
+
+    Args:
+        array: this process's rows; all must call this together, with one shape behind the first axis.
+    """
     if _others is None:
         return array
     rows = exchange([row.tobytes() for row in array])

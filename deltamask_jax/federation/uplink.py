@@ -1,7 +1,7 @@
 """The clients' half of a round: train on the devices, code on the host behind them, send.
 
 While the devices train one chunk of the cohort, a thread encodes the chunk before. Updates leave the devices
-as small as the method makes them (mask flips as packed bits, d/8 bytes a client).
+as small as the method makes them (mask flips as packed bits, d/8 bytes per client).
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ class Sent:
     """What a cohort sent; every process holds all of it.
 
     Attributes:
-        payloads: one a client.
+        payloads: one per client.
         updates: what the payloads were encoded from, a NumPy pytree with leading axis `clients`: to compare.
         losses: f32[clients].
         codec_seconds: spent encoding, on this process.

@@ -127,6 +127,7 @@ def averaging(
 
     @jax.jit
     def follow(weights, mean, memory):
+        """The server's step along the clients' mean change f32[n]: weights and optimiser state after it."""
         steps, memory = server.update(unravel(-mean), memory, weights)
         return optax.apply_updates(weights, steps), memory
 

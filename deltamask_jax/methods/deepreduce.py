@@ -13,8 +13,8 @@ them get a value; here they say which of them are flipped (`config.deepreduce.po
         1 − n/P of them wrong, and as many true flips lost.
     P2  n of the P, by conflict sets: the positions that hash to one set bit of the filter. Some true flip
         must have set it, so a set of one is certain, and small sets are likely. Ours takes positions in the
-        order of the smallest conflict set they are in, ties by the public hash, which is one sort; the
-        paper walks the sets and picks from each, as we understand it.
+        order of the smallest conflict set they are in, ties by the public hash, which is one sort
+        (docs/fidelity.md has the paper's order).
 
 What does not apply: value compression, and the paper's P1 and P2 sending the chosen positions' values, which
 repairs what they choose wrongly. The round's `false_flip_rate` is flips received less flips sent, so it is 0

@@ -1,4 +1,4 @@
-"""DRIVE (Vargaftik et al., NeurIPS 2021, arXiv 2105.08339): FedAvg with one bit a weight.
+"""DRIVE (Vargaftik et al., NeurIPS 2021, arXiv 2105.08339): FedAvg with one bit per weight.
 
 Each client sends the signs of its randomly rotated update and the scale S = ‖x‖² / ‖R x‖₁, with which
 S · Rᵀ sign(R x) is unbiased (the paper's other scale, ‖R x‖₁ / n, has a smaller error for a single client but

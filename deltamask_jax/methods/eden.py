@@ -3,7 +3,7 @@
 Each client rotates its update, trained − received weights (the head's included, as part of one vector), at
 random, rounds what looks Gaussian then to the nearest of 2^bits Lloyd–Max centroids, and sends these
 codes and one scale per 65,536 weights. The server's estimate is unbiased, so the errors of a cohort
-average out. Any rate: 0.1 bits a weight, 1.5, 4. How, and the bytes: codecs/eden.py.
+average out. Any rate: 0.1 bits per weight, 1.5, 4. How, and the bytes: codecs/eden.py.
 
 Local training, server step and downlink are those of `config.fedavg`.
 """

@@ -79,7 +79,7 @@ def trained_weights(options: Any, task: Task) -> FlatIndex:
 
 
 def server_optimizer(options) -> optax.GradientTransformation:
-    """FedOpt's server step; decay rates 0.9 and 0.99 are the paper's as we understand it."""
+    """FedOpt's server step (arXiv 2003.00295), with decay rates 0.9 and 0.99."""
     rate, epsilon = options.server_learning_rate, options.server_epsilon
     if options.server == "adam":
         return optax.adam(rate, b1=0.9, b2=0.99, eps=epsilon)

@@ -1,4 +1,4 @@
-"""FedMask (Li, Sun, Zeng, Zhang, Li, Chen, SenSys 2021): hard-thresholded masks at one bit a weight.
+"""FedMask (Li, Sun, Zeng, Zhang, Li, Chen, SenSys 2021): hard-thresholded masks at one bit per weight.
 
 One round:
   1  the server broadcasts θ_g, the mean of the clients' masks
@@ -7,10 +7,9 @@ One round:
   3  m_k = [θ_k > ½] goes to the server as it is: d bits               codecs.bitmap
   4  θ_g ← the mean of the m_k
 
-The paper learns a personal, structured-sparse mask for every device; as in DeltaMask's comparison, here all
-clients share one. As we understand the paper it says nothing of where pretrained weights should start, so we
-chose: clients start from θ_g held inside [start, 1 − start] (`config.fedmask.start`), because under a hard
-threshold a logit far from 0 would need more steps than a round has before anything happens.
+All clients share one mask, as a comparison needs; FedMask's own are personal and structured
+(docs/fidelity.md). Clients start from θ_g held inside [start, 1 − start] (`config.fedmask.start`): under a
+hard threshold a logit far from 0 would need more steps than a round has before anything happens.
 """
 
 from typing import Any

@@ -9,8 +9,8 @@ One round:
 
 `config.fedpm.coding`: 'marginal' codes every bit at the mask's one frequency of ones, as the paper's bitrate
 H(p) supposes; 'given_theta' uses that both ends know θ_g and codes at a frequency for each range of it.
-`config.fedpm.straight_through`: 'sigmoid' is the gradient that the paper derives, as we understand it;
-'times_p' that of its public code, where it is multiplied by p = θ once more.
+`config.fedpm.straight_through`: 'sigmoid' is the gradient of θ = sigmoid(s);
+'times_p' is that of FedPM's public code, where it is multiplied by p = θ once more (docs/fidelity.md).
 `config.mask.uniforms` does not apply: clients always sample with uniforms of their own.
 """
 

@@ -10,8 +10,8 @@ One round, in the paper's form for FedPM:
 
 A block of D nats costs `bits` whatever D is: 2^bits must exceed exp(D) with room to spare, or m̂_k is drawn
 toward θ_g (benchmarks/klms_bias.py). The rate aimed at is bits/block_kl bits for every nat of KL(θ_k ‖ θ_g).
-In the paper blocks follow from KLs averaged over clients, as we understand it; here every client sends its
-own layout. `config.mask.uniforms` does not apply, nor does the control variate: candidates are new draws.
+Every client sends its own layout of blocks (docs/fidelity.md). `config.mask.uniforms` does not apply, nor
+does the control variate: candidates are new draws.
 """
 
 from typing import Any

@@ -261,6 +261,7 @@ def mask_method(
 
     @jax.jit
     def evaluated(kernels, theta):
+        """Kernels of the network that is evaluated, from those of the pretrained one and θ_g u16[d]."""
         multiplier = index.unravel(evaluated_mask(theta, options.evaluate))
         return jax.tree.map(jnp.multiply, kernels, multiplier)
 
@@ -349,7 +350,7 @@ def mask_streams(cohort: Cohort, shared: bool = False) -> list[Key]:
 
 
 def stacked(keys: list[Key]) -> tuple[jax.Array, jax.Array]:
-    """The words of streams as u32[k] each, as devices take them."""
+    """The two words of each of k streams, u32[k] each, as devices take them."""
     first, second = zip(*keys, strict=True)
     return jnp.asarray(first), jnp.asarray(second)
 

@@ -4,9 +4,9 @@ Client k adds to its update, trained − received weights (the head's included),
 round, sends the signs of the sum and their scale (mean |·| of 4,096 neighbours), and keeps what this lost:
   p = (w_k − w) + e_k;   sent: scale · sign(p);   e_k ← p − scale · sign(p)
 Signs alone are biased and may never converge; with the residual every part of an update arrives, late. The
-residuals belong to the clients and are never sent; the simulation keeps them in the state, 4 bytes a trained
-weight a client (30 clients of 35 M weights: 4.2 GB). The server takes FedAvg's weighted mean of the scaled
-signs instead of 1802.04434's majority vote.
+residuals belong to the clients and are never sent; the simulation keeps them in the state, 4 bytes per
+trained weight and client (30 clients of 35 M weights: 4.2 GB). The server takes FedAvg's weighted mean of the
+scaled signs instead of 1802.04434's majority vote.
 
 Local training, server step and downlink are those of `config.fedavg`.
 """

@@ -5,7 +5,7 @@ and `grow` puts them there. Biases replace the tree's own and low-rank updates a
 any network runs them; adapters and prompts are new parameters, which `vit.py` runs where the tree has them.
 
     biases       BitFit, arXiv 2106.10199
-    bottlenecks  Houlsby et al., arXiv 1902.00751; here one a block, on the MLP's branch
+    bottlenecks  Houlsby et al., arXiv 1902.00751; here one per block, on the MLP's branch
     prompts      Visual Prompt Tuning, arXiv 2203.12119
     low_rank     LoRA, arXiv 2106.09685; here of queries and values
 
@@ -57,7 +57,7 @@ def prompts(key: Key, width: int, inputs: int, blocks: Sequence[int], count: int
     """`count` tokens more: fresh ones in each of the blocks (deep), or only before the first (shallow).
 
     Uniform with the bound of Xavier's rule for an embedding of so many inputs (those of an image's patch; of
-    texts the width): VPT's initialisation as we understand it.
+    texts the width): as VPT starts them (arXiv 2203.12119).
     """
     names = [f"Transformer/prompts_{i}" for i in (blocks if deep else blocks[:1])]
     return uniform_parts(key, dict.fromkeys(names, (count, width)), math.sqrt(6 / (inputs + width)))

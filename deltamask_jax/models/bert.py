@@ -78,6 +78,8 @@ class BertConfig:
 
 
 class PostNormBlock(nn.Module):
+    """A block of BERT (arXiv 1810.04805): it normalises after each sum, not before each branch."""
+
     config: BertConfig
     dtype: jnp.dtype
 

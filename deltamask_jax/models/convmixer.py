@@ -128,6 +128,8 @@ class FrozenBatchNorm(nn.Module):
 
 
 class Stem(nn.Module):
+    """The patch embedding: f[n,s,s,3] -> f[n,s/patch,s/patch,width]."""
+
     config: ConvMixerConfig
     dtype: jnp.dtype
 
@@ -139,6 +141,8 @@ class Stem(nn.Module):
 
 
 class Block(nn.Module):
+    """A depthwise convolution, added to its input, then a pointwise one: f[n,h,w,c] -> f[n,h,w,c]."""
+
     config: ConvMixerConfig
     dtype: jnp.dtype
 

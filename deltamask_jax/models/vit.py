@@ -101,7 +101,7 @@ class ViTConfig:
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """Exact GELU as torch writes it; jax.nn.gelu's erfc makes a training step on CPU 1.5 times longer."""
+    """Exact GELU as torch writes it, f[...]; jax.nn.gelu's erfc makes a step on CPU 1.5 times longer."""
     return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
 
 
@@ -113,6 +113,8 @@ ACTIVATIONS = {
 
 
 class MlpBlock(nn.Module):
+    """The MLP of a block, gated where the activation is 'swiglu': f[n,t,c] -> f[n,t,c]."""
+
     config: Any
     dtype: jnp.dtype
 
@@ -164,12 +166,16 @@ class Adapter(nn.Module):
 
 
 class LayerScale(nn.Module):
+    """A learnt factor per channel (DINOv2): f[n,t,c] -> f[n,t,c]."""
+
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         return x * self.param("scale", nn.initializers.ones, (x.shape[-1],)).astype(x.dtype)
 
 
 class EncoderBlock(nn.Module):
+    """A pre-norm block: attention, then MLP, each added to its input (arXiv 2010.11929)."""
+
     config: ViTConfig
     dtype: jnp.dtype
 
@@ -195,6 +201,8 @@ class EncoderBlock(nn.Module):
 
 
 class PositionEmbedding(nn.Module):
+    """A learnt vector per token is added: f[n,t,c] -> f[n,t,c]."""
+
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (1, *x.shape[1:])

@@ -39,7 +39,7 @@ def export_huggingface(
         model: what the parameters belong to; its image size becomes the checkpoint's.
         params: with the mask applied.
         head: the classifier on top.
-        class_names: one a class, for the config's id2label.
+        class_names: one per class, for the config's id2label.
 
     Raises:
         ValueError: an architecture that its published format cannot express, a head of other shapes, or

@@ -60,7 +60,11 @@ class Tensor:
 
 @contextlib.contextmanager
 def readable(source: str) -> Generator[None]:
-    """Whatever a library raises about bytes it cannot read becomes one line that names them."""
+    """Whatever a library raises about bytes it cannot read becomes one line that names them.
+
+    Raises:
+        ValueError: bytes of `source` that cannot be read.
+    """
     try:
         yield
     except Exception as error:  # zip, zlib, npy, msgpack and Orbax raise some twenty unrelated types
@@ -117,6 +121,11 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def write_safetensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
     """Writes a file whole or not at all.
+
+    Args:
+        path: of the file; a scratch file stands beside it meanwhile.
+        tensors: by name, [...] of any shape and type that safetensors knows.
+        metadata: text by name.
 
     Raises:
         OSError: it cannot be written.

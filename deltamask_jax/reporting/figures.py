@@ -43,6 +43,7 @@ class Picture:
 
 
 def style(number: int) -> Style:
+    """Colour and dashes of the curve of that number, from 0; colours repeat with other dashes."""
     line, border = _LINES[number // len(_COLOURS) % len(_LINES)]
     return Style(_COLOURS[number % len(_COLOURS)], line, border)
 
@@ -61,7 +62,7 @@ def comparison(groups: list[Any]) -> list[Picture]:
     if any(
         "flip_rate" in r and r["flip_rate"] is not None for g in groups for run in g.runs for r in run.records
     ):
-        pictures.append(_over_rounds(groups, "flip_rate", 100, "% of weights", "Flips a client a round"))
+        pictures.append(_over_rounds(groups, "flip_rate", 100, "% of weights", "Flips per client and round"))
     if len(groups) > 1:
         pictures.append(_rate(groups))
     pictures.append(_over_rounds(groups, "train_loss", 1, "loss", "Clients' mean training loss"))

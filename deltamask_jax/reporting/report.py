@@ -46,9 +46,9 @@ class Run:
     Attributes:
         name: path below the folder all runs share.
         config: dotted name -> value.
-        records: lines of metrics.jsonl, one a round, in order.
+        records: lines of metrics.jsonl, one per round, in order.
         summary: summary.json, or None while the run is unfinished.
-        diagnostics: lines of diagnostics.jsonl, one a round.
+        diagnostics: lines of diagnostics.jsonl, one per round.
         environment: environment.json.
         split: each client's label counts, or None.
         class_names: of the labels.
@@ -233,7 +233,7 @@ def payload(run: Run) -> dict[str, str] | None:
     part = "" if shown.size == (width, height) else f"; its top left {shown.width} × {shown.height} bytes"
     return {
         "uri": "data:image/png;base64," + base64.b64encode(file.getvalue()).decode(),
-        "caption": f"last client's payload of the last round, one byte a pixel: {width} × {height}{part}",
+        "caption": f"last client's payload of the last round, one byte per pixel: {width} × {height}{part}",
     }
 
 
@@ -324,6 +324,7 @@ def _text(value: Any) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """The command `python -m deltamask_jax.report FOLDER…`."""
     parser = argparse.ArgumentParser(
         prog="python -m deltamask_jax.report", description=__doc__.split("\n")[0]
     )

@@ -3,7 +3,7 @@
 A workdir holds, in the order a run writes them:
     .deltamask_jax         that this is a run's folder
     config.json            whose run this is
-    metrics.jsonl          a line a round
+    metrics.jsonl          a line per round
     checkpoints/ROUND/     after the line: `arrays` (server state, head) and `ledger` (all else), by orbax,
                            which renames a checkpoint into place when it is whole
     summary.json           last of all: the run is finished
@@ -304,6 +304,7 @@ def restore_state(like: Any, arrays: dict[str, np.ndarray]) -> Any:
 
     Args:
         like: a state of the same method and problem, whose structure and kinds of arrays it takes.
+        arrays: by name, [...] each, as `named_arrays` names them.
 
     Raises:
         ValueError: names, shapes or types differ: the method's state has changed since.

@@ -53,14 +53,14 @@ def draw() -> Figure:
         axes,
         (3.75, 5.0),
         (8.15, 5.0),
-        "DOWN: how θ_g has changed since,\nor θ_g itself",
+        "DOWN: how θ_g has changed since\n(the news, or θ_g itself: downlink.png)",
         (5.95, 5.5),
     )
     arrow(
         axes,
         (8.15, 1.6),
         (3.75, 1.6),
-        "UP: 32-byte envelope + body,\na fraction of a bit per weight",
+        "UP: 32-byte envelope + body\na fraction of a bit per weight",
         (5.95, 1.05),
     )
     arrow(axes, (10.05, 3.8), (10.05, 2.95), "", (0, 0), color="#445", linewidth=1.3)

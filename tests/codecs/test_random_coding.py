@@ -136,7 +136,7 @@ def test_decoding_stays_within_the_stated_memory(bits):
 
 def test_another_number_of_bits_is_refused():
     theta_k, context = drifted(3000, 0.7)
-    with pytest.raises(PayloadError, match="bits a block"):
+    with pytest.raises(PayloadError, match="bits per block"):
         decode(encode(theta_k, context, 4), context, bits=5)
 
 
