@@ -53,7 +53,7 @@ def draw() -> Figure:
         axes,
         (3.75, 5.0),
         (8.15, 5.0),
-        "DOWN: how θ_g has changed since\n(the news, or θ_g itself: downlink.png)",
+        "DOWN: how θ_g has changed since\n(the news), or θ_g itself",
         (5.95, 5.5),
     )
     arrow(
