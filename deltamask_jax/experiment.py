@@ -154,16 +154,16 @@ def _run(
             }
         )
         records.append(line)
-        files.append(workdir / "clients.jsonl", {"round": number, **result.each})
-        if result.diagnostics:
-            files.append(workdir / "diagnostics.jsonl", {"round": number, **result.diagnostics})
         if last:
             Image.fromarray(codecs.picture(result.payload)).save(workdir / "payload.png")
         known = {} if memory is None else {"held": memory.held.tolist(), "news": list(memory.news)}
         now = Progress(
             state, problem.task.head, probe_accuracy, list(records), time.time() - started, **known
         )
-        journal.commit(now, last=last)
+        beside = {"clients.jsonl": result.each} | (
+            {"diagnostics.jsonl": result.diagnostics} if result.diagnostics else {}
+        )
+        journal.commit(now, beside, last=last)
         for tracker in trackers:
             tracker.log(records[-1])
 

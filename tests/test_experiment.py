@@ -96,7 +96,7 @@ def test_a_finished_run_is_not_repeated_unless_fresh_and_the_same_seed_gives_the
         k: v for k, v in summary.items() if "seconds" not in k
     }
     assert json.loads((workdir.with_name("work.1") / "summary.json").read_text()) == summary
-    assert "it holds checkpoints, config.json" in capsys.readouterr().out
+    assert "it holds checkpoints, clients.jsonl, config.json" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -126,8 +126,13 @@ class Journal:
             say(f"{self._workdir}: continuing after round {progress.round}")
         return progress
 
-    def commit(self, progress: Progress, *, last: bool = False) -> None:
-        """Append the round's line, then write a checkpoint where one is due.
+    def commit(
+        self, progress: Progress, beside: dict[str, dict[str, Any]] | None = None, *, last: bool = False
+    ) -> None:
+        """Append the round's lines, then write a checkpoint where one is due.
+
+        Args:
+            beside: what other files of lines get, by name; metrics.jsonl gets the newest record.
 
         Raises:
             OSError: no space left, or the workdir is gone; what was written before stays.
@@ -135,10 +140,12 @@ class Journal:
         """
         hosts.agree({k: v for k, v in progress.records[-1].items() if not k.endswith("seconds")})
         with self._writing:
-            try:
-                files.append(self._lines, progress.records[-1])
-            except OSError as error:
-                raise OSError(self._cannot("append to metrics.jsonl", error)) from error
+            new = {name: {"round": progress.round, **line} for name, line in (beside or {}).items()}
+            for name, line in (new | {self._lines.name: progress.records[-1]}).items():
+                try:
+                    files.append(self._workdir / name, line)
+                except OSError as error:
+                    raise OSError(self._cannot(f"append to {name}", error)) from error
             if hosts.index() > 0:
                 return
             self._last = progress

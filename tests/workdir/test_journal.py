@@ -347,7 +347,7 @@ def test_what_cannot_be_continued_is_refused_and_fresh_moves_it_aside(left, caps
             experiment.run(tiny_config(**CONFIG, resume="fresh"), left)
     assert (left.with_name("run.1") / "metrics.jsonl").read_text() == lines
     assert not (left / "metrics.jsonl").exists()
-    held = "it holds checkpoints, config.json, environment.json, log.txt, metrics.jsonl"
+    held = "it holds checkpoints, clients.jsonl, config.json, environment.json, log.txt, metrics.jsonl"
     assert f"moving {left} aside to {left}.1: {held}" in capsys.readouterr().out
 
 
