@@ -7,8 +7,8 @@ import numpy as np
 
 
 def bits_per_parameter(num_bytes: int, clients: int, d: int) -> float:
-    """Measured payload bits a client a masked weight: 8 · bytes / (clients · d)."""
-    return 8 * num_bytes / (clients * d)
+    """Measured payload bits a client a masked weight: 8 · bytes / (clients · d); 0 of nobody."""
+    return 8 * num_bytes / (max(clients, 1) * d)
 
 
 def binary_entropy(p: float) -> float:
