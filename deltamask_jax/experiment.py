@@ -260,9 +260,7 @@ def _account(config, problem: Problem, workdir: Path) -> privacy.Account:
     if known.get("of") != of:
         known = {}
         if not dp.noise_multiplier:
-            say(
-                f"privacy: calibrating the noise to ε = {dp.epsilon:g}, δ = {dp.delta:g}; about half a minute"
-            )
+            say(f"privacy: calibrating the noise to ε = {dp.epsilon:g}, δ = {dp.delta:g}")
     account = privacy.open_account(config, sizes, known.get("noise_multiplier", 0.0))
     files.write_json(path, {"noise_multiplier": account.config.dp.noise_multiplier, "of": of})
     say(
