@@ -124,14 +124,16 @@ def _run(
         say(f"{flag}={value} is set: a run without it may round differently, or go on where this one stops")
     shares = None
     if config.per_client_evaluation:
-        shares = partition.test_split(problem.parts, *map(np.asarray, problem.labels), seed=config.seed)
+        train_labels, test_labels = map(np.asarray, problem.labels)
+        shares = partition.test_split(problem.parts, train_labels, test_labels, seed=config.seed)
+        held = partition.histogram(problem.parts, train_labels, test_labels.max() + 1)
 
     def evaluated(state, number: int) -> dict[str, float]:
         try:
             correct = correct_of(state)
         except FloatingPointError as error:
             raise FloatingPointError(f"round {number}: {error}") from None
-        per_client = metrics.fairness(correct, shares) if shares else {}
+        per_client = metrics.fairness(correct, shares, test_labels, held) if shares else {}
         return {"accuracy": float(np.mean(correct)), **per_client}
 
     def record(number: int, result: Round, evaluation: dict[str, float], seconds: float, last: bool) -> None:
