@@ -16,6 +16,7 @@ def get_config() -> ConfigDict:
     config.rounds = 100  # rounds after the head's
     config.clients = 30  # N, clients
     config.participation = 1.0  # ρ, fraction of clients in each round
+    config.client_sampling = "fixed"  # of a round: 'fixed': ρN clients; 'poisson': each with probability ρ
     config.local_epochs = 1  # E, passes over a client's examples in a round
     config.batch_size = 64  # examples
     config.eval_every = 1  # rounds between evaluations; the last round is always evaluated
@@ -154,6 +155,15 @@ def get_config() -> ConfigDict:
     config.downlink.memory = "keep"  # of clients between rounds: who keeps what it knew is sent the news
     config.downlink.news = "smaller"  # what news are: the cohort's payloads, their votes' sum, the smaller
     config.downlink.hold = 1  # votes that a weight's change waits for before it is told; 1 = told at once
+
+    # Differential privacy, with the [dp] extra: docs/privacy.md says what it protects and what it does not.
+    config.dp = ConfigDict()
+    config.dp.level = "none"  # what is protected: one 'example' of a client, one 'client', or 'none'
+    config.dp.epsilon = 5.0  # ε that the run may spend; it stops before a round that would spend more
+    config.dp.delta = 1e-5  # δ; below one over the number of examples or clients
+    config.dp.clip = 1.0  # C, norm of an example's gradient or of a client's update
+    config.dp.noise_multiplier = 0.0  # z, noise in units of C; 0 = the least that all rounds need
+    config.dp.microbatch = 16  # examples of a client whose gradients are held at once
 
     # Simulated failures of clients, in the rounds after the head's (docs/reliability.md).
     config.faults = ConfigDict()

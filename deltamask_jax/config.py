@@ -76,6 +76,11 @@ RANGES = {
     "robust.trim": (0.0, 0.49),
     "robust.max_flip_rate": (0.0, 1.0),
     "downlink.hold": (1, 1000),
+    "dp.epsilon": (1e-3, 1e3),
+    "dp.delta": (1e-15, 0.5),
+    "dp.clip": (1e-9, 1e9),
+    "dp.noise_multiplier": (0.0, 1e6),
+    "dp.microbatch": (1, 2**20),
     "faults.dropout": (0.0, 1.0),
     "faults.straggler": (0.0, 1.0),
     "faults.step_seconds": (0.0, 1e12),
@@ -89,6 +94,8 @@ RANGES = {
 
 # Settings whose names no registry owns.
 CHOICES = {
+    "client_sampling": ("fixed", "poisson"),
+    "dp.level": ("none", "example", "client"),
     "partition.name": ("dirichlet", "iid", "pathological", "users"),
     "model.dtype": ("float32", "bfloat16"),
     "head.init": ("lp", "fit", "fedcof", "he"),

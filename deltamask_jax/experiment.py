@@ -5,6 +5,8 @@ checkpoint; then pictures and the summary
 """
 
 import dataclasses
+import json
+import logging
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -16,7 +18,7 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import save_file
 
-from deltamask_jax import codecs, devices, methods, metrics, progress
+from deltamask_jax import codecs, devices, methods, metrics, privacy, progress
 from deltamask_jax import config as config_lib
 from deltamask_jax.data import partition
 from deltamask_jax.evaluation import correctness
@@ -28,6 +30,7 @@ from deltamask_jax.progress import say
 from deltamask_jax.reporting import pictures
 from deltamask_jax.reporting.trackers import Tracker, open_trackers
 from deltamask_jax.setup import set_up, set_up_server
+from deltamask_jax.task import Problem
 from deltamask_jax.workdir import environment, files
 from deltamask_jax.workdir.journal import Journal, Progress, restore_state
 
@@ -57,6 +60,8 @@ def run(config, workdir: str | Path, ask: Callable[..., Any] | None = None) -> d
     started = time.time()
     config_lib.validate(config)
     methods.check(config)
+    if config.dp.level != "none":
+        _check_privacy(ask)
     environment.check()
     if hosts.count() > 1:
         settings = {f"config.{name}": value for name, value in config_lib.flatten(config).items()}
@@ -85,6 +90,10 @@ def _run(
     compilations = devices.Compilations()
     problem = set_up(config, workdir) if ask is None else set_up_server(config, workdir)
     problem = dataclasses.replace(problem, ask=ask)
+    account = _account(config, problem, workdir) if config.dp.level != "none" else None
+    if account:
+        config = account.config
+        problem = dataclasses.replace(problem, config=config)
     methods.build(config, problem.task)  # one that is not for this model says so before the head is trained
     saved = journal.load(problem)
     if saved is None:
@@ -115,14 +124,16 @@ def _run(
         say(f"{flag}={value} is set: a run without it may round differently, or go on where this one stops")
     shares = None
     if config.per_client_evaluation:
-        shares = partition.test_split(problem.parts, *map(np.asarray, problem.labels), seed=config.seed)
+        train_labels, test_labels = map(np.asarray, problem.labels)
+        shares = partition.test_split(problem.parts, train_labels, test_labels, seed=config.seed)
+        held = partition.histogram(problem.parts, train_labels, test_labels.max() + 1)
 
     def evaluated(state, number: int) -> dict[str, float]:
         try:
             correct = correct_of(state)
         except FloatingPointError as error:
             raise FloatingPointError(f"round {number}: {error}") from None
-        per_client = metrics.fairness(correct, shares) if shares else {}
+        per_client = metrics.fairness(correct, shares, test_labels, held) if shares else {}
         return {"accuracy": float(np.mean(correct)), **per_client}
 
     def record(number: int, result: Round, evaluation: dict[str, float], seconds: float, last: bool) -> None:
@@ -132,6 +143,7 @@ def _run(
                 "accuracy": None,
                 **evaluation,
                 "train_loss": result.train_loss,
+                **({"epsilon": account.epsilon(number)} if account else {}),
                 "flip_rate": None,
                 "clients": result.clients,
                 "merged": result.merged,
@@ -172,14 +184,19 @@ def _run(
         record(0, head_round, evaluated(state, 0), time.time() - started, last=rounds == 0)
     first = records[-1]["round"] + 1
     spent = sum(r["uplink_bytes"] + r["downlink_bytes"] for r in records)
-    remaining = range(first, first if 0 < config.byte_budget <= spent else rounds + 1)
+
+    def is_spent(number: int) -> bool:
+        """Whether a budget lets no round follow this one."""
+        return 0 < config.byte_budget <= spent or not (account is None or account.affords(number + 1))
+
+    remaining = range(first, first if is_spent(first - 1) else rounds + 1)
     bar = progress.over(remaining, method.name, total=first - 1 + len(remaining))
     for number in bar:
         round_started = time.time()
         state, result = play_until_enough(problem, method, state, number, memory)
         memory = result.memory
         spent += result.uplink_bytes + result.downlink_bytes
-        last = number == rounds or 0 < config.byte_budget <= spent
+        last = number == rounds or is_spent(number)
         evaluation = evaluated(state, number) if last or number % config.eval_every == 0 else {}
         record(number, result, evaluation, time.time() - round_started, last)
         shown = next(r["accuracy"] for r in reversed(records) if r["accuracy"] is not None)
@@ -197,6 +214,12 @@ def _run(
         and records[0].get(key) is None
         and not key.endswith("seconds")
     ]
+    played = records[-1]["round"]
+    if account and played < rounds and not account.affords(played + 1):
+        say(
+            f"the privacy budget is spent after round {played}: ε = {records[-1]['epsilon']:.3f}, and one "
+            f"more would exceed config.dp.epsilon={config.dp.epsilon:g}; the run ends with what it has"
+        )
     save_file(method.export(state), workdir / f"{method.name}.safetensors")
     pictures.draw_curves(
         workdir / "curves.png", records, probe_accuracy, f"{method.name}, {config.model.name}, {config.data}"
@@ -206,6 +229,48 @@ def _run(
     for tracker in trackers:
         tracker.close()
     return summary
+
+
+def _check_privacy(ask: Callable[..., Any] | None) -> None:
+    """Refuse differential privacy where it could not be had or counted.
+
+    Raises:
+        ValueError: dp-accounting is missing, or clients are elsewhere.
+    """
+    privacy.accounting()
+    if ask is not None:
+        raise ValueError(
+            "config.dp.level: noise and batches follow from config.seed, which the server of a real "
+            "federation knows: differential privacy is simulated only (docs/privacy.md)"
+        )
+
+
+def _account(config, problem: Problem, workdir: Path) -> privacy.Account:
+    """What the run may spend; its noise is calibrated once and stands in privacy.json."""
+    dp, sizes, path = config.dp, np.array(list(map(len, problem.parts))), workdir / "privacy.json"
+    units = int(sizes.sum()) if dp.level == "example" else config.clients
+    if warning := privacy.warning_about(dp.delta, dp.level, units):
+        logging.warning(warning)
+    of = {
+        "setting": config_lib.flatten(dp),
+        "releases": sorted(privacy.releases(config, sizes, config.rounds)),
+    }
+    of = json.loads(files.to_json(of))  # as it comes back from the file
+    try:
+        known = json.loads(path.read_text())
+    except (OSError, ValueError):
+        known = {}
+    if known.get("of") != of:
+        known = {}
+        if not dp.noise_multiplier:
+            say(f"privacy: calibrating the noise to ε = {dp.epsilon:g}, δ = {dp.delta:g}")
+    account = privacy.open_account(config, sizes, known.get("noise_multiplier", 0.0))
+    files.write_json(path, {"noise_multiplier": account.config.dp.noise_multiplier, "of": of})
+    say(
+        f"privacy: one {dp.level}, noise multiplier {account.config.dp.noise_multiplier:.4f}, "
+        f"ε = {account.epsilon(config.rounds):.3f} after {config.rounds} rounds at δ = {dp.delta:g}"
+    )
+    return account
 
 
 @contextmanager
@@ -243,6 +308,7 @@ def _summarise(config, records, details, probe_accuracy, d, seconds) -> dict[str
         **{f"final_{key}": value for key, value in records[-1].items() if key.startswith("client_accuracy")},
         "masked_parameters": d,
         "rounds": records[-1]["round"],
+        **{key: records[-1][key] for key in ("epsilon",) if key in records[-1]},
         "seconds": seconds,
         **{key: sum(r[key] for r in records) for key in SECONDS},
     }

@@ -24,6 +24,7 @@ from deltamask_jax.local_training import LocalTraining
 from deltamask_jax.methods.fedcof import fedcof
 from deltamask_jax.methods.linear_probe import linear_probe
 from deltamask_jax.methods.method import Link, Method, contexts, server_context
+from deltamask_jax.privacy import mechanism
 from deltamask_jax.private_random import root_key
 from deltamask_jax.progress import say
 from deltamask_jax.task import HEAD_PHASE, PROBE_PHASE, Cohort, Problem, Task
@@ -79,7 +80,7 @@ def round_of_head(problem: Problem) -> tuple[Problem, Method]:
     """
     config, task = problem.config, problem.task
     method = {
-        "lp": lambda: _linear_probe(problem, config.head.learning_rate),
+        "lp": lambda: linear_probe(task, learning_rate=config.head.learning_rate, privacy=mechanism(config)),
         "fit": lambda: _class_statistics(task),
         "fedcof": lambda: fedcof(task, **config.fedcof),
     }[config.head.init]()
@@ -117,7 +118,7 @@ def linear_probe_accuracy(problem: Problem) -> float:
     """The lower bracket: keep training the head, on the frozen network, for as many rounds as the run has."""
     config = problem.config
     say(f"linear probe: {config.rounds} rounds of training the head alone")
-    method = _linear_probe(problem, config.linear_probe.learning_rate)
+    method = linear_probe(problem.task, **config.linear_probe)
     accuracy_of, state = evaluator(problem, method), method.init()
     for number in range(1, config.rounds + 1):
         clients = partition.cohort(config.clients, config.participation, config.seed, number)
@@ -196,10 +197,6 @@ def _class_statistics(task: Task) -> Method:
         network=lambda state: (task.params, state),
         exact=False,
     )
-
-
-def _linear_probe(problem: Problem, learning_rate: float) -> Method:
-    return linear_probe(problem.task, learning_rate=learning_rate)
 
 
 def everyone(config) -> Cohort:

@@ -27,6 +27,10 @@ ClientInit = Callable[[Frozen, Received, Any], Carry]
 ClientStep = Callable[[Frozen, Received, Carry, Batch, jax.Array], tuple[Carry, jax.Array]]
 ClientFinal = Callable[[Frozen, Received, Carry, Any], Any]
 
+LossAndGradient = Callable[[Batch], tuple[jax.Array, Any]]  # means over the examples that are not padding
+# (what gives loss and gradient, batch, the step's key) -> loss and gradient to step along
+Gradient = Callable[[LossAndGradient, Batch, jax.Array], tuple[jax.Array, Any]]
+
 
 @dataclasses.dataclass(frozen=True)
 class LocalTraining:
@@ -56,6 +60,11 @@ def cross_entropy(logits: jax.Array, batch: Batch) -> jax.Array:
     return jnp.sum(losses * batch["weights"]) / jnp.maximum(jnp.sum(batch["weights"]), 1)
 
 
+def of_batch(loss_and_gradient: LossAndGradient, batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
+    """The plain gradient of a batch; privacy.py has the noisy one."""
+    return loss_and_gradient(batch)
+
+
 def mask_training(
     forward: Forward,
     index: FlatIndex,
@@ -65,6 +74,7 @@ def mask_training(
     draw: Callable[[jax.Array, jax.Array], jax.Array] = masks.sample,
     straight_through: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] = masks.straight_through,
     keeps: bool = False,
+    gradient: Gradient = of_batch,
 ) -> LocalTraining:
     """Train mask logits by straight-through Bernoulli sampling (DeltaMask §3, step 2).
 
@@ -82,6 +92,7 @@ def mask_training(
         keeps: the optimiser goes on where the client's last round left it: `private` then is {'moments': its
             state, 'own': what `final` takes}, and the update {'moments': its state now, 'sent': what `final`
             gives}.
+        gradient: what the loss and ∂L/∂s of a batch are made with.
     """
 
     def init(frozen, received, private):
@@ -100,12 +111,15 @@ def mask_training(
             index.positions(),
         )
 
-        def loss_of(kernels):
+        def loss_of(kernels, batch):
             params = index.merge(frozen["params"], kernels)
             return cross_entropy(forward(params, received["head"], batch["inputs"]), batch)
 
-        loss, grads = jax.value_and_grad(loss_of)(masked)
-        grads = jax.tree.map(straight_through, grads, weights, theta)
+        def loss_and_gradient(batch):
+            loss, grads = jax.value_and_grad(loss_of)(masked, batch)
+            return loss, jax.tree.map(straight_through, grads, weights, theta)
+
+        loss, grads = gradient(loss_and_gradient, batch, key)
         steps, state = optimizer.update(grads, state, logits)
         logits = jax.tree.map(lambda s, step: s - received["learning_rate"] * step, logits, steps)
         return (logits, state), loss
@@ -125,6 +139,7 @@ def weight_training(
     loss_of: Callable[[Any, Any, Batch], jax.Array],
     optimizer: optax.GradientTransformation,
     proximal: float = 0.0,
+    gradient: Gradient = of_batch,
 ) -> LocalTraining:
     """Train whatever weights were received by gradient descent; the update is the trained weights.
 
@@ -133,6 +148,7 @@ def weight_training(
         optimizer: applied to the weights, anew in every round.
         proximal: μ of FedProx (arXiv 1812.06127): adds μ/2 · ‖w − received‖² to what is minimised, not to the
             loss that is reported.
+        gradient: what loss and gradient of a batch are made with.
     """
 
     def init(frozen, received, private):
@@ -140,7 +156,11 @@ def weight_training(
 
     def step(frozen, received, carry, batch, key):
         weights, state = carry
-        loss, grads = jax.value_and_grad(lambda w: loss_of(frozen, w, batch))(weights)
+
+        def loss_and_gradient(batch):
+            return jax.value_and_grad(lambda w: loss_of(frozen, w, batch))(weights)
+
+        loss, grads = gradient(loss_and_gradient, batch, key)
         if proximal:
             grads = jax.tree.map(lambda g, w, w0: g + proximal * (w - w0), grads, weights, received)
         updates, state = optimizer.update(grads, state, weights)

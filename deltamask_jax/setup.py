@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from deltamask_jax import data, devices, methods, models, pretrained
+from deltamask_jax import data, devices, methods, models, pretrained, privacy
 from deltamask_jax.data import features, partition
 from deltamask_jax.evaluation import chunk_of, in_chunks
 from deltamask_jax.federation import engine
@@ -78,6 +78,8 @@ def _problem(config, workdir: Path | None, whose: str | int, data_of_its_own: st
         dataset = data.subset(
             dataset, config.train_examples, config.test_examples, config.seed, config.validation_examples
         )
+        if warning := privacy.check_users(config, dataset.train.users):
+            say(warning)
         parts = partition.split(
             config.partition.name,
             dataset.train.labels,

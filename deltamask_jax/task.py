@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deltamask_jax.codecs.codec import SERVER
 from deltamask_jax.data.features import TokensOnDemand
 from deltamask_jax.federation.engine import Engine
 from deltamask_jax.flat_index import FlatIndex
@@ -104,6 +105,10 @@ class Cohort:
     def key(self, client: int) -> jax.Array:
         """A client's private key of this round."""
         return jax.random.fold_in(self._root(), client)
+
+    def server_key(self) -> jax.Array:
+        """The server's private key of this round."""
+        return jax.random.fold_in(self._root(), SERVER)
 
     def keys(self) -> jax.Array:
         """Every client's private key of this round, key[k]."""

@@ -198,9 +198,11 @@ def gather(out: Path, workdirs: list[Path]) -> None:
     if not loaded:
         return
     rows = {members.label: report.summary_row(members) for members in report.group(loaded)}
-    columns = list(next(iter(rows.values())))
+    columns = report.columns(list(rows.values()))
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    lines += [f"| {label} | " + " | ".join(row.values()) + " |" for label, row in rows.items()]
+    lines += [
+        f"| {label} | " + " | ".join(row[column] for column in columns) + " |" for label, row in rows.items()
+    ]
     (out / "table.md").write_text("\n".join(lines) + "\n")
     files.write_json(out / "table.json", rows)
     (out / "report.html").write_text(report.render(begun), encoding="utf-8")

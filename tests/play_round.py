@@ -22,6 +22,7 @@ def main(out: str, *arguments: str) -> None:
         hosts.start(places[0], int(places[1]), int(places[2]))
 
     import jax
+    from jax.flatten_util import ravel_pytree
 
     from deltamask_jax import devices, evaluation, methods
     from deltamask_jax.data.features import TokensOnDemand, prefix_features
@@ -64,11 +65,11 @@ def main(out: str, *arguments: str) -> None:
         features=features,
         correct=correct,
         evaluated=evaluated.stop - evaluated.start,
-        theta=state.theta,
+        theta=state.theta if hasattr(state, "theta") else ravel_pytree(state.weights)[0],
         loss=result.train_loss,
         bytes=result.uplink_bytes,
         payload=np.frombuffer(result.payload, np.uint8),
-        flip_rate=result.details["flip_rate"],
+        flip_rate=result.details.get("flip_rate", 0),
         devices=jax.local_device_count(),
         processes=hosts.count(),
         computed=computed,

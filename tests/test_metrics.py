@@ -17,7 +17,9 @@ def test_fairness_of_known_accuracies():
     correct = np.ones(50, bool)
     correct[40:44], correct[44:46] = False, False
     shares = [*np.arange(40).reshape(10, 4), np.arange(40, 44), np.arange(44, 48), np.arange(0)]
-    got = metrics.fairness(correct, shares)
+    held = np.full((13, 2), 4)  # the client that is never right has the fewest examples
+    held[10] = 3, 1
+    got = metrics.fairness(correct, shares, np.ones(50, int), held)
     accuracies = np.array([1.0] * 10 + [0.0, 0.5])
     assert got["clients_tested"] == 12
     assert got["client_accuracy_mean"] == pytest.approx(accuracies.mean())
@@ -26,5 +28,9 @@ def test_fairness_of_known_accuracies():
     )  # of two clients: a tenth of twelve, rounded up
     assert got["client_accuracy_variance"] == pytest.approx(accuracies.var())
     assert got["client_accuracy_jain"] == pytest.approx(10.5**2 / (12 * 10.25))
-    nobody = metrics.fairness(np.zeros(4, bool), [np.arange(2), np.arange(2, 4)])
+    # The smallest two of twelve: that one, and the first of the others; its rare class is the only one.
+    assert (got["client_accuracy_smallest"], got["client_accuracy_minority"]) == (0.5, 0.0)
+    pair = [np.arange(2), np.arange(2, 4)]
+    nobody = metrics.fairness(np.zeros(4, bool), pair, np.zeros(4, int), np.ones((2, 1), int))
+    assert np.isnan(nobody["client_accuracy_minority"])  # equal parts
     assert (nobody["client_accuracy_jain"], nobody["client_accuracy_worst"]) == (1, 0)

@@ -50,6 +50,15 @@ def test_eight_devices_give_the_round_of_one(tmp_path, alone, shards, chunk, tok
         np.testing.assert_allclose(result[name], alone[name], rtol=0, atol=0 if shards == 1 else 1e-5)
 
 
+def test_a_private_round_on_eight_devices_is_that_of_one(tmp_path):
+    settings = "method='linear_probe'", "dp__level='example'", "dp__noise_multiplier=0.5"
+    play_round.main(str(tmp_path / "one.npz"), *settings)
+    eight = finish(start(tmp_path / "eight.npz", *settings, devices=8), tmp_path / "eight.npz")
+    one = np.load(tmp_path / "one.npz")
+    np.testing.assert_allclose(eight["theta"], one["theta"], rtol=1e-3, atol=1e-4)
+    assert eight["loss"] == pytest.approx(float(one["loss"]), rel=1e-4)
+
+
 @pytest.mark.parametrize("tokens", ["devices", "demand"])
 def test_two_processes_give_the_round_of_one(tmp_path, alone, tokens):
     with socket.socket() as free:

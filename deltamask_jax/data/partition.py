@@ -170,17 +170,39 @@ def test_split(
 test_split.__test__ = False  # ty: ignore[missing-attribute]
 
 
-def cohort(num_clients: int, participation: float, seed: int, round: int, attempt: int = 0) -> np.ndarray:
-    """The clients of a round, drawn without replacement from (seed, round, attempt): sorted i64[≥ 1].
+def cohort(
+    num_clients: int,
+    participation: float,
+    seed: int,
+    round: int,
+    attempt: int = 0,
+    sampling: str = "fixed",
+) -> np.ndarray:
+    """The clients of a round, drawn from (seed, round, attempt): sorted i64[k].
+
+    Args:
+        sampling: 'fixed': `cohort_size` of them, without replacement; 'poisson': each with probability
+            `participation`, so that nobody may be among them.
+
+    Raises:
+        ValueError: participation is not in (0, 1].
+    """
+    size = cohort_size(num_clients, participation)
+    rng = np.random.default_rng([seed, round, attempt] if attempt else [seed, round])
+    if sampling == "poisson":
+        return np.flatnonzero(rng.random(num_clients) < participation)
+    return np.sort(rng.choice(num_clients, size, replace=False))
+
+
+def cohort_size(num_clients: int, participation: float) -> int:
+    """Clients of a round of fixed size, at least one.
 
     Raises:
         ValueError: participation is not in (0, 1].
     """
     if not 0 < participation <= 1:
         raise ValueError(f"participation must be in (0, 1], got {participation}")
-    size = max(1, int(np.floor(participation * num_clients + 0.5)))
-    words = [seed, round, attempt] if attempt else [seed, round]
-    return np.sort(np.random.default_rng(words).choice(num_clients, size, replace=False))
+    return max(1, int(np.floor(participation * num_clients + 0.5)))
 
 
 def save(

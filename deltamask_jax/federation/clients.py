@@ -8,6 +8,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ import numpy as np
 from deltamask_jax.federation import attacks, downlink, faults, hosts, uplink
 from deltamask_jax.federation import cohort as training
 from deltamask_jax.methods import Method
-from deltamask_jax.task import HEAD_PHASE, MAIN_PHASE, Cohort, Problem
+from deltamask_jax.task import HEAD_PHASE, MAIN_PHASE, PROBE_PHASE, Cohort, Problem
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +69,9 @@ def ask(
         state: the server's.
         memory: what clients hold, see `downlink`; None: they keep nothing.
     """
+    if not len(cohort):  # a Poisson cohort may be nobody
+        nobody = dataclasses.replace(cohort, examples=np.zeros(0, np.int64))
+        return Answers(state, nobody, [], np.zeros(0, np.float32), {})
     began = time.perf_counter()
     told = downlink.tell(method, state, cohort, memory)
     telling = time.perf_counter() - began
@@ -92,15 +96,23 @@ def work(problem: Problem, method: Method, state: Any, told: Any, cohort: Cohort
     began = time.perf_counter()
     config, main = problem.config, cohort.phase == MAIN_PHASE
     epochs = config.head.epochs if cohort.phase == HEAD_PHASE else config.local_epochs
-    plan = training.schedule(problem.parts, cohort, epochs=epochs, batch_size=config.batch_size)
+    poisson = config.dp.level == "example" and cohort.phase != PROBE_PHASE
+    if poisson:
+        draw = partial(training.poisson_schedule, multiple=config.dp.microbatch)
+    else:
+        draw = training.schedule
+    plan = draw(problem.parts, cohort, epochs=epochs, batch_size=config.batch_size)
     lost = faults.without_examples(plan)
     if main:
         plan, failing = faults.draw(config, plan, cohort)
         lost = failing | lost
-    cohort = dataclasses.replace(cohort, examples=faults.examples_seen(plan))
+    examples = faults.examples_seen(plan)
+    if poisson:  # how many were drawn is a secret, how many there are is not
+        examples = np.array([len(problem.parts[k]) for k in cohort.clients])
+    cohort = dataclasses.replace(cohort, examples=examples)
     received = method.start(told, cohort)
-    examples, its = _examples(problem, method.inputs, plan.of(hosts.share(len(cohort))))
-    sent = uplink.train_and_send(problem.engine, method, state, received, examples, its, cohort)
+    inputs, its = _examples(problem, method.inputs, plan.of(hosts.share(len(cohort))))
+    sent = uplink.train_and_send(problem.engine, method, state, received, inputs, its, cohort)
     for row in np.flatnonzero(~np.isfinite(sent.losses)):
         client = cohort.clients[row]
         theirs, its = _examples(problem, method.inputs, plan.of([row]))

@@ -20,8 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from scipy import stats
 
-from deltamask_jax import devices
+from deltamask_jax import devices, privacy
 from deltamask_jax.federation.engine import Engine
 from deltamask_jax.local_training import Batch, LocalTraining
 from deltamask_jax.task import Cohort
@@ -83,6 +84,42 @@ def schedule(
             batches[row, epoch * stride : epoch * stride + len(part)] = rng.permutation(part)
         steps[row] = num_steps(len(part), epochs, batch_size)
     return Schedule(batches.reshape(len(cohort), longest, batch_size), steps, largest)
+
+
+def poisson_schedule(
+    parts: list[np.ndarray],
+    cohort: Cohort,
+    *,
+    epochs: int,
+    batch_size: int,
+    multiple: int,
+) -> Schedule:
+    """The same with Poisson batches, as the accounting of DP-SGD supposes: privacy.py.
+
+    Each example is in each batch with probability q, whatever else is. Batches are padded to a width that one
+    in a million exceeds; where one does, all become wider, and a program is compiled for them: none is cut.
+
+    Args:
+        batch_size: examples expected per batch; a client that has fewer gives all of them.
+        multiple: of the batches' width.
+    """
+    sizes = np.array([len(part) for part in parts])
+    rates = {n: privacy.sampling_rate(n, batch_size) for n in map(int, sizes)}
+    longest = privacy.local_steps(int(sizes.max()), epochs, batch_size)
+    drawn, steps = [], np.zeros(len(cohort), np.int32)
+    for row, client in enumerate(cohort.clients):
+        part = parts[client]
+        rng = np.random.default_rng([cohort.seed, cohort.phase, cohort.round, int(client)])
+        steps[row] = privacy.local_steps(len(part), epochs, batch_size)
+        taken = rng.random((steps[row], len(part))) < rates[len(part)]
+        drawn.append([part[its] for its in taken])
+    usual = max(int(stats.binom.isf(1e-6, n, rate)) for n, rate in rates.items())
+    width = max(1, usual, *(len(batch) for batches in drawn for batch in batches))
+    batches = np.full((len(cohort), longest, -(-width // multiple) * multiple), -1, np.int32)
+    for row, its in enumerate(drawn):
+        for step, batch in enumerate(its):
+            batches[row, step, : len(batch)] = batch
+    return Schedule(batches, steps, int(sizes.max()))
 
 
 def train(engine: Engine, *arguments: Any) -> tuple[Any, np.ndarray]:

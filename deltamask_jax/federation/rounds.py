@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import jax
@@ -104,8 +105,9 @@ def play_until_enough(
         TooFewClients: `max_repeats` repeats did not help.
     """
     config, spent = problem.config, []
+    draw = partial(partition.cohort, sampling=config.client_sampling)
     for attempt in range(config.max_repeats + 1):
-        chosen = partition.cohort(config.clients, config.participation, config.seed, number, attempt)
+        chosen = draw(config.clients, config.participation, config.seed, number, attempt)
         try:
             asked = Cohort(config.seed, number, chosen, MAIN_PHASE, attempt)
             state, result = play_round(problem, method, state, asked, memory)
@@ -159,7 +161,9 @@ def play_round(
         snapshots=heard.snapshots,
         memory=memory and memory.after(cohort, forgetful, None),
     )
-    needed = config.min_clients if main else 1
+    private = main and config.dp.level != "none"
+    # A private round is played once, whoever answers: another cohort would spend more.
+    needed = 0 if private else config.min_clients if main else 1
     if len(merged) < needed:
         why = ", ".join(f"{count} {reason}" for reason, count in (spent.lost | spent.rejected).items())
         raise TooFewClients(
@@ -168,18 +172,20 @@ def play_round(
             spent,
         )
     voters, accepted = cohort.of(merged), [payloads[row] for row in merged]
-    if method.release:
+    if method.release and len(voters):
         state, votes = method.release(state, votes, voters)
-    new_state = method.merge(state, votes, voters)
+    on_server = private and config.dp.level == "client"  # whose mean of nobody is noise
+    new_state = method.merge(state, votes, voters) if len(voters) or on_server else state
     marks.append(time.perf_counter())
     told, news = None, None
-    if memory is not None:
+    if memory is not None and accepted:
         told = downlink.news_of(method, state, votes, accepted, voters, config.downlink.news)
+    if memory is not None:
         news = downlink.NOTHING if told is None else len(told)
     heard.conclude(told)
     marks.append(time.perf_counter())
     details, diagnostics = heard.details, {}
-    if heard.updates is not None:
+    if heard.updates is not None and accepted:
         updates = heard.updates
         if len(merged) < len(cohort):
             updates = jax.tree.map(lambda x: x[merged], updates)
@@ -187,7 +193,7 @@ def play_round(
     _, decoding, merging, reporting = np.diff(marks).tolist()
     return new_state, dataclasses.replace(
         spent,
-        payload=accepted[-1],
+        payload=accepted[-1] if accepted else b"",
         seconds={
             **heard.seconds,
             "decode_seconds": decoding,

@@ -25,6 +25,7 @@ from deltamask_jax.methods.peft import check_kind, peft, tunes_prefix
 from deltamask_jax.methods.qsgd import qsgd
 from deltamask_jax.methods.signsgd import signsgd
 from deltamask_jax.models import PRESETS
+from deltamask_jax.privacy import mechanism
 from deltamask_jax.registry import look_up
 from deltamask_jax.task import Task
 
@@ -38,6 +39,7 @@ def _masks(config) -> dict[str, Any]:
         "rounds": config.rounds,
         "participation": config.participation,
         "clients": config.clients,
+        "gradient": mechanism(config).gradient,
     }
 
 
@@ -46,7 +48,7 @@ def _flips(config) -> dict[str, Any]:
 
 
 def _weights(config) -> dict[str, Any]:
-    return {"options": config.fedavg, "clients": config.clients}
+    return {"options": config.fedavg, "clients": config.clients, "privacy": mechanism(config)}
 
 
 # Which part of a config each method takes.
@@ -61,14 +63,16 @@ METHODS: dict[str, Callable[[Any, Task], Method]] = {
     "drive": lambda c, task: drive(task, **_weights(c)),
     "qsgd": lambda c, task: qsgd(task, **_weights(c), **c.qsgd),
     "signsgd": lambda c, task: signsgd(task, **_weights(c)),
-    "linear_probe": lambda c, task: linear_probe(task, **c.linear_probe),
-    "peft": lambda c, task: peft(task, c.peft, seed=c.seed),
+    "linear_probe": lambda c, task: linear_probe(task, **c.linear_probe, privacy=mechanism(c)),
+    "peft": lambda c, task: peft(task, c.peft, seed=c.seed, privacy=mechanism(c)),
     "fedcof": lambda c, task: fedcof(task, **c.fedcof),
     "feedsign": lambda c, task: feedsign(task, c.feedsign, c.peft, seed=c.seed),
 }
 MASK_METHODS = ("deltamask", "fedpm", "fedmask", "deepreduce", "klms")
 WEIGHT_METHODS = ("fedavg", "eden", "drive", "qsgd", "signsgd")
 SEND_FLIPS = ("deltamask", "deepreduce")  # updates are packed flips against the global mask
+SEND_VALUES = (*WEIGHT_METHODS, "linear_probe", "peft")
+NO_GRADIENTS = {"fedcof": "sends means of features", "feedsign": "sends signs of differences of losses"}
 ABOUT_FLIPS = ("trimmed", "median", "all_flip", "random_flip", "collude", "collude_near")
 
 
@@ -106,11 +110,43 @@ def check(config) -> None:
         raise ValueError(
             "config.mask.ranking='thin' weighs votes by 1/κ: it needs mask.aggregator='control_variate'"
         )
+    if config.dp.level != "none":
+        _check_privacy(config)
     can_hold = config.mask.aggregator == "control_variate" and config.robust.aggregator == "mean"
     if config.downlink.hold > 1 and not (config.method in SEND_FLIPS and can_hold):
         raise ValueError(
             f"config.downlink.hold={config.downlink.hold} holds back whole votes: it needs one of "
             f"{', '.join(SEND_FLIPS)} with mask.aggregator='control_variate' and robust.aggregator='mean'"
+        )
+
+
+def _check_privacy(config) -> None:
+    """Refuse what differential privacy cannot be had with.
+
+    Raises:
+        ValueError: naming the reason, and what to use.
+    """
+    level, method = config.dp.level, config.method
+    if level == "example" and method not in (*MASK_METHODS, *SEND_VALUES):
+        does = NO_GRADIENTS.get(method, "is not known to train by nothing but noisy gradients")
+        raise ValueError(
+            f"config.dp.level='example' is about gradients, and method {method!r} {does}: "
+            f"use one of {', '.join((*SEND_VALUES, *MASK_METHODS))}"
+        )
+    if level == "client" and method not in SEND_VALUES:
+        raise ValueError(
+            f"config.dp.level='client' clips and adds up the values that clients send, and method {method!r} "
+            f"sends none: use dp.level='example', or one of {', '.join(SEND_VALUES)}"
+        )
+    if config.head.init not in ("he", "lp"):
+        raise ValueError(
+            f"config.head.init={config.head.init!r} sends statistics of the examples without noise: with "
+            f"config.dp.level={level!r} use 'lp', which is trained by the same mechanism, or 'he'"
+        )
+    if config.min_clients > 1:
+        raise ValueError(
+            f"config.min_clients={config.min_clients}: with config.dp.level={level!r} no round is played "
+            f"again, as that would spend more: use 1"
         )
 
 

@@ -18,11 +18,13 @@ import optax
 from flax import traverse_util
 from jax.flatten_util import ravel_pytree
 
-from deltamask_jax import aggregation, codecs
+from deltamask_jax import codecs
 from deltamask_jax.local_training import Batch, weight_training
 from deltamask_jax.methods.method import Link, Method, contexts, server_context
+from deltamask_jax.privacy import Mechanism
 from deltamask_jax.task import Cohort
 
+NOT_PRIVATE = Mechanism()
 WHOLE = codecs.get("dense")  # float32, both ways
 
 
@@ -59,6 +61,7 @@ def averaging(
     server: optax.GradientTransformation | None = None,
     proximal: float = 0.0,
     clients: int = 0,
+    privacy: Mechanism = NOT_PRIVATE,
 ) -> Method:
     """A method whose clients train a pytree of float32 weights and whose server follows the mean update.
 
@@ -73,12 +76,13 @@ def averaging(
         server: takes −(mean update) for a gradient; None is a plain mean.
         proximal: μ of FedProx (arXiv 1812.06127).
         clients: N; only error feedback needs it.
+        privacy: noise in the clients' gradients or in the server's mean.
     """
     start = jax.device_get(weights)
     vector, unravel = ravel_pytree(weights)
     n, whole = vector.size, codecs.get("dense", dtype=downlink)
     server = server or optax.sgd(1.0)
-    plain = weight_training(loss_of, optimizer, proximal)
+    plain = weight_training(loss_of, optimizer, proximal, privacy.gradient)
     memoryless = not jax.tree.leaves(server.init(start))
 
     def final(frozen, received, carry, private):
@@ -121,7 +125,7 @@ def averaging(
         return dataclasses.replace(state, residuals=state.residuals | kept)
 
     def merge(state: State, received: list[np.ndarray], cohort: Cohort) -> State:
-        mean = aggregation.weighted_mean(received, cohort.weights())
+        mean = privacy.mean(received, cohort, vector)
         weights, memory = follow(state.weights, mean, state.optimizer)
         return dataclasses.replace(state, weights=jax.device_get(weights), optimizer=jax.device_get(memory))
 
@@ -142,7 +146,8 @@ def averaging(
         up=Link(encode, decode),
         merge=merge,
         network=lambda state: network(state.weights),
-        exact=memoryless and whole.name == WHOLE.name,  # the server's optimiser is in no snapshot
+        # The server's optimiser is in no snapshot, its noise in no news.
+        exact=memoryless and whole.name == WHOLE.name and privacy.mean is NOT_PRIVATE.mean,
         remember=remember,
         report=lambda updates, received: (
             {} if codec is WHOLE else {"update_error": _error(updates, received)}

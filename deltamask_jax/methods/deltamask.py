@@ -41,6 +41,7 @@ def deltamask(
     hold: int = 1,
     kappa: optax.Schedule | None = None,
     name: str = "deltamask",
+    **training: Any,
 ) -> Method:
     """A mask method that sends the flips against m_g.
 
@@ -50,6 +51,7 @@ def deltamask(
         bounds: `config.robust`.
         rounds, clients, participation, hold: as of `masking.mask_method`.
         kappa: fraction of the flips that travels, by round (from 0); by default that of `options`.
+        training: as of `masking.mask_method`.
     """
     d = task.index.d
     kappa = kappa or masking.cosine(options.kappa, options.kappa_final, rounds)
@@ -143,6 +145,7 @@ def deltamask(
         told_by_tally=bounds.aggregator == "mean",
         hold=hold,
         kept=kappa if options.ranking == "thin" else optax.constant_schedule(1.0),
+        **training,
     )
 
 

@@ -16,6 +16,6 @@ from deltamask_jax.methods.method import Method
 from deltamask_jax.task import Task
 
 
-def drive(task: Task, options: Any, *, clients: int) -> Method:
+def drive(task: Task, options: Any, **settings: Any) -> Method:
     """FedAvg whose updates travel as rotated signs; `options` is `config.fedavg`."""
-    return fedavg(task, options, clients=clients, codec=codecs.get("eden", bits=1.0), name="drive")
+    return fedavg(task, options, codec=codecs.get("eden", bits=1.0), name="drive", **settings)

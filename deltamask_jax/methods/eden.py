@@ -16,6 +16,6 @@ from deltamask_jax.methods.method import Method
 from deltamask_jax.task import Task
 
 
-def eden(task: Task, options: Any, *, bits: float, clients: int) -> Method:
+def eden(task: Task, options: Any, *, bits: float, **settings: Any) -> Method:
     """FedAvg whose updates travel at `bits` bits per weight; `options` is `config.fedavg`."""
-    return fedavg(task, options, clients=clients, codec=codecs.get("eden", bits=bits), name="eden")
+    return fedavg(task, options, codec=codecs.get("eden", bits=bits), name="eden", **settings)

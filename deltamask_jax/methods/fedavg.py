@@ -31,10 +31,9 @@ def fedavg(
     task: Task,
     options: Any,
     *,
-    clients: int,
     codec: codecs.Codec = WHOLE,
-    error_feedback: bool = False,
     name: str = "fedavg",
+    **settings: Any,
 ) -> Method:
     """Training of weights; updates travel whole, or through `codec`.
 
@@ -42,8 +41,7 @@ def fedavg(
 
     Args:
         options: `config.fedavg`.
-        clients: N.
-        codec, error_feedback: as of `averaging.averaging`.
+        codec, settings: as of `averaging.averaging`.
     """
     index = trained_weights(options, task)
 
@@ -61,11 +59,10 @@ def fedavg(
         optimizer=optax.adam(options.learning_rate),
         network=lambda weights: (index.merge(task.params, weights["kernels"]), weights["head"]),
         codec=codec,
-        error_feedback=error_feedback,
         downlink=options.downlink,
         server=server_optimizer(options),
         proximal=options.proximal,
-        clients=clients,
+        **settings,
     )
 
 

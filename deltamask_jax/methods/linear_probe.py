@@ -6,13 +6,14 @@ DeltaMask starts from a head that one round of this method has trained (its "LP"
 import optax
 
 from deltamask_jax.local_training import cross_entropy
-from deltamask_jax.methods.averaging import averaging
+from deltamask_jax.methods.averaging import NOT_PRIVATE, averaging
 from deltamask_jax.methods.method import Method
+from deltamask_jax.privacy import Mechanism
 from deltamask_jax.task import Task
 
 
-def linear_probe(task: Task, *, learning_rate: float) -> Method:
-    """Train the head on the frozen network's features, by Adam."""
+def linear_probe(task: Task, *, learning_rate: float, privacy: Mechanism = NOT_PRIVATE) -> Method:
+    """Train the head on the frozen network's features, by Adam; `privacy` as of `averaging.averaging`."""
 
     def loss_of(frozen, head, batch):
         return cross_entropy(batch["inputs"] @ head["kernel"] + head["bias"], batch)
@@ -25,4 +26,5 @@ def linear_probe(task: Task, *, learning_rate: float) -> Method:
         loss_of=loss_of,
         optimizer=optax.adam(learning_rate),
         network=lambda head: (task.params, head),
+        privacy=privacy,
     )

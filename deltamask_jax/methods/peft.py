@@ -24,14 +24,16 @@ import optax
 from flax import traverse_util
 from jax.flatten_util import ravel_pytree
 
-from deltamask_jax import aggregation, codecs
+from deltamask_jax import codecs
 from deltamask_jax.flat_index import FlatIndex
 from deltamask_jax.local_training import cross_entropy, weight_training
+from deltamask_jax.methods.averaging import NOT_PRIVATE
 from deltamask_jax.methods.method import Link, Method, contexts, server_context
 from deltamask_jax.models import adapters, subspaces
 from deltamask_jax.models.bert import BertConfig
 from deltamask_jax.models.subspaces import Subspace, whole
 from deltamask_jax.models.vit import ViTConfig
+from deltamask_jax.privacy import Mechanism
 from deltamask_jax.public_random import EVERY_CLIENT, PARTS, stream_key
 from deltamask_jax.task import Cohort, Task
 
@@ -91,12 +93,13 @@ def tuned_parts(options: Any, seed: int, task: Task) -> Subspace:
     return whole(adapters.low_rank(key, task.params, blocks, options.lora_rank))
 
 
-def peft(task: Task, options: Any, *, seed: int) -> Method:
+def peft(task: Task, options: Any, *, seed: int, privacy: Mechanism = NOT_PRIVATE) -> Method:
     """Parameter-efficient tuning.
 
     Args:
         options: `config.peft`.
         seed: of the initial values, public.
+        privacy: as of `averaging.averaging`.
     """
     parts = tuned_parts(options, seed, task)
     start = jax.device_get({"head": task.head, "parts": parts.trained})
@@ -120,6 +123,8 @@ def peft(task: Task, options: Any, *, seed: int) -> Method:
             features = task.model.suffix(grow(frozen, weights["parts"]), features)
         return cross_entropy(features @ weights["head"]["kernel"] + weights["head"]["bias"], batch)
 
+    plain = weight_training(loss_of, optax.adam(options.learning_rate), gradient=privacy.gradient)
+
     def change(frozen, received, carry, private):
         return jax.tree.map(lambda trained, before: trained - before, carry[0], received)
 
@@ -138,13 +143,13 @@ def peft(task: Task, options: Any, *, seed: int) -> Method:
         )
 
     def merge(state, changes, cohort: Cohort):
-        return jax.tree.map(np.add, state, aggregation.weighted_mean(changes, cohort.weights()))
+        return jax.tree.map(np.add, state, privacy.mean(changes, cohort, start))
 
     return Method(
         name="peft",
         inputs="features" if options.kind == "head" else "tokens",
         frozen=() if options.kind == "head" else (task.params, parts.frozen),
-        client=dataclasses.replace(weight_training(loss_of, optax.adam(options.learning_rate)), final=change),
+        client=dataclasses.replace(plain, final=change),
         init=lambda: start,
         down=Link(snapshot, read_snapshot),
         start=lambda state, cohort: state,

@@ -16,7 +16,7 @@ from deltamask_jax.methods.method import Method
 from deltamask_jax.task import Task
 
 
-def qsgd(task: Task, options: Any, *, levels: int, bucket: int, clients: int) -> Method:
+def qsgd(task: Task, options: Any, *, levels: int, bucket: int, **settings: Any) -> Method:
     """FedAvg whose updates travel at few levels; `options` is `config.fedavg`."""
     codec = codecs.get("qsgd", levels=levels, bucket=bucket)
-    return fedavg(task, options, clients=clients, codec=codec, name="qsgd")
+    return fedavg(task, options, codec=codec, name="qsgd", **settings)

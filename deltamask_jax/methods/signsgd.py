@@ -19,7 +19,7 @@ from deltamask_jax.methods.method import Method
 from deltamask_jax.task import Task
 
 
-def signsgd(task: Task, options: Any, *, clients: int) -> Method:
+def signsgd(task: Task, options: Any, **settings: Any) -> Method:
     """FedAvg whose updates travel as scaled signs, with error feedback; `options` is `config.fedavg`."""
     signs = codecs.get("signs")
-    return fedavg(task, options, clients=clients, codec=signs, error_feedback=True, name="signsgd")
+    return fedavg(task, options, codec=signs, error_feedback=True, name="signsgd", **settings)

@@ -169,6 +169,18 @@ def summary_row(members: Group) -> dict[str, str]:
     return row
 
 
+def columns(rows: list[dict[str, str]]) -> list[str]:
+    """The columns of a table of such rows: those that only some runs have, where one of these has them."""
+    return [name for name in rows[0] if name not in _OF_SOME or any(row[name] != "–" for row in rows)]
+
+
+_OF_SOME = {
+    "ε": "{:.3g}",
+    "worst tenth of clients, %": "{:.2f}",
+    "Jain's index": "{:.3f}",
+    "clients of few examples, %": "{:.2f}",
+    "minority classes, %": "{:.2f}",
+}
 _COLUMNS = {
     "final accuracy, %": "{:.2f}",
     "best, %": "{:.2f}",
@@ -182,7 +194,9 @@ _COLUMNS = {
     "down, MB": "{:.2f}",
     "s a round": "{:.2f}",
     "rounds": "{:.0f}",
+    **_OF_SOME,
 }
+_FAIRNESS = dict(zip(list(_OF_SOME)[1:], ("worst", "jain", "smallest", "minority"), strict=True))
 
 
 def _results(run: Run) -> dict[str, float | None]:
@@ -205,7 +219,16 @@ def _results(run: Run) -> dict[str, float | None]:
         "down, MB": sum(r["downlink_bytes"] for r in run.records) / 1e6,
         "s a round": statistics.median(r["seconds"] for r in after_head),
         "rounds": run.records[-1]["round"],
+        "ε": run.records[-1].get("epsilon"),
+        **{column: _last(run.records, name) for column, name in _FAIRNESS.items()},
     }
+
+
+def _last(records: list[dict[str, Any]], name: str) -> float | None:
+    """A figure of fairness at the last evaluation, in percent but for Jain's index."""
+    values = (record.get(f"client_accuracy_{name}") for record in reversed(records))
+    value = next((value for value in values if value is not None), None)
+    return value if value is None or name == "jain" else 100 * value
 
 
 def differences(tables: list[dict[str, Any]]) -> dict[str, list[str]]:
@@ -295,13 +318,14 @@ def _page(runs: list[Run], left_out: list[str]) -> str:
     for what in left_out:
         logging.warning("left out: %s", what)
     groups = group(runs)
+    rows = list(map(summary_row, groups))
     with matplotlib.rc_context(figures.RC):
         return page.render(
             left_out=left_out,
             title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs",
             groups=groups,
-            rows=[(members, summary_row(members)) for members in groups],
-            columns=["runs", *_COLUMNS],
+            rows=list(zip(groups, rows, strict=True)),
+            columns=columns(rows),
             curves=figures.comparison(groups),
             runs=[(run, figures.of_run(run), payload(run)) for run in runs],
             settings=differences([run.config for run in runs]),

@@ -32,6 +32,7 @@ def written(config) -> list[str]:
         "split.json",
         "split.png",
         "environment.json",
+        "privacy.json",
         "log.txt",
         "payload.png",
         "curves.png",

@@ -50,6 +50,27 @@ def test_schedule_depends_on_seed_round_and_client_but_not_on_the_cohort(problem
     assert (plan(problem, np.array([1]), number=2).batches != alone.batches).any()
 
 
+def poisson(problem, clients, number=1):
+    asked = cohort_of(clients, number)
+    return cohort.poisson_schedule(problem.parts, asked, epochs=2, batch_size=8, multiple=4)
+
+
+def test_poisson_batches_hold_each_example_at_its_rate_and_are_never_cut(problem, monkeypatch):
+    clients, seen = np.array([1, 5]), []  # of 20 examples, at 0.4, and of 3, which are in every batch
+    for number in range(60):
+        plan = poisson(problem, clients, number)
+        assert plan.batches.shape == (2, 5, 20) and plan.steps.tolist() == [5, 2]
+        np.testing.assert_array_equal(np.sort(plan.batches[1, 0][:3]), np.sort(problem.parts[5]))
+        seen += plan.batches[0].ravel().tolist()
+    counts = np.array([seen.count(example) for example in problem.parts[1]])
+    assert counts.sum() == sum(example >= 0 for example in seen)
+    np.testing.assert_allclose(counts / 300, 0.4, atol=5 * np.sqrt(0.24 / 300))
+    monkeypatch.setattr(cohort.stats.binom, "isf", lambda *_: 1)  # a width that every batch exceeds
+    np.testing.assert_array_equal(
+        np.sort(poisson(problem, clients, 59).batches)[:, :, -8:], np.sort(plan.batches)[:, :, -8:]
+    )
+
+
 @pytest.fixture(scope="module")
 def training(problem):
     """Mask training that hands out θ_k itself, so that backends can be compared closely."""
