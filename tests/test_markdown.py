@@ -19,7 +19,6 @@ WIDE = {
     "docs/models.md",
     "docs/peft.md",
     "docs/performance.md",
-    "docs/privacy.md",
     "docs/results.md",
 }
 
