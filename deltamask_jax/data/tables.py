@@ -15,6 +15,7 @@ import numpy as np
 
 from deltamask_jax.data import stratify
 from deltamask_jax.data.dataset import DataError, Dataset, LazyImages, Split, Texts, first_line, labelled
+from deltamask_jax.hub import unreachable
 from deltamask_jax.progress import say
 
 _TEST = ("test", "validation", "val", "dev")  # what sources call it, in this order
@@ -61,7 +62,7 @@ def load_hub(name: str, columns: Any) -> Dataset:
 
 
 def _from_hub(datasets: Any, name: str) -> Any:
-    from huggingface_hub import constants, utils
+    from huggingface_hub import constants
 
     repository, _, config = name.partition(",")
     arguments = (repository, config) if config else (repository,)
@@ -72,13 +73,8 @@ def _from_hub(datasets: Any, name: str) -> Any:
             pass
     quoted = ", ".join(f"'{argument}'" for argument in arguments)
     command = f'python -c "import datasets; datasets.load_dataset({quoted})"'
-    try:  # the hub client alone would retry for long
-        utils.get_session().head(constants.ENDPOINT, timeout=3)
-    except Exception as error:
-        raise DataError(
-            f"'hf:{name}' is not in the local cache and {constants.ENDPOINT} cannot be reached "
-            f"({type(error).__name__}); with a connection, run: {command}"
-        ) from None
+    if why := unreachable():
+        raise DataError(f"'hf:{name}' is not in the local cache and {why}; with a connection, run: {command}")
     try:
         return datasets.load_dataset(*arguments)
     except Exception as error:  # of the hub's client, of what it connects with, of the disk

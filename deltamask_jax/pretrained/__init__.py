@@ -2,7 +2,8 @@
 
 `load` reads Hugging Face safetensors (ViT, CLIP, DINOv2, BERT, RoBERTa), timm's ConvMixer, AugReg npz, and
 trees of Scenic, vision_transformer or our own. `export_huggingface` writes a fine-tuned network the way
-it came; `export_compact` writes the mask and the head alone, tied to the hash of their base.
+it came; `export_adapter` writes low-rank updates or biases alone, for `peft`; `export_compact` a mask and the
+head alone, tied to the hash of their base.
 """
 
 import dataclasses
@@ -11,13 +12,22 @@ from typing import Any
 
 from deltamask_jax.data.tokenization import Tokenization
 from deltamask_jax.models import Model, Params
+from deltamask_jax.pretrained.adapter import export_adapter
 from deltamask_jax.pretrained.checkpoints import read, tokenizer
 from deltamask_jax.pretrained.compact import export_compact, load_compact, params_hash
 from deltamask_jax.pretrained.convert import convert
 from deltamask_jax.pretrained.export import export_huggingface
 from deltamask_jax.private_random import root_key
 
-__all__ = ["load", "with_tokenizer", "export_huggingface", "export_compact", "load_compact", "params_hash"]
+__all__ = [
+    "load",
+    "with_tokenizer",
+    "export_huggingface",
+    "export_adapter",
+    "export_compact",
+    "load_compact",
+    "params_hash",
+]
 
 EMBEDDED = {"glyph_vit": "glyph_vit.safetensors"}  # checkpoint 'embedded'
 
