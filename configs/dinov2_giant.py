@@ -1,0 +1,28 @@
+r"""DINOv2 ViT-g/14: 1.1 billion parameters, with the paper's settings; the last five of forty blocks masked.
+
+    python -m deltamask_jax.main --config=configs/dinov2_giant.py --workdir=runs/dinov2_giant
+    python -m deltamask_jax.main --config=configs/dinov2_giant.py:dataset=tfds:cifar100,alpha=0.1,rho=0.2
+    python -m deltamask_jax.main --config=configs/dinov2_giant.py:smoke    # real size, random weights
+
+d = 141,557,760 masked weights. Memory, by arithmetic: 4.5 GB of float32 weights per device; for each client
+that trains at once 2.8 GB (logits, two Adam moments, their gradient, masked weights; 20 bytes per masked
+weight) and a block's activations, since model.remat keeps no more; 257 tokens of 1,536 channels per image,
+0.8 MB in bfloat16, for the cached prefix. One client at once, so that 16 GB are enough.
+docs/performance.md has the smoke run's measured memory and seconds. Not yet run with its published weights.
+"""
+
+from configs import vit_b16
+
+
+def get_config(options: str = ""):
+    config = vit_b16.get_config(options)
+    config.model.name = "dinov2_giant"
+    config.cohort.chunk = 1
+    config.model.remat = True
+    if config.model.checkpoint:
+        config.model.checkpoint = "hf:facebook/dinov2-giant"
+        config.model.revision = "611a9d42f2335e0f921f1e313ad3c1b7178d206d"
+    else:  # a smoke run is for two CPU cores: random weights, and four patches per image
+        config.model.image_size = 28
+        config.model.dtype = "float32"
+    return config
