@@ -107,6 +107,7 @@ for _name, _shape in {
 }.items():
     PRESETS[f"vit_{_name}"] = _vit(*_shape, eps=1e-12)  # as transformers computes it
     PRESETS[f"augreg_vit_{_name}"] = _vit(*_shape, activation="gelu_tanh")  # as Flax trained it
+    PRESETS[f"timm_vit_{_name}"] = _vit(*_shape)  # as timm computes it
 PRESETS["scenic_vit"] = dataclasses.replace(PRESETS["augreg_vit_b16"], scenic=True)
 for _suffix, _registers in (("", 0), ("_reg", 4)):
     PRESETS |= {

@@ -13,7 +13,6 @@ from flax import serialization, traverse_util
 from deltamask_jax.hub import unreachable
 from deltamask_jax.paths import expanded
 from deltamask_jax.pretrained.tensors import (
-    PICKLE,
     Tensor,
     guess,
     one_line,
@@ -21,6 +20,7 @@ from deltamask_jax.pretrained.tensors import (
     read_npz,
     read_safetensors,
     readable,
+    unpickling,
 )
 
 TENSORS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
@@ -101,7 +101,7 @@ def _instead(directory: Path) -> str:
     """What to do with a folder that holds no checkpoint."""
     files = sorted(file.name for file in directory.iterdir() if file.is_file())
     if pickles := [name for name in files if name.endswith(_PICKLES)]:
-        return f"of {printable(pickles[0])}, {PICKLE}"
+        return f"of {printable(pickles[0])}, {unpickling(Path(pickles[0]))}"
     weights = [printable(name) for name in files if name.endswith((".safetensors", ".npz", ".msgpack"))]
     return f"give the file itself{': ' + ' or '.join(weights[:5]) if weights else ''}"
 
@@ -113,7 +113,7 @@ def _file(path: Path) -> Checkpoint:
     if kind == ".npz":
         return Checkpoint(str(path), read_npz(path), flax=True)
     if kind in _PICKLES:
-        raise ValueError(f"{path}: {PICKLE}")
+        raise ValueError(f"{path}: {unpickling(path)}")
     with path.open("rb") as file:
         is_map = set(file.read(1)) & _MAPS
     if not is_map:

@@ -116,7 +116,7 @@ def test_a_byte_order_mark_is_no_damage(tmp_path):
 
 def test_folders_for_files_and_files_for_folders(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(ValueError, match="of pytorch_model.bin, it is a pickle"):
+    with pytest.raises(ValueError, match=r"of pytorch_model.bin, it is a pickle.*torch.load\("):
         checkpoints.read(str(tmp_path))
     (tmp_path / "pytorch_model.bin").unlink()
     save_file({"a": np.zeros(3, np.float32)}, tmp_path / "vit.safetensors")
