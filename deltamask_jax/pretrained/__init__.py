@@ -29,6 +29,7 @@ __all__ = [
     "params_hash",
 ]
 
+_SPARE_WORDS = 128  # rows of an embedding beyond its tokenizer's words, for round sizes
 EMBEDDED = {"glyph_vit": "glyph_vit.safetensors"}  # checkpoint 'embedded'
 
 
@@ -58,8 +59,7 @@ def with_tokenizer(config: Any, model: Model) -> Model:
 
     Raises:
         FileNotFoundError: none is there, or it is not to be downloaded.
-        ValueError: no checkpoint, a damaged tokenizer, one of more words than the model knows, or the library
-            is not installed.
+        ValueError: no checkpoint, a tokenizer that is damaged or of another model, or no library to read it.
     """
     if config.checkpoint in ("", "embedded"):
         raise ValueError(
@@ -69,9 +69,15 @@ def with_tokenizer(config: Any, model: Model) -> Model:
     if not isinstance(prepared, Tokenization):
         raise ValueError(f"{model.name} reads no texts")
     prepared = dataclasses.replace(prepared, tokenizer=tokenizer(config.checkpoint, config.revision))
-    if prepared.vocabulary() > words:
+    # Embeddings may have some rows more than there are words.
+    if not words - _SPARE_WORDS < prepared.vocabulary() <= words:
         raise ValueError(
             f"the tokenizer of {config.checkpoint} knows {prepared.vocabulary():,} words, "
             f"{model.name} {words:,}: choose the model it was trained with"
+        )
+    if prepared.padding() not in (None, prepared.pad):
+        raise ValueError(
+            f"the tokenizer of {config.checkpoint} pads with word {prepared.padding()}, {model.name} with "
+            f"{prepared.pad}: choose the model it was trained with"
         )
     return dataclasses.replace(model, preprocessing=prepared)
