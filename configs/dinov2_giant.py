@@ -4,11 +4,10 @@ r"""DINOv2 ViT-g/14: 1.1 billion parameters, with the paper's settings; the last
     python -m deltamask_jax.main --config=configs/dinov2_giant.py:dataset=tfds:cifar100,alpha=0.1,rho=0.2
     python -m deltamask_jax.main --config=configs/dinov2_giant.py:smoke    # real size, random weights
 
-d = 141,557,760 masked weights. Memory, by arithmetic: 4.5 GB of float32 weights per device; for each client
-that trains at once 2.8 GB (logits, two Adam moments, their gradient, masked weights; 20 bytes per masked
-weight) and a block's activations, since model.remat keeps no more; 257 tokens of 1,536 channels per image,
-0.8 MB in bfloat16, for the cached prefix. One client at once, so that 16 GB are enough.
-docs/performance.md has the smoke run's measured memory and seconds. Not yet run with its published weights.
+d = 141,557,760 masked weights. Memory per device, by arithmetic: 4.5 GB of float32 weights; 2.8 GB for the
+client that trains (20 bytes per masked weight; XLA's CPU back end plans 35); a block's activations, since
+model.remat keeps no more; 0.8 MB in bfloat16 per example of the cached prefix. The smoke run took 11 minutes
+and 13.1 GiB at most on two busy CPU cores (docs/performance.md). Not yet run with its published weights.
 """
 
 from configs import vit_b16
