@@ -116,8 +116,9 @@ def _rows(
     config: ConfigDict, summary: dict[str, Any], class_names: list[str], split: str
 ) -> list[tuple[str, str]]:
     alpha = f", α = {config.partition.alpha:g}" if config.partition.name == "dirichlet" else ""
-    epsilon, delta = summary.get("epsilon"), summary.get("delta")
+    epsilon, dp = summary.get("epsilon"), config.get("dp")
     privacy = "no differential privacy" if epsilon is None else f"ε = {epsilon:.4g}"
+    privacy += f", δ = {dp.delta:.3g}, per {dp.level}" if dp and epsilon is not None else ""
     probe, revision = summary["linear_probe_accuracy"], config.model.revision
     commit = f", commit {revision}" if revision else ""
     return [
@@ -128,7 +129,7 @@ def _rows(
         ("bytes up", f"{summary['uplink_bytes']:,}"),
         ("bytes down", f"{summary['downlink_bytes']:,}"),
         ("bytes per client", f"{summary['total_bytes_per_client']:,.0f}, up and down"),
-        ("privacy", privacy + ("" if delta is None else f", δ = {delta:.3g}")),
+        ("privacy", privacy),
         ("seed", str(config.seed)),
         ("accuracy", f"{summary['final_accuracy']:.2%} of the {split} examples"),
         *([] if probe is None else [("accuracy of a linear probe", f"{probe:.2%}")]),
