@@ -2,6 +2,7 @@
 
 import pytest
 from huggingface_hub import ModelCard
+from ml_collections import ConfigDict
 
 from deltamask_jax import models
 from deltamask_jax.reporting import card
@@ -12,8 +13,10 @@ from tests.test_export import ENVIRONMENT, SUMMARY
 TEXTS = models.from_architecture(TINY, name="tiny_bert", max_length=6, trained_blocks=1)
 
 
-def written(folder, form="network", summary=SUMMARY, model=None, **changes):
+def written(folder, form="network", summary=SUMMARY, model=None, dp=None, **changes):
     config = tiny_config(**changes)
+    if dp:
+        config = ConfigDict(config.to_dict() | {"dp": dp})  # as config.json comes back
     model = model or models.build(config.model)
     card.write(folder, form, config, model, summary, ENVIRONMENT, ["cat", "d|g"])
     return ModelCard.load(folder / "README.md")
@@ -46,11 +49,12 @@ def test_a_card_says_what_the_run_was_and_what_it_cost(tmp_path):
 
 def test_what_a_run_did_not_have_is_not_claimed(tmp_path):
     summary = SUMMARY | {"linear_probe_accuracy": None, "epsilon": 3.14159}
-    found = written(tmp_path, summary=summary, data="csv:/home/me/pets.csv", validation_examples=9)
+    dp = {"delta": 1e-5, "level": "client"}
+    found = written(tmp_path, summary=summary, data="csv:/home/me/pets.csv", validation_examples=9, dp=dp)
     about = found.data.to_dict()
     assert "base_model" not in about and "datasets" not in about and "/home/me" not in found.content
     assert "| base model | tiny_vit, random weights |" in found.content
-    assert "| privacy | ε = 3.142" in found.content
+    assert "| privacy | ε = 3.142, δ = 1e-05, per client |" in found.content
     assert "75.00% of the validation examples" in found.content and "linear probe" not in found.content
 
 
