@@ -1,9 +1,9 @@
-"""Codecs of flips at d = 500 million: seconds, bytes, and the most memory of a process of their own.
+"""Codecs of flips and votes at d = 500 million: seconds, bytes, and the most memory of a process of its own.
 
     python -m benchmarks.large_codecs --json benchmarks/results/large-codecs-cpu2.json
 
 Flips are a uniform draw, in which side information is worth nothing. The memory before counts Python, jax,
-the flips, and θ where the codec wants it.
+what is encoded, and θ where the codec wants it.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from benchmarks import workload
 from deltamask_jax import codecs
 from deltamask_jax.public_random import MASK, stream_key
 
-CODECS = ("bfuse", "rice", "side_info")
+CODECS = ("bfuse", "rice", "side_info", "tally", "four bfuse")
 _CHUNK = 1 << 24
 
 
@@ -35,24 +35,50 @@ def measure(name: str, d: int, rate: float, seed: int) -> dict:
         for start in range(0, d, _CHUNK)
     ]
     flips = np.concatenate(drawn).astype(np.uint32)
-    theta = rng.integers(0, 1 << 16, d, np.uint16) if name == "side_info" else None
-    context = codecs.Context(d, theta=theta, streams=(stream_key(seed, 1, 0, MASK),))
-    codec, before = codecs.get(name), peak()
-    started = time.perf_counter()
-    payload = codec.encode(flips, context)
+    theta = rng.integers(0, 1 << 16, d, np.uint16) if name in ("side_info", "tally") else None
+    context = codecs.Context(d, theta=theta, streams=(stream_key(seed, 1, 0, MASK),), voters=20)
+    if name == "four bfuse":
+        return {"codec": "bfuse8-png, four together", **count_four(flips, d)}
+    codec, sent = codecs.get(name), flips
+    if name == "tally":  # a vote up where the mask's bit was 0, and down where it was 1
+        sent = np.zeros(d, np.int32)
+        sent[flips] = np.where(context.uniforms(flips) < context.check()[flips], -1, 1)
+    before, started = peak(), time.perf_counter()
+    payload = codec.encode(sent, context)
     encoded = time.perf_counter()
     found = codec.decode(payload, context)
     decoded = time.perf_counter()
     if codec.exact:
-        np.testing.assert_array_equal(found, flips)
+        np.testing.assert_array_equal(found, sent)
     return {
         "codec": codec.name,
         "flips": len(flips),
-        "false flips": len(found) - len(flips),
+        "false flips": len(found) - len(sent),
         "bytes": len(payload),
         "bpp": 8 * len(payload) / d,
         "encode, s": encoded - started,
         "decode, s": decoded - encoded,
+        "GiB before": before,
+        "GiB at most": peak(),
+    }
+
+
+def count_four(flips: np.ndarray, d: int) -> dict:
+    """Counts of four clients' filters of one shape, decoded together; each has half of the flips."""
+    codec, contexts = (
+        codecs.get("bfuse", capacity=len(flips)),
+        [codecs.Context(d, client=k) for k in range(4)],
+    )
+    payloads = [codec.encode(flips[context.client % 2 :: 2], context) for context in contexts]
+    before, started = peak(), time.perf_counter()
+    counts, sizes = codecs.decode_counts(codec, payloads, contexts)
+    decoded = time.perf_counter()
+    assert (counts[flips] >= 2).all()
+    return {
+        "flips": len(flips) * 2,
+        "false flips": int(counts.sum(dtype=np.int64)) - len(flips) * 2,
+        "bytes": sum(map(len, payloads)),
+        "decode, s": decoded - started,
         "GiB before": before,
         "GiB at most": peak(),
     }
