@@ -5,6 +5,7 @@ The order is: parameter paths that match the masking rule, sorted as strings; in
 """
 
 import dataclasses
+import math
 import re
 from typing import Any
 
@@ -15,6 +16,7 @@ from flax import traverse_util
 
 Params = dict[str, Any]
 Kernels = dict[str, jax.Array]  # path -> array, in the order of the index
+MOST = 2**31 - 1  # masked weights: devices count flips in 32 bits with a sign
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +46,7 @@ class FlatIndex:
         """Index every parameter whose whole '/'-joined path matches the regular expression `pattern`.
 
         Raises:
-            ValueError: `pattern` is no regular expression, or nothing matches it.
+            ValueError: `pattern` is no regular expression, or matches nothing, or more than can be counted.
         """
         flat = traverse_util.flatten_dict(params, sep="/")
         try:
@@ -57,7 +59,12 @@ class FlatIndex:
                 "the expression must match the whole path."
             )
         shapes = tuple(tuple(flat[path].shape) for path in paths)
-        ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
+        ends = np.cumsum([math.prod(shape) for shape in shapes])
+        if ends[-1] > MOST:
+            raise ValueError(
+                f"model.masked={pattern!r} matches {ends[-1]:,} weights, more than the {MOST:,} that devices "
+                "can count: lower model.trained_blocks"
+            )
         return cls(tuple(paths), shapes, (0, *(int(e) for e in ends[:-1])), int(ends[-1]))
 
     def kernels(self, params: Params) -> Kernels:

@@ -116,5 +116,11 @@ def candidate_words(key: Key, candidates: int) -> np.ndarray:
 
 
 def uniforms(key: Key, d: int, xp: ModuleType = np):
-    """Uniform integers at positions 0 … d−1, as u16[d]. See `uniforms_at`."""
+    """Uniform integers at positions 0 … d−1, as u16[d]. See `uniforms_at`.
+
+    Raises:
+        ValueError: more positions than 32 bits number.
+    """
+    if d > 1 << 32:
+        raise ValueError(f"a stream has 2^32 uniforms, asked for {d:,}")
     return uniforms_at(key, xp.arange(d, dtype=xp.uint32), xp)

@@ -107,7 +107,7 @@ def _problem(config, workdir: Path | None, whose: str | int, data_of_its_own: st
     params = devices.spread(pretrained.load(config.model, model), mesh)
     directory = None if config.prefix_cache in ("memory", "off") else expanded(config.prefix_cache)
     if methods.trains_prefix(config):
-        model = _without_prefix(_without_cut(config, model))
+        model = _without_prefix(without_cut(config, model))
     on_devices = _fit_on_devices(config, model, params, len(train) + len(test))
     say(f"{model.name}: what the frozen network makes of every example")
     prefix = partial(jax.jit(partial(_kept, model, config.model.dtype)), params)
@@ -149,7 +149,7 @@ def _kept(model: models.Model, dtype: str, params, inputs: jax.Array) -> jax.Arr
     return outputs.astype(features.dtype_of(outputs, dtype))
 
 
-def _without_cut(config, model: models.Model) -> models.Model:
+def without_cut(config, model: models.Model) -> models.Model:
     """The same network with all its blocks in the suffix; the masked weights, by which bpp counts, stay."""
     options = config.model.copy_and_resolve_references()
     options.trained_blocks, options.masked = model.architecture.depth, model.masked

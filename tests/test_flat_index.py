@@ -1,10 +1,11 @@
 """The flat index space: order, round trips, errors."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deltamask_jax.flat_index import FlatIndex
+from deltamask_jax.flat_index import MOST, FlatIndex
 
 PARAMS = {
     "b": {"kernel": np.arange(6.0).reshape(2, 3), "bias": np.zeros(3)},
@@ -41,3 +42,18 @@ def test_merge_replaces_only_masked_kernels(index):
 def test_bad_patterns_are_explained(pattern, message):
     with pytest.raises(ValueError, match=message):
         FlatIndex.create(PARAMS, pattern)
+
+
+def sized(*sizes):
+    """A tree of kernels that nobody allocates."""
+    return {f"k{i}": {"kernel": jax.ShapeDtypeStruct((size, 2), np.float32)} for i, size in enumerate(sizes)}
+
+
+def test_more_weights_than_can_be_counted_are_refused():
+    most = sized(2**29, 2**29 - 1)
+    index = FlatIndex.create(most, ".*kernel")
+    assert index.d == MOST - 1 and index.offsets == (0, 2**30)
+    places = jax.eval_shape(lambda: index.positions())["k1/kernel"]
+    assert (places.shape, places.dtype) == ((2**29 - 1, 2), jnp.uint32)
+    with pytest.raises(ValueError, match="matches 2,147,483,648 weights, more than the 2,147,483,647"):
+        FlatIndex.create(sized(2**29, 2**29), ".*kernel")

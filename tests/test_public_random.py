@@ -87,3 +87,8 @@ def test_uniform_and_independent():
 def test_words_out_of_range_are_refused(arguments):
     with pytest.raises(ValueError, match="must be in 0"):
         stream_key(*arguments)
+
+
+def test_more_uniforms_than_a_stream_has_are_refused():
+    with pytest.raises(ValueError, match="a stream has 2\\^32 uniforms"):
+        uniforms(stream_key(0, 0, 0, MASK), 2**32 + 1)

@@ -47,6 +47,10 @@ class Context:
     seed: int = 0
     voters: int = 0
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.d < 1 << 32:
+            raise ValueError(f"d = {self.d:,}: positions have 32 bits, d is at most {(1 << 32) - 1:,}")
+
     def uniforms(self, positions: np.ndarray | None = None) -> np.ndarray:
         """The first stream's public uniforms at `positions` u32[n], by default at all d: u16[n]."""
         if positions is None:

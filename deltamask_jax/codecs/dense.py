@@ -37,6 +37,11 @@ def dense(dtype: Any = "float32") -> Codec:
 
 
 def _encode(dtype: np.dtype, vector: np.ndarray, context: Context) -> bytes:
+    if context.d * dtype.itemsize >= 1 << 32:
+        raise ValueError(
+            f"{context.d:,} values of {dtype} are more than the 4 GiB an envelope holds: send a narrower "
+            "type, or train fewer weights"
+        )
     vector = np.ascontiguousarray(vector, dtype)
     if vector.shape != (context.d,):
         raise ValueError(f"dense codec takes {dtype}[{context.d}], got {list(vector.shape)}")

@@ -66,6 +66,8 @@ def pack(codec_id: int, flags: int, d: int, n: int, round: int, client: int, bod
     Raises:
         ValueError: a field does not fit its width.
     """
+    if len(body) >= 1 << 32:
+        raise ValueError(f"a payload of {len(body):,} bytes is more than an envelope holds, 4 GiB")
     try:
         fields = _FIELDS.pack(MAGIC, VERSION, codec_id, flags, d, n, round, client, len(body))
     except struct.error as error:

@@ -28,6 +28,7 @@ SMALL = 1 << 16  # below this many positions NumPy is faster than compiling
 COHORT = 32  # clients decoded together, at most; with more lanes XLA no longer fuses their sum
 _COHORT_CHUNK = 1 << 18  # positions a call, cohort
 _SORTED_CHUNK = 1 << 21  # the same on a CPU; the longer, the more positions share what a region fetches
+KEPT = 1 << 28  # positions whose order is kept from round to round; 4 bytes each
 _REGIONS = 97  # of a table; with a power of two, the sort's buckets would contend for the same cache lines
 
 
@@ -58,8 +59,8 @@ def count_all(filters: Sequence[Filter], announced: Sequence[int], counts: np.nd
         what the announced number lets expect; where their sum shows that somebody lied, it is counted.
 
     Filters of equal seed, shape and width are decoded together where there are many positions, others one
-    by one. Memory: 4 * bits bytes per slot of a filter, and on a CPU 64 MB of scratch per core and 4
-    bytes per position that are kept for later cohorts, for each of the last two seeds.
+    by one. Memory: 4 * bits bytes per slot of a filter, and on a CPU 64 MB of scratch per core; up to `KEPT`
+    positions also 4 bytes each that are kept for later cohorts, for each of the last two seeds.
     """
     alike: dict[tuple, list[int]] = {}
     for k, filter in enumerate(filters):
@@ -93,11 +94,12 @@ def _count_cohort(cohort: list[Filter], counts: np.ndarray) -> int:
     present = jnp.arange(table.shape[1]) < len(cohort)
     share = -(-d // threads.count())  # of a core
     chunk = min(_SORTED_CHUNK, 1 << (share - 1).bit_length()) if on_cpu else _COHORT_CHUNK
-    orders = _orders(cohort[0].seed, d, chunk) if on_cpu else {}
+    orders = _orders(cohort[0].seed, d, chunk) if on_cpu and d <= KEPT else {}
 
     def add(start: int) -> int:
         if on_cpu:
-            hits = _count_sorted(cohort[0], table, present, start, orders[start])
+            order = orders[start] if orders else _order(cohort[0].seed, start, chunk)
+            hits = _count_sorted(cohort[0], table, present, start, order)
         else:
             hits = _count_in_order(cohort[0], table, present, start, chunk)
         hits = hits[: d - start]
@@ -136,15 +138,17 @@ def _count_sorted(
 
 @functools.lru_cache(maxsize=2)  # most rounds have the seed of the round before
 def _orders(seed: int, d: int, chunk: int) -> dict[int, np.ndarray]:
-    """{start of a chunk: 0 … chunk−1 by the region of the table where their rows lie, u32[chunk]}."""
-
-    def order(start: int) -> np.ndarray:
-        with jax.enable_x64(True):
-            regions = np.asarray(_regions(np.uint64(start), np.uint64(seed), chunk=chunk))
-        return np.argsort(regions, kind="stable").astype(np.uint32)
-
+    """{start of a chunk: its order, u32[chunk]}."""
     with threads.pool() as pool:
-        return dict(zip(range(0, d, chunk), pool.map(order, range(0, d, chunk)), strict=True))
+        starts = range(0, d, chunk)
+        return dict(zip(starts, pool.map(lambda start: _order(seed, start, chunk), starts), strict=True))
+
+
+def _order(seed: int, start: int, chunk: int) -> np.ndarray:
+    """0 .. chunk-1 by the region of the table where the rows of start + 0 .. chunk-1 lie, u32[chunk]."""
+    with jax.enable_x64(True):
+        regions = np.asarray(_regions(np.uint64(start), np.uint64(seed), chunk=chunk))
+    return np.argsort(regions, kind="stable").astype(np.uint32)
 
 
 def _count_in_order(

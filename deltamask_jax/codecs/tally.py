@@ -101,11 +101,10 @@ def _encode(votes: np.ndarray, context: Context) -> bytes:
             return bits
 
         model = _Model(kind, context.voters, write)
-        near_votes = votes if near is None else votes[near]
-        near_codes = codes if near is None else codes[near]
         for passes, last in _passes(m):
             for part in passes:
-                model.code(near_codes[part], near_votes[part], learn=not last)
+                at = part if near is None else near[part]
+                model.code(codes[at], votes[at], learn=not last)
             model.relearn()
         model.code(codes[far], votes[far], learn=False, nonzero=True)
         states, words = rans.encode_runs(runs, np.zeros(1 << _lanes_log2(m), np.uint16))
@@ -165,21 +164,19 @@ def _decode(payload: bytes, context: Context) -> np.ndarray:
         np.frombuffer(body[start + gap_bytes : words_at], "<u4"), np.frombuffer(body[words_at:], "<u2")
     )
     model = _Model(kind, context.voters, lambda p, _: coded.read(p))
-    near_votes = np.zeros(m, np.int32)
-    near_codes = codes if near is None else codes[near]
+    votes = np.zeros(d, np.int32)
     for passes, last in _passes(m):
         for part in passes:
-            nonzero, values = model.code(near_codes[part], None, learn=not last)
-            near_votes[part][nonzero] = values
+            at = part if near is None else near[part]
+            nonzero, values = model.code(codes[at], None, learn=not last)
+            if isinstance(at, slice):
+                votes[at][nonzero] = values
+            else:
+                votes[at[nonzero]] = values
         model.relearn()
-    _, far_votes = model.code(codes[far], None, learn=False, nonzero=True)
+    _, votes[far] = model.code(codes[far], None, learn=False, nonzero=True)
     if coded.finish().any():
         raise PayloadError("tally payload carries what no sender writes")
-    votes = near_votes
-    if near is not None:
-        votes = np.zeros(d, np.int32)
-        votes[near] = near_votes
-        votes[far] = far_votes
     if mode == _NONE:
         votes += _centre(context)
     if np.count_nonzero(votes) != received.n:
@@ -379,7 +376,10 @@ def _near(codes: np.ndarray, cut: int, kind: _Kind) -> np.ndarray | None:
     """Positions coded one by one, u32[m]; None for all."""
     if cut == 0:
         return None
-    return np.flatnonzero((kind.ranks >= cut)[codes]).astype(np.uint32)
+    is_near, step = kind.ranks >= cut, 1 << 22  # positions at once: NumPy finds them as 64-bit integers
+    starts = range(0, len(codes), step)
+    found = [(np.flatnonzero(is_near[codes[at : at + step]]) + at).astype(np.uint32) for at in starts]
+    return np.concatenate([np.zeros(0, np.uint32), *found])
 
 
 def _far_votes(votes: np.ndarray, codes: np.ndarray, cut: int, kind: _Kind) -> np.ndarray:

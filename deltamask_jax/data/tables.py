@@ -15,6 +15,7 @@ import numpy as np
 
 from deltamask_jax.data import stratify
 from deltamask_jax.data.dataset import DataError, Dataset, LazyImages, Split, Texts, first_line, labelled
+from deltamask_jax.hub import unreachable
 from deltamask_jax.progress import say
 
 _TEST = ("test", "validation", "val", "dev")  # what sources call it, in this order
@@ -61,7 +62,7 @@ def load_hub(name: str, columns: Any) -> Dataset:
 
 
 def _from_hub(datasets: Any, name: str) -> Any:
-    from huggingface_hub import constants, utils
+    from huggingface_hub import constants
 
     repository, _, config = name.partition(",")
     arguments = (repository, config) if config else (repository,)
@@ -72,13 +73,8 @@ def _from_hub(datasets: Any, name: str) -> Any:
             pass
     quoted = ", ".join(f"'{argument}'" for argument in arguments)
     command = f'python -c "import datasets; datasets.load_dataset({quoted})"'
-    try:  # the hub client alone would retry for long
-        utils.get_session().head(constants.ENDPOINT, timeout=3)
-    except Exception as error:
-        raise DataError(
-            f"'hf:{name}' is not in the local cache and {constants.ENDPOINT} cannot be reached "
-            f"({type(error).__name__}); with a connection, run: {command}"
-        ) from None
+    if why := unreachable():
+        raise DataError(f"'hf:{name}' is not in the local cache and {why}; with a connection, run: {command}")
     try:
         return datasets.load_dataset(*arguments)
     except Exception as error:  # of the hub's client, of what it connects with, of the disk
@@ -116,6 +112,7 @@ def _load(path: Path, suffix: str, read: Any, columns: Any) -> Dataset:
 
 
 def _csv_rows(path: Path) -> list[dict[str, str]]:
+    csv.field_size_limit(2**31 - 1)  # Python's own, 131,072 characters, is shorter than some texts
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
@@ -153,15 +150,32 @@ def _columns(rows: list[dict[str, Any]], columns: Any, where: str) -> tuple[Any,
     """Texts, labels, and who wrote them."""
     wanted = [columns.text, columns.label, *([columns.user] if columns.user else [])]
     for name in wanted:
-        lacking = next((i for i, row in enumerate(rows, 1) if row.get(name) is None), None)
+        lacking = next((i for i, row in enumerate(rows, 1) if name not in row), None)
         if lacking is not None:
             has = ", ".join(map(str, list(rows[lacking - 1])[:8]))
             raise DataError(
                 f"{where}: row {lacking} has no {name!r}, only {has}; config.columns names the columns"
             )
+        # A text may be empty; a label or a user that is would be one more of them.
+        nothing = (None,) if name == columns.text else (None, "")
+        empty = next((i for i, row in enumerate(rows, 1) if row[name] in nothing), None)
+        if empty is not None:
+            raise DataError(f"{where}: row {empty} has an empty {name!r}: fill it in, or leave the row out")
+    for number, row in enumerate(rows, 1):
+        if not _is_text(row[columns.text]):
+            raise DataError(f"{where}: row {number}: {columns.text!r} is no text of whole characters")
     texts = Texts(tuple(str(row[columns.text]) for row in rows))
     users = [row[columns.user] for row in rows] if columns.user else None
     return texts, [row[columns.label] for row in rows], users
+
+
+def _is_text(value: Any) -> bool:
+    """Whether UTF-8 can say it: lists, objects and halves of characters are no text."""
+    try:
+        str(value).encode()
+    except UnicodeEncodeError:
+        return False
+    return not isinstance(value, list | dict)
 
 
 def _image_rows(part: Any, columns: Any, where: str) -> tuple[Any, list[Any], list[Any] | None]:

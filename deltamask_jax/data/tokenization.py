@@ -46,6 +46,11 @@ class Tokenization:
         """
         return _tokenizer(self.tokenizer, self.length).get_vocab_size()
 
+    def padding(self) -> int | None:
+        """The number of the tokenizer's own padding word; None where it has none of the usual names."""
+        tokenizer = _tokenizer(self.tokenizer, self.length)
+        return next(filter(lambda at: at is not None, map(tokenizer.token_to_id, ("[PAD]", "<pad>"))), None)
+
 
 @functools.lru_cache(maxsize=4)
 def _tokenizer(text: str, length: int) -> Any:

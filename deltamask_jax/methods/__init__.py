@@ -29,7 +29,7 @@ from deltamask_jax.privacy import mechanism
 from deltamask_jax.registry import look_up
 from deltamask_jax.task import Task
 
-__all__ = ["METHODS", "Method", "build", "check", "trains_prefix"]
+__all__ = ["METHODS", "Method", "build", "check", "trains_prefix", "tunes_parts"]
 
 
 def _masks(config) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def check(config) -> None:
     look_up("config.method", config.method, METHODS)
     flip_codecs(config)
     check_aggregator(config)
-    if _tunes_parts(config):
+    if tunes_parts(config):
         check_kind(config.peft.kind, look_up("model", config.model.name, PRESETS), config.model.name)
     if config.method == "fedcof" and (config.rounds, config.head.init) != (1, "he"):
         raise ValueError(
@@ -150,14 +150,14 @@ def _check_privacy(config) -> None:
         )
 
 
-def _tunes_parts(config) -> bool:
+def tunes_parts(config) -> bool:
     """Whether what is trained is what `config.peft` says."""
     return config.method == "peft" or (config.method == "feedsign" and config.feedsign.trained == "peft")
 
 
 def trains_prefix(config) -> bool:
     """Whether the method trains parameters before the frozen prefix's cut, so that nothing can be cached."""
-    if _tunes_parts(config):
+    if tunes_parts(config):
         return tunes_prefix(config.peft)
     return config.method in WEIGHT_METHODS and config.fedavg.trained == "backbone"
 

@@ -8,7 +8,8 @@ head is not part of it. Reading and writing checkpoints is the business of
 import dataclasses
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import flax
@@ -18,12 +19,14 @@ import numpy as np
 
 from deltamask_jax.data import preprocessing
 from deltamask_jax.data.tokenization import Tokenization
+from deltamask_jax.flat_index import FlatIndex
 from deltamask_jax.models.bert import BertConfig, TextTransformer
 from deltamask_jax.models.convmixer import ConvMixerConfig
 from deltamask_jax.models.vit import VisionTransformer, ViTConfig
 from deltamask_jax.registry import look_up
 
 Params = dict[str, Any]
+DRAWN_AT_ONCE = 1 << 29  # random parameters; one draw takes five times their memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +107,7 @@ for _name, _shape in {
 }.items():
     PRESETS[f"vit_{_name}"] = _vit(*_shape, eps=1e-12)  # as transformers computes it
     PRESETS[f"augreg_vit_{_name}"] = _vit(*_shape, activation="gelu_tanh")  # as Flax trained it
+    PRESETS[f"timm_vit_{_name}"] = _vit(*_shape)  # as timm computes it
 PRESETS["scenic_vit"] = dataclasses.replace(PRESETS["augreg_vit_b16"], scenic=True)
 for _suffix, _registers in (("", 0), ("_reg", 4)):
     PRESETS |= {
@@ -131,7 +135,7 @@ def build(config: Any) -> Model:
 
     Raises:
         ValueError: unknown name, image size no multiple of the patch, texts longer than it reads, too many
-            trained blocks, or a masking rule that matches nothing or reaches into the frozen prefix.
+            trained blocks, or a masking rule that matches nothing, too much, or what is in the frozen prefix.
     """
     return from_architecture(
         look_up("model", config.name, PRESETS),
@@ -182,12 +186,13 @@ def from_architecture(
         trained_blocks=trained_blocks,
         preprocessing=prepared,
         masked=masked or architecture.masked_pattern(trained_blocks),
-        init=jax.jit(lambda key: _random(key, shapes)),
+        init=_initialiser(shapes),
         prefix=lambda params, images: module.apply({"params": params}, images, method="prefix"),
         suffix=lambda params, tokens: module.apply({"params": params}, tokens, method="suffix"),
     )
     if masked:
         _check_masked(model)
+    FlatIndex.create(shapes, model.masked)  # refuses more weights than can be numbered
     return model
 
 
@@ -207,18 +212,39 @@ def _prepared(
     return PREPROCESSING.get(name, PREPROCESSING[architecture.family]).at(size)
 
 
-def _random(key: jax.Array, shapes: Params) -> Params:
+def _initialiser(shapes: Params) -> Callable[[jax.Array], Params]:
+    """key -> random parameters of these shapes; of what is large one after the other."""
+    sizes = [leaf.size for leaf in jax.tree.leaves(shapes)]
+    ends = np.cumsum(sizes)
+
+    def at_once(key: jax.Array) -> Params:
+        # Without the barrier a GPU's compiler writes the generator into every slice: minutes for ViT-B.
+        noise = jax.lax.optimization_barrier(jax.random.normal(key, (ends[-1],)))
+        return _random([noise[end - size : end] for size, end in zip(sizes, ends, strict=True)], shapes)
+
+    def one_by_one(key: jax.Array) -> Params:
+        return _random((_normal(key, i, size) for i, size in enumerate(sizes)), shapes)
+
+    return one_by_one if ends[-1] > DRAWN_AT_ONCE else jax.jit(at_once)
+
+
+@partial(jax.jit, static_argnums=2)
+def _normal(key: jax.Array, number: int, size: int) -> jax.Array:
+    return jax.random.normal(jax.random.fold_in(key, number), (size,))
+
+
+def _random(noise: Iterable[jax.Array], shapes: Params) -> Params:
     """Random parameters: kernels normal with variance 1/fan-in, tokens and positions 0.02.
 
-    All from one draw: Flax's own init compiles a random generator for every parameter, which takes
-    seconds even for the smallest network.
+    Flax's own init compiles a random generator for every parameter, which takes seconds even for the smallest
+    network.
+
+    Args:
+        noise: normal values of every parameter, in the order of the tree.
     """
     leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
-    ends = np.cumsum([leaf.size for _, leaf in leaves])
-    # Without the barrier a GPU's compiler writes the generator into every slice: minutes for ViT-B.
-    noise = jax.lax.optimization_barrier(jax.random.normal(key, (ends[-1],)))
     values = []
-    for (path, leaf), end in zip(leaves, ends, strict=True):
+    for (path, leaf), normal in zip(leaves, noise, strict=True):
         module, name = path[-2].key if len(path) > 1 else "", path[-1].key
         if name in ("bias", "mean"):
             values.append(jnp.zeros(leaf.shape))
@@ -228,7 +254,7 @@ def _random(key: jax.Array, shapes: Params) -> Params:
             split_heads = module in ("query", "key", "value")  # [inputs, heads, outputs]
             inputs = leaf.shape[0] if split_heads else math.prod(leaf.shape[:-1])
             std = inputs**-0.5 if name == "kernel" else 0.02
-            values.append(std * noise[end - leaf.size : end].reshape(leaf.shape))
+            values.append(std * normal.reshape(leaf.shape))
     return jax.tree.unflatten(tree, values)
 
 

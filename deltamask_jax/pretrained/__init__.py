@@ -2,7 +2,8 @@
 
 `load` reads Hugging Face safetensors (ViT, CLIP, DINOv2, BERT, RoBERTa), timm's ConvMixer, AugReg npz, and
 trees of Scenic, vision_transformer or our own. `export_huggingface` writes a fine-tuned network the way
-it came; `export_compact` writes the mask and the head alone, tied to the hash of their base.
+it came; `export_adapter` writes low-rank updates or biases alone, for `peft`; `export_compact` a mask and the
+head alone, tied to the hash of their base.
 """
 
 import dataclasses
@@ -11,14 +12,24 @@ from typing import Any
 
 from deltamask_jax.data.tokenization import Tokenization
 from deltamask_jax.models import Model, Params
+from deltamask_jax.pretrained.adapter import export_adapter
 from deltamask_jax.pretrained.checkpoints import read, tokenizer
 from deltamask_jax.pretrained.compact import export_compact, load_compact, params_hash
 from deltamask_jax.pretrained.convert import convert
 from deltamask_jax.pretrained.export import export_huggingface
 from deltamask_jax.private_random import root_key
 
-__all__ = ["load", "with_tokenizer", "export_huggingface", "export_compact", "load_compact", "params_hash"]
+__all__ = [
+    "load",
+    "with_tokenizer",
+    "export_huggingface",
+    "export_adapter",
+    "export_compact",
+    "load_compact",
+    "params_hash",
+]
 
+_SPARE_WORDS = 128  # rows of an embedding beyond its tokenizer's words, for round sizes
 EMBEDDED = {"glyph_vit": "glyph_vit.safetensors"}  # checkpoint 'embedded'
 
 
@@ -48,8 +59,7 @@ def with_tokenizer(config: Any, model: Model) -> Model:
 
     Raises:
         FileNotFoundError: none is there, or it is not to be downloaded.
-        ValueError: no checkpoint, a damaged tokenizer, one of more words than the model knows, or the library
-            is not installed.
+        ValueError: no checkpoint, a tokenizer that is damaged or of another model, or no library to read it.
     """
     if config.checkpoint in ("", "embedded"):
         raise ValueError(
@@ -59,9 +69,15 @@ def with_tokenizer(config: Any, model: Model) -> Model:
     if not isinstance(prepared, Tokenization):
         raise ValueError(f"{model.name} reads no texts")
     prepared = dataclasses.replace(prepared, tokenizer=tokenizer(config.checkpoint, config.revision))
-    if prepared.vocabulary() > words:
+    # Embeddings may have some rows more than there are words.
+    if not words - _SPARE_WORDS < prepared.vocabulary() <= words:
         raise ValueError(
             f"the tokenizer of {config.checkpoint} knows {prepared.vocabulary():,} words, "
             f"{model.name} {words:,}: choose the model it was trained with"
+        )
+    if prepared.padding() not in (None, prepared.pad):
+        raise ValueError(
+            f"the tokenizer of {config.checkpoint} pads with word {prepared.padding()}, {model.name} with "
+            f"{prepared.pad}: choose the model it was trained with"
         )
     return dataclasses.replace(model, preprocessing=prepared)

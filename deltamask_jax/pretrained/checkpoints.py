@@ -10,9 +10,9 @@ import jax
 import numpy as np
 from flax import serialization, traverse_util
 
+from deltamask_jax.hub import unreachable
 from deltamask_jax.paths import expanded
 from deltamask_jax.pretrained.tensors import (
-    PICKLE,
     Tensor,
     guess,
     one_line,
@@ -20,6 +20,7 @@ from deltamask_jax.pretrained.tensors import (
     read_npz,
     read_safetensors,
     readable,
+    unpickling,
 )
 
 TENSORS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
@@ -100,7 +101,7 @@ def _instead(directory: Path) -> str:
     """What to do with a folder that holds no checkpoint."""
     files = sorted(file.name for file in directory.iterdir() if file.is_file())
     if pickles := [name for name in files if name.endswith(_PICKLES)]:
-        return f"of {printable(pickles[0])}, {PICKLE}"
+        return f"of {printable(pickles[0])}, {unpickling(Path(pickles[0]))}"
     weights = [printable(name) for name in files if name.endswith((".safetensors", ".npz", ".msgpack"))]
     return f"give the file itself{': ' + ' or '.join(weights[:5]) if weights else ''}"
 
@@ -112,7 +113,7 @@ def _file(path: Path) -> Checkpoint:
     if kind == ".npz":
         return Checkpoint(str(path), read_npz(path), flax=True)
     if kind in _PICKLES:
-        raise ValueError(f"{path}: {PICKLE}")
+        raise ValueError(f"{path}: {unpickling(path)}")
     with path.open("rb") as file:
         is_map = set(file.read(1)) & _MAPS
     if not is_map:
@@ -212,7 +213,7 @@ def _json(path: Path) -> dict[str, Any]:
 def _download(name: str, revision: str) -> Path:
     """The hub repository's directory in the local cache, filled if need be."""
     import huggingface_hub as hub  # slow to import, rarely needed
-    from huggingface_hub import constants, errors, utils
+    from huggingface_hub import errors
 
     wanted: dict[str, Any] = {
         "revision": revision or None,
@@ -230,13 +231,10 @@ def _download(name: str, revision: str) -> Path:
         raise ValueError(f"checkpoint 'hf:{name}' is no hub id: {one_line(error)}") from None
     at = f" --revision {revision}" if revision else ""
     command = f"hf download {name} {' '.join(missing)} {CONFIG}{at}"
-    try:  # the hub client alone would retry for 20 seconds
-        utils.get_session().head(constants.ENDPOINT, timeout=3)
-    except Exception as error:
+    if why := unreachable():
         raise FileNotFoundError(
-            f"'hf:{name}' is not whole in the local cache and {constants.ENDPOINT} cannot be reached "
-            f"({type(error).__name__}); with a connection, run: {command}"
-        ) from None
+            f"'hf:{name}' is not whole in the local cache and {why}; with a connection, run: {command}"
+        )
     try:
         directory = Path(hub.snapshot_download(name, **wanted))
     except Exception as error:  # of the hub's client, of what it connects with, of the disk

@@ -10,7 +10,7 @@ import numpy as np
 from flax import traverse_util
 
 from deltamask_jax.models import Model, Params
-from deltamask_jax.pretrained import layouts, positions
+from deltamask_jax.pretrained import foreign, layouts, positions
 from deltamask_jax.pretrained.checkpoints import Checkpoint
 from deltamask_jax.pretrained.tensors import FLOATS, Tensor, printable
 
@@ -24,6 +24,7 @@ _LISTED = 20  # names in one error; the rest is counted
 def convert(checkpoint: Checkpoint, model: Model) -> Params:
     """Brings an opened checkpoint into the model's names, axes and image size; see `load`."""
     shapes = layouts.parameter_shapes(model)
+    checkpoint = foreign.translated(checkpoint, model.architecture)
     if roots := {found[1] for key in checkpoint.tensors if (found := _NATIVE.fullmatch(key))}:
         _check_gelu(checkpoint, model)
         tensors = _renamed(checkpoint, roots, _linen)
@@ -146,10 +147,11 @@ def _describes(config: dict[str, Any], ours: dict[str, Any], layout: layouts.Lay
 
 def _check_gelu(checkpoint: Checkpoint, model: Model) -> None:
     """Flax's GELU is the tanh approximation and its epsilon 1e-6; transformers' ViT differs in both."""
-    if checkpoint.flax and model.name.startswith("vit_"):
+    name = model.name.removeprefix("timm_")
+    if checkpoint.flax and name.startswith("vit_"):
         raise ValueError(
             f"{checkpoint.source} was trained by Flax code, whose GELU and LayerNorm differ from "
-            f"{model.name}'s; set model.name='augreg_{model.name}'"
+            f"{model.name}'s; set model.name='augreg_{name}'"
         )
 
 

@@ -52,16 +52,13 @@ def export_huggingface(
     flat = traverse_util.flatten_dict(params, sep="/")
     wanted = layouts.stored(a, layouts.parameter_shapes(model))
     tensors = {t.key: t.write(np.asarray(flat[path], np.float32)) for path, t in wanted.items()}
-    config, prefix = _config(model, head)
-    tensors = {_prefixed(key, prefix): value for key, value in tensors.items()}
+    config, prefix = published_config(model, head)
+    tensors = {prefixed(key, prefix): value for key, value in tensors.items()}
+    if a.family == "dinov2":  # unused, but transformers warns of files without it
+        tensors[f"{prefix}embeddings.mask_token"] = np.zeros((1, a.width), np.float32)
     if head is not None:
-        kernel, bias = (np.asarray(head[name], np.float32) for name in ("kernel", "bias"))
-        if kernel.shape != (model.feature_dim, *bias.shape) or len(class_names) not in (0, len(bias)):
-            raise ValueError(
-                f"a head of shapes {[*kernel.shape]} and {[*bias.shape]} with {len(class_names)} class names "
-                f"is none of {model.name}, which gives {model.feature_dim} features"
-            )
-        tensors |= _classifier(a.family, kernel, bias)
+        kernel, bias = checked_head(model, head, class_names)
+        tensors |= classifier(a.family, kernel, bias)
         names = class_names or [f"LABEL_{i}" for i in range(len(bias))]
         config["id2label"] = {str(i): name for i, name in enumerate(names)}
         config["label2id"] = {name: i for i, name in enumerate(names)}
@@ -71,18 +68,39 @@ def export_huggingface(
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     if head is not None:
         write_safetensors(directory / "head.safetensors", {"kernel": kernel, "bias": bias}, {})
+    write_preprocessing(directory, model)
+
+
+def write_preprocessing(directory: Path, model: Model) -> None:
+    """The tokenizer or the image processor's settings, as transformers reads them."""
     if isinstance(model.preprocessing, Tokenization):
         (directory / "tokenizer.json").write_text(model.preprocessing.tokenizer, encoding="utf-8")
-    elif a.family != "convmixer":
-        processor = _processor(a.family, model.preprocessing)
+    elif model.architecture.family != "convmixer":
+        processor = _processor(model.architecture.family, model.preprocessing)
         (directory / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
 
 
-def _prefixed(key: str, prefix: str) -> str:
+def checked_head(model: Model, head: Head, class_names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Kernel and bias of a head that fits the model.
+
+    Raises:
+        ValueError: it has other shapes, or not one name per class.
+    """
+    kernel, bias = (np.asarray(head[name], np.float32) for name in ("kernel", "bias"))
+    if kernel.shape != (model.feature_dim, *bias.shape) or len(class_names) not in (0, len(bias)):
+        raise ValueError(
+            f"a head of shapes {[*kernel.shape]} and {[*bias.shape]} with {len(class_names)} class names "
+            f"is none of {model.name}, which gives {model.feature_dim} features"
+        )
+    return kernel, bias
+
+
+def prefixed(key: str, prefix: str) -> str:
+    """A name below the backbone's prefix; CLIP's projection stands outside."""
     return key if key.startswith("visual_projection") else prefix + key
 
 
-def _config(model: Model, head: Head | None) -> tuple[dict[str, Any], str]:
+def published_config(model: Model, head: Head | None) -> tuple[dict[str, Any], str]:
     """config.json, and the prefix its architecture gives to the names of the backbone."""
     a = model.architecture
     p = model.preprocessing
@@ -108,9 +126,10 @@ def _config(model: Model, head: Head | None) -> tuple[dict[str, Any], str]:
     return config | {"architectures": [name]}, "" if head is None else f"{kind}."
 
 
-def _classifier(family: str, kernel: np.ndarray, bias: np.ndarray) -> dict[str, np.ndarray]:
+def classifier(family: str, kernel: np.ndarray, bias: np.ndarray) -> dict[str, np.ndarray]:
+    """A head as the tensors of the family's own classifier; none where that pools otherwise than we do."""
     weight = np.ascontiguousarray(kernel.T)
-    if family in ("clip", "bert", "roberta"):  # whose classifiers in transformers pool otherwise
+    if family in ("clip", "bert", "roberta"):
         return {}
     if family == "convmixer":
         return {"head.weight": weight, "head.bias": bias}

@@ -86,6 +86,18 @@ _BERT = {
     "MlpBlock_0/Dense_0": "intermediate.dense",
     "MlpBlock_0/Dense_1": "output.dense",
 }
+# Modules that transformers 5 names otherwise than the files it reads and writes, and what adapters must name.
+_RENAMED = {
+    "attention.attention.query": "attention.q_proj",
+    "attention.attention.key": "attention.k_proj",
+    "attention.attention.value": "attention.v_proj",
+    "attention.output.dense": "attention.o_proj",
+}
+MODULES = {
+    "vit": _RENAMED
+    | {"encoder.layer.": "layers.", "intermediate.dense": "mlp.fc1", "output.dense": "mlp.fc2"},
+    "dinov2": _RENAMED | {"mlp.weights_out": "mlp.down_proj"},
+}
 _LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 _LEAVES |= {"embedding": "weight"}
 
@@ -221,6 +233,15 @@ def _stored(names: dict[str, str], family: str, path: str, shape: Shape) -> Stor
         return Stored(key, (shape[3], shape[2], shape[0], shape[1]), (2, 3, 1, 0))
     inputs = math.prod(shape[:-1]) if module.endswith("/out") else shape[0]
     return Stored(key, (math.prod(shape) // inputs, inputs), (1, 0))
+
+
+def modules(family: str, key: str) -> list[str]:
+    """The modules of transformers 5 for a module's name in files: one, or both halves of a gated kernel."""
+    for old, new in MODULES.get(family, {}).items():
+        key = key.replace(old, new)
+    if key.endswith("mlp.weights_in"):
+        return [key.replace("weights_in", half) for half in ("gate_proj", "up_proj")]
+    return [key]
 
 
 def parameter_shapes(model: Any) -> dict[str, tuple[int, ...]]:

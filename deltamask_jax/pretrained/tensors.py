@@ -20,6 +20,12 @@ _TYPES = {
     "U8": "uint8", "U16": "uint16", "U32": "uint32", "U64": "uint64",
 }  # fmt: skip
 PICKLE = "it is a pickle, which can run code; convert it to safetensors first"
+# What converts one, without running what it holds.
+_CONVERSION = (
+    'python -c "import torch; from safetensors.torch import save_file; '
+    "save_file({{k: v.clone().contiguous() for k, v in torch.load('{file}', weights_only=True).items()}}, "
+    "'{to}')\""
+)
 # First bytes of files that are often taken for a checkpoint.
 _STARTS = {
     b"version https://git-lfs": "it is a Git LFS pointer, run `git lfs pull`",
@@ -81,6 +87,11 @@ def printable(text: str, most: int = 100) -> str:
     """Text of a file, for an error: cut, and what would move the cursor is escaped."""
     cut = text if len(text) <= most else text[: most - 1] + "…"
     return cut if cut.isprintable() else repr(cut)[1:-1]
+
+
+def unpickling(path: Path) -> str:
+    """What to do with a pickle of tensors."""
+    return f"{PICKLE}: {_CONVERSION.format(file=printable(path.name), to='model.safetensors')}"
 
 
 def guess(path: Path) -> str:

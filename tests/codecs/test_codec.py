@@ -46,3 +46,22 @@ def test_a_context_without_theta_or_streams_is_checked():
 def test_invalid_positions_are_refused(positions):
     with pytest.raises(ValueError, match="positions"):
         codecs.get("rice").encode(np.array(positions), codecs.Context(d=100))
+
+
+@pytest.mark.parametrize("d", [-1, 2**32, 2**33])
+def test_more_positions_than_32_bits_number_are_refused(d):
+    with pytest.raises(ValueError, match="at most 4,294,967,295"):
+        codecs.Context(d)
+
+
+def test_the_last_positions_of_32_bits_arrive():
+    positions = np.array([0, 5, 2**31 - 1, 2**31, 2**32 - 3, 2**32 - 2], np.uint32)
+    context = codecs.Context(2**32 - 1)
+    rice = codecs.get("rice")
+    np.testing.assert_array_equal(rice.decode(rice.encode(positions, context), context), positions)
+
+
+def test_values_that_no_envelope_holds_are_refused_before_they_are_copied():
+    endless = np.broadcast_to(np.float32(0), (2**30,))
+    with pytest.raises(ValueError, match="1,073,741,824 values of float32 are more than the 4 GiB"):
+        codecs.get("dense").encode(endless, codecs.Context(2**30))

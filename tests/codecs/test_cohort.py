@@ -75,6 +75,17 @@ def test_the_accelerators_path_counts_the_same(settings, monkeypatch):
     np.testing.assert_array_equal(codecs.decode_counts(codec, payloads, contexts)[0], expected)
 
 
+def test_orders_that_are_too_long_to_keep_are_made_anew(monkeypatch):
+    codec = codecs.get("bfuse", capacity=300)
+    positions, contexts = cohort(5, [300], d=5000)
+    payloads = codecs.encode_cohort(codec, positions, contexts)
+    expected, _ = codecs.decode_counts(codec, payloads, contexts)
+    for name, value in (("SMALL", 0), ("_SORTED_CHUNK", 1 << 11), ("KEPT", 0)):
+        monkeypatch.setattr(membership, name, value)
+    monkeypatch.setattr(membership, "_orders", None)  # none are kept
+    np.testing.assert_array_equal(codecs.decode_counts(codec, payloads, contexts)[0], expected)
+
+
 def test_capacity_gives_clients_one_seed_and_shape():
     codec = codecs.get("bfuse", capacity=500, container="raw")
     positions, contexts = cohort(4, [300, 400, 450, 500])

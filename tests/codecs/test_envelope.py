@@ -57,3 +57,12 @@ def test_fields_that_do_not_fit_are_a_callers_error(field):
     fields = {"codec_id": 1, "flags": 0, "d": 30, "n": 1, "round": 0, "client": 0, "body": b""}
     with pytest.raises(ValueError, match="out of range"):
         envelope.pack(**fields | {field: 1 << 32})
+
+
+def test_a_body_longer_than_its_field_is_refused():
+    class Endless(bytes):
+        def __len__(self):
+            return 1 << 32
+
+    with pytest.raises(ValueError, match="4,294,967,296 bytes is more than an envelope holds"):
+        envelope.pack(1, 0, 30, 1, 0, 0, Endless())

@@ -29,6 +29,14 @@ def test_seeds_that_wrap_around_64_bits_agree(seed):
     np.testing.assert_array_equal(membership.query_all(built, d), expected)
 
 
+def test_the_last_positions_of_32_bits_hash_alike():
+    start, seed = 2**32 - 1000, 2**63 + 12345
+    words = np.array([seed & 0xFFFFFFFF, seed >> 32], np.uint32)
+    low, high = membership.hash_positions(np.uint32(start), words, 1000)
+    expected = fingerprints.murmur64(np.arange(start, 2**32, dtype=np.uint64), seed)
+    np.testing.assert_array_equal(np.asarray(low) | np.asarray(high).astype(np.uint64) << 32, expected)
+
+
 @pytest.mark.parametrize(("bits", "kind"), [(8, "fuse3"), (16, "fuse3"), (8, "fuse4"), (8, "xor3")])
 def test_false_positive_rate(bits, kind):
     positions = random_positions(4000, 1 << 20)

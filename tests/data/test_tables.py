@@ -85,6 +85,11 @@ def test_without_a_split_a_fifth_of_every_class_is_the_test(kind, tmp_path, caps
         ("jsonl", '{"text": "a", "label": 1}\n{"text": "b"}\n', "row 2 has no 'label', only text"),
         ("jsonl", '{"text": "a", "label": [1]}\n', "must be names or whole numbers"),
         ("jsonl", '{"text": "a", "label": 1}\n', "of the one class"),
+        ("jsonl", '{"text": null, "label": 1}\n', "row 1 has an empty 'text': fill it in"),
+        ("jsonl", '{"text": ["a"], "label": 1}\n', "row 1: 'text' is no text of whole characters"),
+        ("jsonl", '{"text": "\\ud83d", "label": 1}\n', "row 1: 'text' is no text of whole characters"),
+        ("jsonl", '{"text": "a", "label": 0.5}\n', "must be names or whole numbers, got 0.5"),
+        ("csv", "text,label\na,1\nb,\n", "row 2 has an empty 'label'"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(kind, content, message, tmp_path):
@@ -93,6 +98,17 @@ def test_what_is_wrong_is_said_in_a_line(kind, content, message, tmp_path):
     with pytest.raises(DataError, match=message) as error:
         data.load(f"{kind}:{file}")
     assert len(str(error.value).splitlines()) == 1
+
+
+ODD = ["", " ", "😀👩‍👩‍👧 🇺🇳", "שלום עולם, مرحبا", "a\u202eb\u0000\ufeff", "x" * 200_000, "word " * 20_000]
+
+
+def test_texts_arrive_as_they_are_however_odd(kind, tmp_path):
+    rows = [{"text": text, "label": f"{i % 2}.0"} for i, text in enumerate(2 * ODD)]  # names, not numbers
+    (tmp_path / f"odd.{kind}").write_text(WRITERS[kind](rows), encoding="utf-8")
+    loaded = data.load(f"{kind}:{tmp_path}/odd.{kind}")
+    assert loaded.class_names == ("0.0", "1.0")
+    assert sorted({*loaded.train.images.texts, *loaded.test.images.texts}) == sorted(set(ODD))
 
 
 def test_a_file_that_is_not_there(kind, tmp_path):

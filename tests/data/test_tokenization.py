@@ -34,6 +34,21 @@ def test_texts_are_cut_and_padded():
     assert prepared.vocabulary() == 7
 
 
+def test_texts_however_odd_are_as_long_as_all_others():
+    texts = ["", "😀👩‍👩‍👧", "שלום good مرحبا", "good\u202e\u0000bad", "x" * 100_000, "good " * 20_000]
+    words = Tokenization(6, 0, TOKENIZER).apply(texts)
+    assert words.tolist()[2:] == [
+        [2, 1, 4, 1, 3, 0], [2, 4, 1, 5, 3, 0], [2, 1, 3, 0, 0, 0], [2, 4, 4, 4, 4, 3]
+    ]  # fmt: skip
+    assert (words[:, 0] == 2).all() and words.shape == (6, 6)
+
+
+def test_the_padding_word_is_known_by_its_usual_names():
+    assert Tokenization(6, 0, TOKENIZER).padding() == 0
+    assert Tokenization(6, 0, TOKENIZER.replace('"[PAD]": 0', '"<pad>": 7')).padding() == 7
+    assert Tokenization(6, 0, TOKENIZER.replace("[PAD]", "other")).padding() is None
+
+
 def test_a_damaged_tokenizer_is_named():
     with pytest.raises(ValueError, match="tokenizer.json is damaged"):
         Tokenization(6, 0, "{").vocabulary()

@@ -82,6 +82,12 @@ def test_padding_changes_nothing(random):
     assert not tokens[1, 7:].any() and tokens[1, :7].any(axis=-1).all()
 
 
+def test_a_text_without_a_word_has_features(random):
+    model, params, _ = random
+    nothing = np.full((1, 12), FAMILIES["bert"].pad, np.int32)
+    assert np.isfinite(model.suffix(params, model.prefix(params, nothing))).all()
+
+
 @pytest.mark.parametrize("kind", ["bias", "adapter", "prompt", "lora", "fedsb", "unilora"])
 def test_every_part_that_may_be_tuned_reaches_the_features(random, kind):
     model, params, features = random

@@ -12,7 +12,7 @@ from deltamask_jax.flat_index import FlatIndex
 NAMES = sorted(path.stem for path in Path(__file__).parents[2].glob("configs/*.py"))
 PAPER = {"convmixer_768_32": 3_137_280, "dinov2_small": 8_847_360, "vit_b16": 35_389_440}
 PAPER |= {"clip_vit_b32": 35_389_440, "dinov2_base": 35_389_440}
-PAPER |= {"clip_vit_l14": 62_914_560, "dinov2_large": 62_914_560}
+PAPER |= {"clip_vit_l14": 62_914_560, "dinov2_large": 62_914_560, "dinov2_giant": 141_557_760}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -113,7 +113,9 @@ def test_bfloat16_computes_in_half_and_returns_float32():
     assert not np.array_equal(features, expected)
 
 
-def test_random_parameters_are_scaled_by_their_fan_in():
+@pytest.mark.parametrize("at_once", [True, False])
+def test_random_parameters_are_scaled_by_their_fan_in(at_once, monkeypatch):
+    monkeypatch.setattr(models, "DRAWN_AT_ONCE", 1 << 29 if at_once else 0)
     architecture = ViTConfig("vit", width=128, depth=1, heads=4, mlp=512, patch=16)
     model = models.from_architecture(architecture, trained_blocks=1)
     params = model.init(jax.random.key(0))
@@ -128,6 +130,7 @@ def test_random_parameters_are_scaled_by_their_fan_in():
         np.testing.assert_allclose(kernel.std() * inputs**0.5, 1, atol=0.02)
     assert not np.any(mlp["Dense_0"]["bias"]) and np.all(block["LayerNorm_0"]["scale"] == 1)
     assert np.any(model.init(jax.random.key(1))["cls"] != params["cls"])
+    assert np.any(attention["query"]["kernel"] != attention["key"]["kernel"])
 
 
 def test_random_parameters_are_sliced_from_one_draw():
@@ -179,3 +182,10 @@ def test_every_preset_has_shapes_that_fit(name):
     assert tokens.dtype == jnp.bfloat16 and features.dtype == jnp.float32
     assert features.shape == (2, model.feature_dim)
     assert model.image_size == getattr(model.preprocessing, "size", 0)
+
+
+def test_a_network_of_more_masked_weights_than_can_be_counted_is_refused():
+    huge = dataclasses.replace(VIT, width=8192, heads=64, mlp=32768, depth=4)
+    assert models.from_architecture(huge, trained_blocks=2).trained_blocks == 2
+    with pytest.raises(ValueError, match="3,221,225,472 weights, more than .*: lower model.trained_blocks"):
+        models.from_architecture(huge, trained_blocks=4)

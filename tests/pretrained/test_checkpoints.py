@@ -1,3 +1,5 @@
+import contextlib
+import dataclasses
 import types
 
 import huggingface_hub
@@ -8,6 +10,8 @@ from safetensors.numpy import save_file
 
 from deltamask_jax import models, pretrained
 from deltamask_jax.pretrained import checkpoints
+from tests.data.test_tokenization import TOKENIZER
+from tests.models.tiny_text import TINY
 
 
 def test_what_cannot_be_read_says_why(tmp_path):
@@ -116,7 +120,7 @@ def test_a_byte_order_mark_is_no_damage(tmp_path):
 
 def test_folders_for_files_and_files_for_folders(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(ValueError, match="of pytorch_model.bin, it is a pickle"):
+    with pytest.raises(ValueError, match=r"of pytorch_model.bin, it is a pickle.*torch.load\("):
         checkpoints.read(str(tmp_path))
     (tmp_path / "pytorch_model.bin").unlink()
     save_file({"a": np.zeros(3, np.float32)}, tmp_path / "vit.safetensors")
@@ -199,3 +203,20 @@ def test_no_checkpoint_means_random_and_embedded_is_for_glyphs_only():
     assert random["embedding"]["kernel"].shape == (8, 8, 3, 32)
     with pytest.raises(ValueError, match="no weights of tiny_vit are embedded"):
         pretrained.load(types.SimpleNamespace(checkpoint="embedded", revision=""), model)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vocabulary": 6}, "knows 7 words, tiny_bert 6: choose the model it was trained with"),
+        ({"vocabulary": 200}, "knows 7 words, tiny_bert 200"),
+        ({"pad": 1}, "pads with word 0, tiny_bert with 1"),
+    ],
+)
+def test_a_tokenizer_of_another_model_is_refused(changes, message, tmp_path):
+    (tmp_path / "tokenizer.json").write_text(TOKENIZER)
+    config = types.SimpleNamespace(checkpoint=str(tmp_path), revision="")
+    for network, refused in ((TINY, False), (dataclasses.replace(TINY, **changes), True)):
+        model = models.from_architecture(network, name="tiny_bert", max_length=6, trained_blocks=1)
+        with pytest.raises(ValueError, match=message) if refused else contextlib.nullcontext():
+            assert pretrained.with_tokenizer(config, model).preprocessing.tokenizer == TOKENIZER

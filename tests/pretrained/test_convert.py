@@ -177,7 +177,6 @@ def test_every_missing_unexpected_and_misshaped_tensor_is_named(tmp_path):
         ("dinov2.encoder.layer.0.layer_scale1.lambda1", "Hugging Face DINOv2"),
         ("vision_model.pre_layrnorm.weight", "Hugging Face CLIP"),
         ("blocks.0.0.fn.0.weight", "timm ConvMixer"),
-        ("blocks.0.attn.qkv.weight", "timm ViT"),
         ("bert.embeddings.word_embeddings.weight", "text model"),
         ("nonsense", "no checkpoint of a known family"),
     ],

@@ -124,8 +124,7 @@ def test_exported_head_gives_our_logits(family, tmp_path):
     pretrained.export_huggingface(tmp_path / "out", model, params, head, class_names=("ant", "bee", "cat"))
     auto = transformers.AutoModelForImageClassification
     classifier, info = auto.from_pretrained(tmp_path / "out", output_loading_info=True)
-    assert not info["unexpected_keys"]
-    assert all("mask_token" in key for key in info["missing_keys"])
+    assert not info["unexpected_keys"] and not info["missing_keys"]  # of either transformers warns
     assert classifier.config.id2label == {0: "ant", 1: "bee", 2: "cat"}
     with torch.no_grad():
         logits = classifier(torch.from_numpy(x).permute(0, 3, 1, 2)).logits.numpy()
