@@ -16,9 +16,6 @@ LINE, CODE, CELL = 100, 110, 100  # characters
 # Pages whose form is not held yet; a page whose lines and cells fit has no place here.
 WIDE = {
     "README.md",
-    "docs/models.md",
-    "docs/peft.md",
-    "docs/performance.md",
     "docs/results.md",
 }
 
