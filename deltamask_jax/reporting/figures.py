@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import io
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -97,6 +98,9 @@ def of_run(run: Any) -> list[Picture]:
         ]  # fmt: skip
     if run.split:
         pictures.append(_split(np.array(run.split), run.class_names))
+    asked = Counter(client for line in run.clients if line["round"] for client in line["clients"])
+    if len(set(asked.values())) > 1:
+        pictures.append(_traffic(run.clients, asked))
     if any("client_accuracy_mean" in r for r in run.records):
         pictures.append(_client_accuracy(run.records))
     return pictures
@@ -248,6 +252,19 @@ def _split(counts: np.ndarray, class_names: list[str]) -> Picture:
     axes.xaxis.get_major_locator().set_params(integer=True)
     few = ", ".join(class_names[:10]) + (" …" if len(class_names) > 10 else "")
     return _picture(figure, f"Who holds what: a colour a class, from below {few}")
+
+
+def _traffic(lines: list[dict[str, Any]], asked: Counter[int]) -> Picture:
+    figure, axes = _axes()
+    for way, marker in (("down", "o"), ("up", "^")):
+        sent: Counter[int] = Counter()
+        for line in lines:
+            for client, size in zip(line["clients"], line[way], strict=True):
+                sent[client] += size
+        axes.plot(*zip(*[(n, sent[k] / 1e6) for k, n in asked.items()], strict=True), marker, label=way)
+    axes.legend(frameon=False)
+    axes.set(xlabel="rounds in which a client was asked", ylabel="MB to and from it", ylim=(0, None))
+    return _picture(figure, "Bytes of each client, by how often it was asked")
 
 
 def _client_accuracy(records: list[dict[str, Any]]) -> Picture:

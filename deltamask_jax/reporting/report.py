@@ -49,6 +49,7 @@ class Run:
         records: lines of metrics.jsonl, one per round, in order.
         summary: summary.json, or None while the run is unfinished.
         diagnostics: lines of diagnostics.jsonl, one per round.
+        clients: lines of clients.jsonl, one per round.
         environment: environment.json.
         split: each client's label counts, or None.
         class_names: of the labels.
@@ -61,6 +62,7 @@ class Run:
     records: list[dict[str, Any]]
     summary: dict[str, Any] | None
     diagnostics: list[dict[str, Any]]
+    clients: list[dict[str, Any]]
     environment: dict[str, Any]
     split: list[list[int]] | None
     class_names: list[str]
@@ -129,6 +131,7 @@ def load(workdir: Path, name: str) -> Run:
             records=lines("metrics.jsonl", _NEEDED),
             summary=claim.summary_of(workdir),
             diagnostics=lines("diagnostics.jsonl", {"round"}),
+            clients=lines("clients.jsonl", {"round", "clients", "down", "up"}),
             environment=read("environment.json", {}),
             split=[client["labels"] for client in split["clients"]] if split else None,
             class_names=split.get("class_names", []),

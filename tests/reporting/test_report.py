@@ -29,7 +29,8 @@ def write_run(workdir, *, seed=0, rounds=3, finished=True, **changes):
         layers = {"theta_histogram": {"a/kernel": [r] * 16}, "flip_rate_by_layer": {"a/kernel": 0.01 * r}}
         diagnostics += [{"round": r, **layers}] if r else []
     lines = [lines[-1] | {"accuracy": 0.01}, *lines]  # a resumed run repeats rounds: the later line counts
-    for name, rows in (("metrics", lines), ("diagnostics", diagnostics)):
+    clients = [{"round": r, "clients": [0, r % 3], "down": [9, 9], "up": [1, 2]} for r in range(rounds + 1)]
+    for name, rows in (("metrics", lines), ("diagnostics", diagnostics), ("clients", clients)):
         (workdir / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if finished:
         summary = {"linear_probe_accuracy": 0.6, "mean_flip_entropy_bpp": 0.08}
@@ -64,6 +65,7 @@ def test_every_picture_is_a_drawing(page):
         "θ over rounds",
         "θ by layer",
         "Who holds",
+        "by how often it was asked",
     ):
         assert caption in page
 
