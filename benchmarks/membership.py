@@ -207,6 +207,8 @@ def main() -> None:
     if runs < 2:
         parser.error("--runs: at least 2, as the others calibrate each")
     devices.keep_compilations()
+    if options.smoke:  # whose compiling takes longer than what is compiled
+        jax.config.update("jax_disable_most_optimizations", True)
     base = config_of({}, options.smoke)
     problem = set_up(base, None)  # no workdir: nothing is drawn
     public, pools = thirds(problem.parts, np.random.default_rng(base.seed))

@@ -187,7 +187,8 @@ def open_account(config, sizes: np.ndarray, noise_multiplier: float = 0.0) -> Ac
 def releases(config, sizes: np.ndarray, rounds: int) -> set[Releases]:
     """How the data of each protected unit is used in so many rounds; who fares like another is left out.
 
-    Cohorts of a fixed size follow from the public seed, so that participations are counted, not amplified.
+    Poisson cohorts amplify: who is asked is the server's secret, as a batch is the client's. Cohorts of a
+    fixed size are counted as they are drawn.
     """
     head = config.head.init == "lp"
     if config.dp.level == "client" and config.client_sampling == "poisson":
