@@ -23,7 +23,7 @@ test: install
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
 
 test-slow: install
-	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -n auto --dist loadfile -m slow
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -n auto --dist worksteal -m slow
 
 lint: install
 	$(BIN)/ruff check .
