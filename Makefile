@@ -31,7 +31,7 @@ lint: install
 	$(BIN)/ty check
 
 docs:
-	$(MAKE) install EXTRAS=$(EXTRAS),docs
+	$(MAKE) install EXTRAS=$(EXTRAS)$(if $(filter docs,$(subst $(comma), ,$(EXTRAS))),,$(comma)docs)
 	$(BIN)/python -m sphinx -W --keep-going -q -j auto -c docs -d build/doctrees . build/site
 
 clean:
