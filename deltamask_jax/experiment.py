@@ -308,7 +308,7 @@ def _summarise(config, records, details, probe_accuracy, d, seconds) -> dict[str
         **{f"final_{key}": value for key, value in records[-1].items() if key.startswith("client_accuracy")},
         "masked_parameters": d,
         "rounds": records[-1]["round"],
-        **{key: records[-1][key] for key in ("epsilon",) if key in records[-1]},
+        **({"epsilon": records[-1]["epsilon"]} if "epsilon" in records[-1] else {}),
         "seconds": seconds,
         **{key: sum(r[key] for r in records) for key in SECONDS},
     }

@@ -162,8 +162,9 @@ def play_round(
         memory=memory and memory.after(cohort, forgetful, None),
     )
     private = main and config.dp.level != "none"
-    # A private round is played once, whoever answers: another cohort would spend more.
-    needed = 0 if private else config.min_clients if main else 1
+    needed = config.min_clients if main else 1
+    if private:  # it is played once, whoever answers: another cohort would spend more
+        needed = 0
     if len(merged) < needed:
         why = ", ".join(f"{count} {reason}" for reason, count in (spent.lost | spent.rejected).items())
         raise TooFewClients(

@@ -3,7 +3,6 @@
 import base64
 import dataclasses
 import io
-from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -98,9 +97,8 @@ def of_run(run: Any) -> list[Picture]:
         ]  # fmt: skip
     if run.split:
         pictures.append(_split(np.array(run.split), run.class_names))
-    asked = Counter(client for line in run.clients if line["round"] for client in line["clients"])
-    if len(set(asked.values())) > 1:
-        pictures.append(_traffic(run.clients, asked))
+    if len({asked for asked, _, _ in run.traffic.values()}) > 1:
+        pictures.append(_traffic(run.traffic))
     if any("client_accuracy_mean" in r for r in run.records):
         pictures.append(_client_accuracy(run.records))
     return pictures
@@ -254,14 +252,11 @@ def _split(counts: np.ndarray, class_names: list[str]) -> Picture:
     return _picture(figure, f"Who holds what: a colour a class, from below {few}")
 
 
-def _traffic(lines: list[dict[str, Any]], asked: Counter[int]) -> Picture:
+def _traffic(traffic: dict[int, tuple[int, float, float]]) -> Picture:
     figure, axes = _axes()
-    for way, marker in (("down", "o"), ("up", "^")):
-        sent: Counter[int] = Counter()
-        for line in lines:
-            for client, size in zip(line["clients"], line[way], strict=True):
-                sent[client] += size
-        axes.plot(*zip(*[(n, sent[k] / 1e6) for k, n in asked.items()], strict=True), marker, label=way)
+    asked, down, up = zip(*traffic.values(), strict=True)
+    axes.plot(asked, down, "o", label="down")
+    axes.plot(asked, up, "^", label="up")
     axes.legend(frameon=False)
     axes.set(xlabel="rounds in which a client was asked", ylabel="MB to and from it", ylim=(0, None))
     return _picture(figure, "Bytes of each client, by how often it was asked")

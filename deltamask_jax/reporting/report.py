@@ -49,7 +49,7 @@ class Run:
         records: lines of metrics.jsonl, one per round, in order.
         summary: summary.json, or None while the run is unfinished.
         diagnostics: lines of diagnostics.jsonl, one per round.
-        clients: lines of clients.jsonl, one per round.
+        traffic: client -> in how many rounds it was asked, MB down and MB up.
         environment: environment.json.
         split: each client's label counts, or None.
         class_names: of the labels.
@@ -62,7 +62,7 @@ class Run:
     records: list[dict[str, Any]]
     summary: dict[str, Any] | None
     diagnostics: list[dict[str, Any]]
-    clients: list[dict[str, Any]]
+    traffic: dict[int, tuple[int, float, float]]
     environment: dict[str, Any]
     split: list[list[int]] | None
     class_names: list[str]
@@ -131,7 +131,7 @@ def load(workdir: Path, name: str) -> Run:
             records=lines("metrics.jsonl", _NEEDED),
             summary=claim.summary_of(workdir),
             diagnostics=lines("diagnostics.jsonl", {"round"}),
-            clients=lines("clients.jsonl", {"round", "clients", "down", "up"}),
+            traffic=_traffic(lines("clients.jsonl", {"round", "clients", "down", "up"})),
             environment=read("environment.json", {}),
             split=[client["labels"] for client in split["clients"]] if split else None,
             class_names=split.get("class_names", []),
@@ -143,6 +143,16 @@ def load(workdir: Path, name: str) -> Run:
         return run
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{workdir} holds a damaged file: {error}") from None
+
+
+def _traffic(lines: list[dict[str, Any]]) -> dict[int, tuple[int, float, float]]:
+    """Of each client, in how many rounds it was asked (the head's aside), MB down and MB up."""
+    found: dict[int, tuple[int, float, float]] = {}
+    for line in lines:
+        for client, down, up in zip(line["clients"], line["down"], line["up"], strict=True):
+            asked, before, sent = found.get(client, (0, 0.0, 0.0))
+            found[client] = asked + (line["round"] > 0), before + down / 1e6, sent + up / 1e6
+    return found
 
 
 def group(runs: list[Run]) -> list[Group]:

@@ -159,11 +159,21 @@ def test_the_command_line_names_what_is_wrong(tmp_path, capsys):
     assert "report.html: 1 run, " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("field, value", [("uplink_bytes", "many"), ("seconds", None), ("accuracy", [1])])
-def test_numbers_that_are_none_leave_out_their_run_alone(field, value, tmp_path):
+@pytest.mark.parametrize(
+    "file, field, value",
+    [
+        ("metrics", "uplink_bytes", "many"),
+        ("metrics", "seconds", None),
+        ("metrics", "accuracy", [1]),
+        ("clients", "down", [1]),
+        ("clients", "up", ["few", "many"]),
+        ("clients", "clients", 3),
+    ],
+)
+def test_numbers_that_are_none_leave_out_their_run_alone(file, field, value, tmp_path):
     write_run(tmp_path / "whole")
     write_run(tmp_path / "other")
-    path = tmp_path / "other" / "metrics.jsonl"
+    path = tmp_path / "other" / f"{file}.jsonl"
     changed = [json.loads(line) | {field: value} for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps(line) + "\n" for line in changed))
     runs, left_out = report.load_whole(report.find([tmp_path]))
