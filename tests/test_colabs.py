@@ -14,6 +14,8 @@ NOTEBOOKS = sorted((ROOT / "colabs").glob("*.ipynb"))
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs_top_to_bottom(path, tmp_path, monkeypatch):
+    if path.stem == "text" and not os.environ.get("MINILM"):
+        pytest.skip("its weights lie on the hub: MINILM=FOLDER says where else")
     monkeypatch.setenv("COLABS_SMALL", "1")
     monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
     notebook = nbformat.read(path, as_version=4)

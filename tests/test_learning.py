@@ -4,7 +4,7 @@ configs/digits.py cut down: 5 clients share 200 digits, the last 2 of 6 blocks a
 epoch. Its own head of 20 epochs has 96.1 % right before the first round, and a few rounds of
 masks add one or two of the 360 test images to that; so here the head has a single epoch, and much is left to
 learn.
-Measured accuracies in per cent, on two CPU cores, where the four runs take two and a half minutes:
+Measured accuracies in per cent, on two CPU cores, where they take two minutes:
 
     seed    untouched head    linear probe    deltamask    fedavg
     0       24.4              95.0            67.2         89.7
@@ -22,8 +22,7 @@ MARGINS = {"deltamask": 0.17, "fedavg": 0.23}  # over the untouched head: half o
 PROBE_MARGIN = 0.23  # likewise
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize("method", MARGINS)
+@pytest.mark.parametrize(("method", "seed"), [("deltamask", 0), ("deltamask", 1), ("fedavg", 0)])
 def test_a_few_rounds_beat_the_untouched_head(method, seed, tmp_path):
     config = digits.get_config()
     changes = {

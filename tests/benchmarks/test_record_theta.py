@@ -23,6 +23,7 @@ def test_a_recorded_round_has_every_clients_flips(tmp_path):
         "test_examples=20",
         "head.epochs=1",
         "local_epochs=1",
+        "model.trained_blocks=1",
     )
     command = [sys.executable, "benchmarks/record_theta.py", "--round=1", f"--out={out}"]
     command += [f"--config.{setting}" for setting in settings]

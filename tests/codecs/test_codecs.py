@@ -53,7 +53,7 @@ def test_a_codec_says_what_its_arrays_are():
 @ALL
 def test_any_array_arrives(codec):
     # Coding θ tries 2**bits candidates per block. Some decoders are compiled for every d.
-    @settings(max_examples=12 if codec.kind == "theta" else 40, deadline=None)
+    @settings(max_examples=6 if codec.kind == "theta" else 40, deadline=None)
     @given(data=st.data(), seed=st.integers(0, 99))
     def arrives(data, seed):
         d = data.draw(st.integers(1, 2000) if codec.kind == "positions" else st.sampled_from([1, 600]))
