@@ -1,11 +1,12 @@
 """Compare methods on one config: all methods × seeds in one process, then one table and one picture.
 
     python launch/compare.py --config=configs/digits.py --seeds=3 --out=runs/comparison \
-        --methods=linear_probe,fedavg,deltamask,peft,peft:kind=lora:wire=8bit
+        --methods=linear_probe,fedavg,deltamask,peft,LoRA=peft:kind=lora:wire=8bit
     python launch/compare.py --config=configs/digits.py --methods=fedavg,peft --out=runs/try --smoke
 
 A method is any name `config.method` takes, with settings of its own behind colons: any of configs/common.py,
-those of a section named like the method also without its name. Before these come those of tuning.py, then the
+those of a section named like the method also without its name. LABEL= before it is what table and picture
+call it. Before these come those of tuning.py, then the
 rates that launch/search.py found on validation examples, with --settings=FOLDER/search.json.
 Whatever else the config says is the same for all: split, pretrained weights, head, rounds.
 
@@ -44,12 +45,30 @@ SMOKE_EXAMPLES = {"train_examples": 80, "test_examples": 40}
 FLAGS = flags.FLAGS
 if __name__ == "__main__":  # beside --config and its overrides, which deltamask_jax.main defines
     flags.DEFINE_list(
-        "methods", None, "Methods to compare, each with NAME:setting=value:… if need be.", required=True
+        "methods", None, "Methods to compare, each with LABEL=NAME:setting=value:… if need be.", required=True
     )
     flags.DEFINE_integer("seeds", 1, "Runs of each method: seeds 0 … n−1.", lower_bound=1)
     flags.DEFINE_string("out", None, "Folder for the runs and the comparison.", required=True)
     flags.DEFINE_string("settings", None, "The search.json of launch/search.py, whose rates are taken.")
     flags.DEFINE_bool("smoke", False, "One seed, few examples, two rounds: whether everything runs.")
+
+
+def labels_of(methods: list[str]) -> dict[str, str]:
+    """{method: what it is called}, each LABEL=METHOD or METHOD, which then is its own label.
+
+    Raises:
+        ValueError: two of the same label, or one without a method.
+    """
+    labels = {}
+    for text in dict.fromkeys(methods):
+        label, equals, rest = text.partition("=")
+        is_labelled = equals and ":" not in label
+        if is_labelled and not (label and rest):
+            raise ValueError(f"--methods: {text!r} is not LABEL=METHOD")
+        labels |= {rest: label} if is_labelled else {text: text}
+    if len(set(labels.values())) < len(labels):
+        raise ValueError(f"--methods: two of the same label: {', '.join(labels.values())}")
+    return labels
 
 
 def config_of(
@@ -176,12 +195,13 @@ def compare(
     Raises:
         ValueError: a method or setting is unknown or makes no sense; found before anything runs.
     """
-    runs, names = runs_of(config, names, seeds, out, searched), list(dict.fromkeys(names))
+    labels = labels_of(names)
+    runs = runs_of(config, list(labels), seeds, out, searched)
 
     def write(failures: dict[str, str]) -> None:
         done = {key: workdir for key, (workdir, chosen) in runs.items() if finished(workdir, chosen)}
         if done:
-            comparison = summarise(done, names) | about(config, command) | {"failures": failures}
+            comparison = summarise(done, labels) | about(config, command) | {"failures": failures}
             files.write_json(out / "comparison.json", comparison)
             (out / "comparison.md").write_text(markdown(comparison))
             draw(out / "comparison.png", comparison)

@@ -4,17 +4,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.figure import Figure  # no pyplot: no global state, no display
 
 from deltamask_jax import metrics
+from deltamask_jax.reporting import figures
 
 MARKERS = "osD^v<>Pp*Xhd"
 SHARES = (0.95, 0.99)  # of what full training gains over the linear probe
 
 
-def summarise(runs: dict[tuple[str, int], Path], names: list[str]) -> dict[str, Any]:
+def summarise(runs: dict[tuple[str, int], Path], labels: dict[str, str]) -> dict[str, Any]:
     """One row per method, over its finished runs.
 
     What is asked of every method is the cost of 95 and 99 % of what full training (`fedavg`) gains over the
@@ -23,7 +24,7 @@ def summarise(runs: dict[tuple[str, int], Path], names: list[str]) -> dict[str, 
 
     Args:
         runs: (method, seed) -> workdir.
-        names: the methods in the order of the table.
+        labels: {method: what it is called}, in the order of the table.
     """
     found = {key: _read(workdir) for key, workdir in runs.items()}
     beside = [summary["linear_probe_accuracy"] for summary, _ in found.values()]
@@ -32,10 +33,11 @@ def summarise(runs: dict[tuple[str, int], Path], names: list[str]) -> dict[str, 
     if full is not None and full > probe:
         targets = {f"{share:.0%} of the gain": probe + share * (full - probe) for share in SHARES}
     rows = []
-    for name in names:
+    for name, label in labels.items():
         mine = {seed: run for (method, seed), run in sorted(found.items()) if method == name}
         if mine:
-            rows.append({"method": name, "seeds": list(mine), **_row(list(mine.values()), targets)})
+            row = _row(list(mine.values()), targets)
+            rows.append({"method": name, "label": label, "seeds": list(mine), **row})
     return {
         "targets": targets,
         "linear_probe_accuracy": probe,
@@ -132,7 +134,7 @@ def markdown(comparison: dict[str, Any]) -> str:
     lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
     for row in rows:
         spread = "" if row["accuracy_spread"] is None else f" ± {100 * row['accuracy_spread']:.1f}"
-        cells = [row["method"], _number(row["total_megabytes"])]
+        cells = [row["label"], _number(row["total_megabytes"])]
         for label in targets:
             met, seeds = row["to"][label]["seeds"], len(row["seeds"])
             partly = f" ({met} of {seeds} seeds)" if 0 < met < seeds else ""
@@ -151,6 +153,7 @@ def markdown(comparison: dict[str, Any]) -> str:
             cells.append("" if worst is None else f"{100 * worst:.1f}")
         lines.append(cells)
     table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    meant = [f"- {row['label']}: `{row['method']}`\n" for row in rows if row["label"] != row["method"]]
     failures = "".join(f"- failed: {run}: {why}\n" for run, why in comparison["failures"].items())
     full = comparison["full_training_accuracy"]
     full = "not compared" if full is None else f"{full:.1%}"
@@ -170,7 +173,7 @@ def markdown(comparison: dict[str, Any]) -> str:
   whatever the method trains
 - s/round: median of the rounds after the first, which compiles; evaluation included
 - {comparison["hardware"]}; `{comparison["command"]}`
-{failures}"""
+{"".join(meant)}{failures}"""
 
 
 def _number(value: float | None) -> str:
@@ -183,32 +186,32 @@ def _number(value: float | None) -> str:
 def draw(path: Path, comparison: dict[str, Any]) -> None:
     """Accuracy against cumulative megabytes up and down on a log axis; all methods, as a PNG."""
     rows = comparison["rows"]
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    axes = figure.subplots()
-    colours = colormaps["tab10"]
-    for i, row in enumerate(rows):
-        # A head that cost nothing leaves a point at zero bytes, which a log axis has not.
-        points = [p for p in row["curve"] if p["total_megabytes"] > 0]
-        x = [p["total_megabytes"] for p in points]
-        low, mean, high = ([100 * p[key] for p in points] for key in ("low", "accuracy", "high"))
-        style = {"color": colours(i % 10), "marker": MARKERS[i % len(MARKERS)]}
-        label = row["method"].replace(":", ":\n  ")
-        dashes = "solid" if i < 10 else (0, (2, 1))  # where colours come again
-        axes.plot(x, mean, **style, linestyle=dashes, markersize=4, linewidth=1.3, label=label)
-        axes.fill_between(x, low, high, color=style["color"], alpha=0.12, linewidth=0)
-    for name, style in (("linear_probe", "--"), ("full_training", ":")):
-        if (accuracy := comparison[f"{name}_accuracy"]) is not None:
-            label = name.replace("_", " ") + ", last round"
-            axes.axhline(100 * accuracy, color="gray", linestyle=style, label=label)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(lambda megabytes, _: f"{megabytes:g}")
-    axes.grid(alpha=0.3, which="both", linewidth=0.5)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set(
-        xlabel="megabytes up and down, all clients together", ylabel=f"{comparison['examples']} accuracy (%)"
-    )
-    figure.legend(loc="outside right center", frameon=False, fontsize="small")
-    seeds = max(len(row["seeds"]) for row in rows)
-    shown = "one seed" if seeds == 1 else f"mean of {seeds} seeds, band: lowest to highest"
-    figure.suptitle(f"{comparison['model']} on {comparison['data']} ({shown})", fontsize="medium")
-    figure.savefig(path, dpi=130)
+    with matplotlib.rc_context(figures.RC):
+        figure = Figure(figsize=(9, 5.2), layout="constrained")
+        axes = figure.subplots()
+        ends = []
+        for i, row in enumerate(rows):
+            # A head that cost nothing leaves a point at zero bytes, which a log axis has not.
+            points = [p for p in row["curve"] if p["total_megabytes"] > 0]
+            x = [p["total_megabytes"] for p in points]
+            low, mean, high = ([100 * p[key] for p in points] for key in ("low", "accuracy", "high"))
+            style, marker = figures.style(i), MARKERS[i % len(MARKERS)]
+            axes.plot(x, mean, style.line, color=style.colour, marker=marker, markersize=3.5)
+            # The last point's seeds as a bar: bands of all rounds would hide one another.
+            axes.vlines(x[-1:], low[-1:], high[-1:], color=style.colour, linewidth=3, alpha=0.35)
+            if points:
+                ends.append((x[-1], mean[-1], f"{row['label']}  {mean[-1]:.1f}", style.colour))
+        for name, line in (("linear_probe", (0, (6, 4))), ("full_training", ":")):
+            if (accuracy := comparison[f"{name}_accuracy"]) is not None:
+                label = name.replace("_", " ") + ", last round"
+                axes.axhline(100 * accuracy, color="gray", linewidth=1, linestyle=line, label=label)
+        axes.set(xscale="log", ylabel=f"{comparison['examples']} accuracy, %")
+        axes.set_xlabel("megabytes up and down, all clients together")
+        axes.xaxis.set_major_formatter(lambda megabytes, _: f"{megabytes:g}")
+        axes.set_xlim(right=axes.get_xlim()[1] * 12)  # room for names beside the last points
+        axes.legend(loc="lower right", frameon=False, fontsize="small")
+        seeds = max(len(row["seeds"]) for row in rows)
+        shown = "one seed" if seeds == 1 else f"mean of {seeds} seeds; bar: lowest to highest at the end"
+        figure.suptitle(f"{comparison['model']} on {comparison['data']} ({shown})", fontsize="medium")
+        figures.name_ends(figure, axes, ends)
+        figure.savefig(path, dpi=130)

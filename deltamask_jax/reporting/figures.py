@@ -104,6 +104,35 @@ def of_run(run: Any) -> list[Picture]:
     return pictures
 
 
+def name_ends(figure: Figure, axes: Any, ends: list[tuple[float, float, str, str]]) -> None:
+    """Write each curve's name beside its last point, moved up or down until no two overlap.
+
+    Args:
+        ends: (x, y, name, colour) of the last points, in data units. The axes' limits are final.
+    """
+    figure.draw_without_rendering()  # where the names lie is known once everything is laid out
+    height = 12 * figure.dpi / 72
+    taken: list[tuple[float, float, float]] = []  # left, right and middle of a name, in pixels
+    for x, y, name, colour in sorted(ends, key=lambda end: -end[1]):
+        left, at = axes.transData.transform((x, y))
+        right = left + 0.55 * height * len(name)
+        steps = sorted(range(-2 * len(ends), 2 * len(ends) + 1), key=abs)
+        beside = [other for begin, end, other in taken if left < end and right > begin]
+        middle = next(
+            m
+            for m in (at + s * height / 2 for s in steps)
+            if all(abs(m - other) >= height for other in beside)
+        )
+        taken.append((left, right, middle))
+        lower = (middle - at) * 72 / figure.dpi
+        axes.annotate(
+            name, (x, y), xytext=(10, lower), textcoords="offset points", color=colour, va="center",
+            fontsize="small", parse_math=False,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "alpha": 0.6},
+            bbox={"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.5},
+        )  # fmt: skip
+
+
 def _axes() -> tuple[Figure, Any]:
     figure = Figure(figsize=SIZE, layout="constrained")  # no pyplot: no global state, no display
     return figure, figure.subplots()

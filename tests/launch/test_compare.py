@@ -6,9 +6,12 @@ import compare
 import numpy as np
 import pytest
 import tuning
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from deltamask_jax import experiment
+from deltamask_jax.reporting import figures
 from deltamask_jax.workdir import files
 from tests.conftest import tiny_config
 
@@ -112,6 +115,27 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(played, tmp_path):
     )
 
 
+def test_a_label_names_a_method_in_the_table_and_not_its_runs(played, tmp_path):
+    _, comparison = compared(tmp_path, names=["linear_probe", "all weights=fedavg:fedavg.learning_rate=2e-4"])
+    row = comparison["rows"][1]
+    assert (row["label"], row["method"]) == ("all weights", "fedavg:fedavg.learning_rate=2e-4")
+    assert (tmp_path / "fedavg_fedavg.learning_rate=2e-4" / "seed0").is_dir()
+    table = (tmp_path / "comparison.md").read_text()
+    assert "| all weights |" in table and "- all weights: `fedavg:fedavg.learning_rate=2e-4`" in table
+
+
+def test_names_of_curves_do_not_overlap():
+    figure = Figure(figsize=(6, 3))
+    axes = figure.subplots()
+    axes.set(xlim=(0, 10), ylim=(0, 100))
+    ends = [(5, 50, f"method {k}", "black") for k in range(5)] + [(9, 50, "far away", "black")]
+    figures.name_ends(figure, axes, ends)
+    figure.draw_without_rendering()
+    boxes = [Text.get_window_extent(text) for text in axes.texts]  # without the line to the point
+    assert len(boxes) == 6 and boxes[-1].x0 > boxes[0].x1
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
 def test_settings_of_one_method(monkeypatch):
     monkeypatch.setitem(tuning.SETTINGS, "tiny_vit", {"peft": {"peft.learning_rate": 0.5, "eval_every": 3}})
     made = compare.config_of(tiny_config(), "peft:kind=lora:lora_rank=2:rounds=7:eval_every=2", 4)
@@ -130,6 +154,9 @@ def test_settings_of_one_method(monkeypatch):
         ("fedavg:learning_rate=fast", "takes a float"),
         ("fedavg:per_client_evaluation=3", "takes a bool"),
         ("peft:lora", "is not setting=value"),
+        ("=fedavg", "is not LABEL=METHOD"),
+        ("masks=", "is not LABEL=METHOD"),
+        ("linear_probe=fedavg", "two of the same label"),
     ],
 )
 def test_mistakes_are_found_before_anything_runs(played, tmp_path, method, message):
