@@ -41,6 +41,7 @@ _TOGETHER = 256  # voters whose weights, up to 255, add up in 16 bits
 _MOST_VOTERS = (1 << 16) - 1
 _MOST_LANES_LOG2 = 13
 _FIRST = 256  # positions of the first pass, at most
+_PART = 1 << 22  # positions that answer together, at most: what is remembered of them is 64-bit integers
 _LEVELS = 24  # magnitudes up to here have learned probabilities
 _LEAN = 4  # observations that the coarser class's probability counts for
 _SHIFTS = 12  # bucket widths 1 … 2**11 of a shared stream
@@ -211,14 +212,22 @@ def _lanes_log2(m: int) -> int:
 
 
 def _passes(m: int) -> Iterator[tuple[list[slice], bool]]:
-    """Slices that cover 0 … m−1: first at most _FIRST, then each time three times as many as before."""
+    """Slices that cover 0 … m−1: first at most _FIRST, then each time three times as many as before; each
+    slice of at most _PART positions."""
     depth = 0
     while m >> 2 * depth > _FIRST:
         depth += 1
     yield [slice(0, m, 1 << 2 * depth)], depth == 0
     for t in range(depth - 1, -1, -1):
-        step = 1 << 2 * t
-        yield [slice(q * step, m, 4 * step) for q in (1, 2, 3)], t == 0
+        step = 4 << 2 * t
+        yield (
+            [
+                slice(start, min(start + _PART * step, m), step)
+                for q in (1, 2, 3)
+                for start in range(q * step // 4, m, _PART * step)
+            ],
+            t == 0,
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -135,6 +135,21 @@ def test_classes_of_chunks_equal_those_of_the_whole(voters, monkeypatch):
 
 
 @pytest.mark.parametrize("mode", MODES)
+def test_long_passes_go_in_parts(mode, monkeypatch):
+    """So what is remembered of a pass is bounded."""
+    votes, context = cohort(mode, 6_000, 4, 0.3)
+    whole = CODEC.encode(votes, context)
+    monkeypatch.setattr(tally, "_PART", 700)
+    for m in (1, 699, 700, 701, 6_000, 300_000):
+        parts = [np.arange(m)[part] for parts, _ in tally._passes(m) for part in parts]
+        assert max(map(len, parts)) <= 700
+        np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(m))
+    payload = CODEC.encode(votes, context)
+    np.testing.assert_array_equal(CODEC.decode(payload, context), votes)
+    assert len(payload) < 1.02 * len(whole) + 20
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_any_number_of_threads_at_either_end(mode, monkeypatch):
     votes, context = cohort(mode, 3 * tally._CHUNK + 77, 4, 0.2)
     payloads, real = [], tally.threads.pool
