@@ -62,6 +62,7 @@ def get_config() -> ConfigDict:
     config.head.init = "lp"  # frozen after 'lp': one probing round; 'fit': LDA; 'fedcof': means; 'he': random
     config.head.epochs = 20  # passes over a client's examples in that round; cheap, features are cached
     config.head.learning_rate = 0.01  # Adam's step, in weights
+    config.head.trained = True  # methods that train weights move the head too; masks never do
 
     # The lower bracket, run beside every method for as many rounds: the head alone keeps training.
     config.linear_probe = ConfigDict()

@@ -48,7 +48,8 @@ def _flips(config) -> dict[str, Any]:
 
 
 def _weights(config) -> dict[str, Any]:
-    return {"options": config.fedavg, "clients": config.clients, "privacy": mechanism(config)}
+    mine = {"options": config.fedavg, "trains_head": config.head.trained}
+    return mine | {"clients": config.clients, "privacy": mechanism(config)}
 
 
 # Which part of a config each method takes.
@@ -64,7 +65,7 @@ METHODS: dict[str, Callable[[Any, Task], Method]] = {
     "qsgd": lambda c, task: qsgd(task, **_weights(c), **c.qsgd),
     "signsgd": lambda c, task: signsgd(task, **_weights(c)),
     "linear_probe": lambda c, task: linear_probe(task, **c.linear_probe, privacy=mechanism(c)),
-    "peft": lambda c, task: peft(task, c.peft, seed=c.seed, privacy=mechanism(c)),
+    "peft": lambda c, task: peft(task, c.peft, seed=c.seed, trains_head=c.head.trained, privacy=mechanism(c)),
     "fedcof": lambda c, task: fedcof(task, **c.fedcof),
     "feedsign": lambda c, task: feedsign(task, c.feedsign, c.peft, seed=c.seed),
 }
@@ -93,6 +94,13 @@ def check(config) -> None:
             f"--config.head.init=he (now {config.rounds} and {config.head.init!r}); to train from its head, "
             f"--config.head.init=fedcof with another method"
         )
+    if not config.head.trained:
+        beyond = config.method in WEIGHT_METHODS or (config.method == "peft" and config.peft.kind != "head")
+        if config.method not in MASK_METHODS and not beyond:
+            raise ValueError(
+                f"config.head.trained=False is not for method {config.method!r}, which trains the head: "
+                f"it is for {', '.join(WEIGHT_METHODS)} and the kinds of peft beyond 'head'"
+            )
     if config.method not in SEND_FLIPS:
         asked = {"robust.aggregator": config.robust.aggregator, "attack.kind": config.attack.kind}
         for name, value in asked.items():

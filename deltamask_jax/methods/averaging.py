@@ -154,7 +154,9 @@ def averaging(
         ),
         export=lambda state: {
             path: np.asarray(leaf)
-            for path, leaf in traverse_util.flatten_dict(state.weights, sep="/").items()
+            for path, leaf in traverse_util.flatten_dict(
+                {"head": network(state.weights)[1]} | state.weights, sep="/"
+            ).items()
         },
     )
 

@@ -33,6 +33,7 @@ def fedavg(
     *,
     codec: codecs.Codec = WHOLE,
     name: str = "fedavg",
+    trains_head: bool = True,
     **settings: Any,
 ) -> Method:
     """Training of weights; updates travel whole, or through `codec`.
@@ -42,22 +43,28 @@ def fedavg(
     Args:
         options: `config.fedavg`.
         codec, settings: as of `averaging.averaging`.
+        trains_head: False leaves the head as it is, and it does not travel.
     """
     index = trained_weights(options, task)
+    kernels, head = {"kernels": index.kernels(task.params)}, {"head": task.head}
+    frozen = head | {"params": task.params}
 
-    def loss_of(params, weights, batch):
-        merged = index.merge(params, weights["kernels"])
-        features = task.model.suffix(merged, batch["inputs"])
-        return cross_entropy(features @ weights["head"]["kernel"] + weights["head"]["bias"], batch)
+    def network(frozen, weights):
+        return index.merge(frozen["params"], weights["kernels"]), (frozen | weights)["head"]
+
+    def loss_of(frozen, weights, batch):
+        params, head = network(frozen, weights)
+        features = task.model.suffix(params, batch["inputs"])
+        return cross_entropy(features @ head["kernel"] + head["bias"], batch)
 
     return averaging(
         name,
         "tokens",
-        weights={"head": task.head, "kernels": index.kernels(task.params)},
-        frozen=task.params,
+        weights=head | kernels if trains_head else kernels,
+        frozen=frozen,
         loss_of=loss_of,
         optimizer=optax.adam(options.learning_rate),
-        network=lambda weights: (index.merge(task.params, weights["kernels"]), weights["head"]),
+        network=lambda weights: network(frozen, weights),
         codec=codec,
         downlink=options.downlink,
         server=server_optimizer(options),

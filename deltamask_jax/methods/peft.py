@@ -93,16 +93,21 @@ def tuned_parts(options: Any, seed: int, task: Task) -> Subspace:
     return whole(adapters.low_rank(key, task.params, blocks, options.lora_rank))
 
 
-def peft(task: Task, options: Any, *, seed: int, privacy: Mechanism = NOT_PRIVATE) -> Method:
+def peft(
+    task: Task, options: Any, *, seed: int, trains_head: bool = True, privacy: Mechanism = NOT_PRIVATE
+) -> Method:
     """Parameter-efficient tuning.
 
     Args:
         options: `config.peft`.
         seed: of the initial values, public.
+        trains_head: False leaves the head as it is, and it does not travel.
         privacy: as of `averaging.averaging`.
     """
     parts = tuned_parts(options, seed, task)
-    start = jax.device_get({"head": task.head, "parts": parts.trained})
+    head = {"head": task.head}
+    frozen = head | {"params": task.params, "beside": parts.frozen}
+    start = jax.device_get({"parts": parts.trained} | (head if trains_head else {}))
     vector, unravel = ravel_pytree(start)
     n = vector.size
     codec = codecs.get("rounded") if options.wire == "8bit" else codecs.get("dense", dtype=options.wire)
@@ -114,14 +119,14 @@ def peft(task: Task, options: Any, *, seed: int, privacy: Mechanism = NOT_PRIVAT
         return unravel(jnp.asarray(codec.decode(payload, known).astype(np.float32)))
 
     def grow(frozen, trained):
-        params, beside = frozen
-        return adapters.grow(params, parts.expand(beside, trained))
+        return adapters.grow(frozen["params"], parts.expand(frozen["beside"], trained))
 
     def loss_of(frozen, weights, batch):
         features = batch["inputs"]
         if options.kind != "head":
             features = task.model.suffix(grow(frozen, weights["parts"]), features)
-        return cross_entropy(features @ weights["head"]["kernel"] + weights["head"]["bias"], batch)
+        head = weights["head"] if trains_head else frozen["head"]
+        return cross_entropy(features @ head["kernel"] + head["bias"], batch)
 
     plain = weight_training(loss_of, optax.adam(options.learning_rate), gradient=privacy.gradient)
 
@@ -148,18 +153,18 @@ def peft(task: Task, options: Any, *, seed: int, privacy: Mechanism = NOT_PRIVAT
     return Method(
         name="peft",
         inputs="features" if options.kind == "head" else "tokens",
-        frozen=() if options.kind == "head" else (task.params, parts.frozen),
+        frozen=() if options.kind == "head" else frozen,
         client=dataclasses.replace(plain, final=change),
         init=lambda: start,
         down=Link(snapshot, read_snapshot),
         start=lambda state, cohort: state,
         up=Link(encode, decode),
         merge=merge,
-        network=lambda state: (grow((task.params, parts.frozen), state["parts"]), state["head"]),
+        network=lambda state: (grow(frozen, state["parts"]), (head | state)["head"]),
         exact=False,  # what travels down is the change, rounded
         report=lambda updates, changes: {"tuned_parameters": n},
         export=lambda state: {
             path.replace("parts/", ""): np.asarray(leaf)
-            for path, leaf in traverse_util.flatten_dict(state, sep="/").items()
+            for path, leaf in traverse_util.flatten_dict(head | state, sep="/").items()
         },
     )

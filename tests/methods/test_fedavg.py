@@ -11,7 +11,7 @@ from deltamask_jax.federation.rounds import play_round
 from deltamask_jax.flat_index import FlatIndex
 from deltamask_jax.methods.fedavg import server_optimizer, trained_weights
 from deltamask_jax.task import Task
-from tests.conftest import cohort_of, tiny_config
+from tests.conftest import cohort_of, play, tiny_config
 from tests.methods.test_averaging import TWO, N, flat, perceptron
 
 
@@ -86,3 +86,16 @@ def test_the_whole_backbone_trains_on_images_through_every_block(problem):
     after, _ = method.network(state)
     assert not np.allclose(after["embedding"]["kernel"], params["embedding"]["kernel"], atol=1e-5)
     assert result.downlink_bytes > 2 * 4 * 0.7 * sum(x.size for x in jax.tree.leaves(params))
+
+
+def test_a_head_that_is_not_trained_stays_and_does_not_travel(problem):
+    _, method, state, (result,) = play(
+        problem, 1, method="fedavg", head__trained=False, fedavg__learning_rate=1e-2
+    )
+    d, (params, head), index = problem.task.index.d, method.network(state), problem.task.index
+    assert sum(leaf.size for leaf in jax.tree.leaves(state.weights)) == d
+    assert result.uplink_bytes < (4 * d + 100) * len(problem.parts)
+    jax.tree.map(np.testing.assert_array_equal, head, problem.task.head)
+    moved, before = (index.ravel(index.kernels(params)) for params in (params, problem.task.params))
+    assert (np.asarray(moved) != np.asarray(before)).mean() > 0.9
+    np.testing.assert_array_equal(method.export(state)["head/kernel"], problem.task.head["kernel"])

@@ -30,6 +30,14 @@ def test_methods_without_public_uniforms_refuse_the_control_variate(name):
     methods.check(tiny_config(method=name, mask__aggregator="running"))
 
 
+@pytest.mark.parametrize("method", ["linear_probe", "fedcof", "feedsign", "peft"])
+def test_a_head_that_is_all_that_is_trained_must_be_trained(method):
+    changes = {"rounds": 1, "head__init": "he"} if method == "fedcof" else {}
+    with pytest.raises(ValueError, match="head.trained=False is not for method"):
+        methods.check(tiny_config(method=method, head__trained=False, peft__kind="head", **changes))
+    methods.check(tiny_config(head__trained=False))  # masks never move it
+
+
 def test_lies_and_robust_aggregators_are_refused_for_methods_without_flips():
     for change in ({"attack__kind": "all_flip"}, {"robust__aggregator": "median"}):
         with pytest.raises(ValueError, match="is about flips"):

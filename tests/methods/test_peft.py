@@ -87,6 +87,20 @@ def test_each_kind_learns_and_its_payloads_are_as_long_as_its_values(problem, ch
     assert sum(array.size for array in exported.values()) == n
 
 
+def test_a_head_that_is_not_trained_stays_and_does_not_travel(problem):
+    changes = {"peft__kind": "bias", "peft__wire": "8bit", "head__trained": False}
+    problem, method, state, results = play(problem, 1, **changes)
+    head = problem.task.head
+    whole = play(problem, 1, **(changes | {"head__trained": True}))[3]
+    assert whole[0].details["tuned_parameters"] - results[0].details["tuned_parameters"] == sum(
+        leaf.size for leaf in jax.tree.leaves(head)
+    )
+    assert results[0].uplink_bytes < whole[0].uplink_bytes
+    jax.tree.map(np.testing.assert_array_equal, method.network(state)[1], head)
+    np.testing.assert_array_equal(method.export(state)["head/kernel"], head["kernel"])
+    assert any(leaf.any() for leaf in jax.tree.leaves(jax.tree.map(np.subtract, state, method.init())))
+
+
 def test_tuning_the_head_alone_is_linear_probing(problem):
     _, tuned, state, _ = play(problem, 2, peft__kind="head", peft__learning_rate=0.01)
     _, probe, head, _ = play(problem, 2, method="linear_probe")
