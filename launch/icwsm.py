@@ -6,8 +6,7 @@
 The source package of vaderSentiment carries both sets (Hutto and Gilbert, ICWSM 2014; MIT licence): one text
 per line with the mean valence that people gave it, from −4 to 4. A text is `positive` above zero and
 `negative` below; the few at exactly zero are left out. The reviews' `user` is the review that a sentence was
-taken from. Nothing that is not there is made up: the sets have no test split, so a fifth of every class is
-the test (docs/data.md).
+taken from. The sets have no test split, so a fifth of every class is the test (docs/data.md).
 """
 
 import csv

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 from absl import app, flags
-from compare import about, config_of, jobs_of, runs_of, smoke_of
+from compare import about, config_of, jobs_of, labels_of, runs_of, smoke_of
 from ml_collections import ConfigDict
 from runner import play
 from tuning import RATE, rates_of
@@ -57,7 +57,7 @@ def search(config: ConfigDict, names: list[str], seeds: int, out: Path, command:
     """
     if not config.validation_examples:
         raise ValueError("rates are searched on validation examples: say --config.validation_examples=N")
-    chosen = {name: config_of(config, name, 0) for name in dict.fromkeys(names)}
+    chosen = {name: config_of(config, name, 0) for name in labels_of(names)}
     firsts = {name: list(map(_short, rates_of(its))) for name, its in chosen.items() if its.method in RATE}
     found: dict[str, Any] = about(config, command)
     found |= {"validation_examples": config.validation_examples, "seeds": seeds, "rows": [], "failures": {}}

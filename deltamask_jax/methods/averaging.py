@@ -61,7 +61,7 @@ def averaging(
     server: optax.GradientTransformation | None = None,
     proximal: float = 0.0,
     clients: int = 0,
-    kept: dict[str, Any] | None = None,
+    unmoved: dict[str, Any] | None = None,
     privacy: Mechanism = NOT_PRIVATE,
 ) -> Method:
     """A method whose clients train a pytree of float32 weights and whose server follows the mean update.
@@ -77,10 +77,10 @@ def averaging(
         server: takes −(mean update) for a gradient; None is a plain mean.
         proximal: μ of FedProx (arXiv 1812.06127).
         clients: N; only error feedback needs it.
-        kept: what is exported beside the weights, as it was before training; None is nothing.
+        unmoved: what is exported beside the weights, as it was before training; None is nothing.
         privacy: noise in the clients' gradients or in the server's mean.
     """
-    start, kept = jax.device_get(weights), kept or {}
+    start, unmoved = jax.device_get(weights), unmoved or {}
     vector, unravel = ravel_pytree(weights)
     n, whole = vector.size, codecs.get("dense", dtype=downlink)
     server = server or optax.sgd(1.0)
@@ -156,7 +156,7 @@ def averaging(
         ),
         export=lambda state: {
             path: np.asarray(leaf)
-            for path, leaf in traverse_util.flatten_dict(kept | state.weights, sep="/").items()
+            for path, leaf in traverse_util.flatten_dict(unmoved | state.weights, sep="/").items()
         },
     )
 

@@ -61,7 +61,7 @@ def fedavg(
         name,
         "tokens",
         weights=head | kernels if trains_head else kernels,
-        kept={} if trains_head else head,
+        unmoved={} if trains_head else head,
         frozen=frozen,
         loss_of=loss_of,
         optimizer=optax.adam(options.learning_rate),

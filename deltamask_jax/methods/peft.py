@@ -125,7 +125,7 @@ def peft(
         features = batch["inputs"]
         if options.kind != "head":
             features = task.model.suffix(grow(frozen, weights["parts"]), features)
-        head = weights["head"] if trains_head else frozen["head"]
+        head = (frozen | weights)["head"]
         return cross_entropy(features @ head["kernel"] + head["bias"], batch)
 
     plain = weight_training(loss_of, optax.adam(options.learning_rate), gradient=privacy.gradient)
@@ -153,14 +153,14 @@ def peft(
     return Method(
         name="peft",
         inputs="features" if options.kind == "head" else "tokens",
-        frozen=() if options.kind == "head" else frozen,
+        frozen={} if options.kind == "head" else frozen,
         client=dataclasses.replace(plain, final=change),
         init=lambda: start,
         down=Link(snapshot, read_snapshot),
         start=lambda state, cohort: state,
         up=Link(encode, decode),
         merge=merge,
-        network=lambda state: (grow(frozen, state["parts"]), (head | state)["head"]),
+        network=lambda state: (grow(frozen, state["parts"]), (frozen | state)["head"]),
         exact=False,  # what travels down is the change, rounded
         report=lambda updates, changes: {"tuned_parameters": n},
         export=lambda state: {

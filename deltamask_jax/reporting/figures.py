@@ -124,9 +124,9 @@ def name_ends(figure: Figure, axes: Any, ends: list[tuple[float, float, str, str
             if all(abs(m - other) >= height for other in beside)
         )
         taken.append((left, right, middle))
-        lower = (middle - at) * 72 / figure.dpi
+        shift = (middle - at) * 72 / figure.dpi
         axes.annotate(
-            name, (x, y), xytext=(10, lower), textcoords="offset points", color=colour, va="center",
+            name, (x, y), xytext=(10, shift), textcoords="offset points", color=colour, va="center",
             fontsize="small", parse_math=False,
             arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "alpha": 0.6},
             bbox={"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.5},

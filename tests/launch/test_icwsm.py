@@ -1,3 +1,5 @@
+"""Tables from the sentiment sets: what becomes a row, and what is refused."""
+
 import csv
 import io
 import tarfile

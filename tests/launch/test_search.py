@@ -42,7 +42,7 @@ def test_a_search_takes_the_best_rate_on_validation_examples(monkeypatch, tmp_pa
     ran = searchable(monkeypatch, results)
     config = tiny_config(validation_examples=50)
     for _ in range(2):  # what finished is not repeated
-        (row,) = search.search(config, ["fedavg", "eden"], 1, tmp_path, "the command")["rows"]
+        (row,) = search.search(config, ["full training=fedavg", "eden"], 1, tmp_path, "the command")["rows"]
     failed = sum(value is None for value in results.values())
     assert (len(ran), len(row["rates"]), row["taken"]) == (tried + failed, tried, taken)
     assert row["rates"] == sorted(results)
