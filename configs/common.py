@@ -164,7 +164,7 @@ def get_config() -> ConfigDict:
     config.dp.delta = 1e-5  # δ; below one over the number of examples or clients
     config.dp.clip = 1.0  # C, norm of an example's gradient or of a client's update
     config.dp.noise_multiplier = 0.0  # z, noise in units of C; 0 = the least that all rounds need
-    config.dp.microbatch = 16  # examples of a client whose gradients are held at once
+    config.dp.microbatch = 16  # most examples of a client whose gradients are held at once
 
     # Simulated failures of clients, in the rounds after the head's (docs/reliability.md).
     config.faults = ConfigDict()

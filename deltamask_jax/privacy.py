@@ -83,7 +83,7 @@ def noisy_gradient(clip: float, noise_multiplier: float, expected: float, microb
         clip: C, norm to which each example's gradient is clipped.
         noise_multiplier: z.
         expected: examples, which the noisy sum is divided by, however many the batch has.
-        microbatch: examples whose gradients are held at once; divides the batch.
+        microbatch: examples whose gradients are held at once, at most.
     """
 
     def gradient(loss_and_gradient: LossAndGradient, batch: Batch, key: jax.Array):
@@ -99,7 +99,8 @@ def noisy_gradient(clip: float, noise_multiplier: float, expected: float, microb
 
         shapes = jax.eval_shape(of_one, jax.tree.map(lambda x: x[0], batch))
         nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        groups = jax.tree.map(lambda x: x.reshape(-1, microbatch, *x.shape[1:]), batch)
+        groups = -(-batch["weights"].shape[0] // microbatch)
+        groups = jax.tree.map(lambda x: x.reshape(groups, -1, *x.shape[1:]), batch)
         (loss, total), _ = jax.lax.scan(add, nothing, groups)
         noise = optax.tree.random_like(jax.random.fold_in(key, _NOISE), total)
         noisy = jax.tree.map(lambda x, n: (x + noise_multiplier * clip * n) / expected, total, noise)

@@ -79,6 +79,7 @@ def search(config: ConfigDict, names: list[str], seeds: int, out: Path, command:
             row["rates"] = sorted(accuracy)
             row["accuracy"] = [accuracy[rate] for rate in row["rates"]]
             row["taken"] = best(accuracy)
+            out.mkdir(parents=True, exist_ok=True)  # the first runs may have failed before they began
             files.write_json(out / "search.json", found)
             (out / "search.md").write_text(markdown(found))
             if not waiting and len(accuracy) < len(first) + BEYOND:

@@ -78,7 +78,7 @@ def test_cohorts_of_a_fixed_size_are_counted_as_they_are_drawn():
 
 def gradients_of(features, batch, clip=1e9, noise_multiplier=0.0, seed=0):
     """DP-SGD's gradient of w · x, which is x, for padded examples x f32[b, 3]."""
-    noisy = privacy.noisy_gradient(clip, noise_multiplier, expected=4, microbatch=2)
+    noisy = privacy.noisy_gradient(clip, noise_multiplier, expected=4, microbatch=4)
     training = weight_training(lambda _, w, batch: w @ batch["inputs"][0], optax.sgd(1.0), gradient=noisy)
     batch = {"inputs": jnp.asarray(features), "weights": jnp.asarray(batch)}
     (weights, _), loss = training.step(
@@ -113,7 +113,7 @@ def clients_of_nothing(clients, **changes):
     noisy = privacy.noisy_gradient(clip=2.0, noise_multiplier=3.0, expected=4, microbatch=2)
     training = weight_training(lambda _, w, batch: 0 * jnp.sum(w), optax.sgd(1.0), gradient=noisy)
     asked = cohort_of(np.arange(clients), **changes)
-    plan = cohort.poisson_schedule([np.arange(3)] * clients, asked, epochs=1, batch_size=4, multiple=2)
+    plan = cohort.poisson_schedule([np.arange(3)] * clients, asked, epochs=1, batch_size=4, microbatch=2)
     examples = {"inputs": jnp.zeros((3, 1)), "labels": jnp.zeros(3, jnp.int32)}
     engine = Engine(ONE_DEVICE, chunk=clients)
     return cohort.train(engine, training, (), jnp.zeros(4000), examples, plan, (), asked.keys())[0]
@@ -324,7 +324,7 @@ def canary_seen(noise_multiplier, batch_size, steps, *, present):
     asked = cohort_of(np.arange(RUNS), 1 + present)
     epochs = steps * batch_size // 4
     plan = cohort.poisson_schedule(
-        [np.arange(4)] * RUNS, asked, epochs=epochs, batch_size=batch_size, multiple=2
+        [np.arange(4)] * RUNS, asked, epochs=epochs, batch_size=batch_size, microbatch=2
     )
     assert (plan.steps == steps).all()
     engine = Engine(ONE_DEVICE, chunk=RUNS)

@@ -98,7 +98,7 @@ def work(problem: Problem, method: Method, state: Any, told: Any, cohort: Cohort
     epochs = config.head.epochs if cohort.phase == HEAD_PHASE else config.local_epochs
     poisson = config.dp.level == "example" and cohort.phase != PROBE_PHASE
     if poisson:
-        draw = partial(training.poisson_schedule, multiple=config.dp.microbatch)
+        draw = partial(training.poisson_schedule, microbatch=config.dp.microbatch)
     else:
         draw = training.schedule
     plan = draw(problem.parts, cohort, epochs=epochs, batch_size=config.batch_size)

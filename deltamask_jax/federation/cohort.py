@@ -92,7 +92,7 @@ def poisson_schedule(
     *,
     epochs: int,
     batch_size: int,
-    multiple: int,
+    microbatch: int,
 ) -> Schedule:
     """The same with Poisson batches, as the accounting of DP-SGD supposes: privacy.py.
 
@@ -101,7 +101,7 @@ def poisson_schedule(
 
     Args:
         batch_size: examples expected per batch; a client that has fewer gives all of them.
-        multiple: of the batches' width.
+        microbatch: a batch is as many equal parts as it needs for none to be wider than this.
     """
     sizes = np.array([len(part) for part in parts])
     rates = {n: privacy.sampling_rate(n, batch_size) for n in map(int, sizes)}
@@ -115,7 +115,8 @@ def poisson_schedule(
         drawn.append([part[its] for its in taken])
     usual = max(int(stats.binom.isf(1e-6, n, rate)) for n, rate in rates.items())
     width = max(1, usual, *(len(batch) for batches in drawn for batch in batches))
-    batches = np.full((len(cohort), longest, -(-width // multiple) * multiple), -1, np.int32)
+    groups = -(-width // microbatch)
+    batches = np.full((len(cohort), longest, groups * -(-width // groups)), -1, np.int32)
     for row, its in enumerate(drawn):
         for step, batch in enumerate(its):
             batches[row, step, : len(batch)] = batch

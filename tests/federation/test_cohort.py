@@ -50,9 +50,9 @@ def test_schedule_depends_on_seed_round_and_client_but_not_on_the_cohort(problem
     assert (plan(problem, np.array([1]), number=2).batches != alone.batches).any()
 
 
-def poisson(problem, clients, number=1):
+def poisson(problem, clients, number=1, microbatch=4):
     asked = cohort_of(clients, number)
-    return cohort.poisson_schedule(problem.parts, asked, epochs=2, batch_size=8, multiple=4)
+    return cohort.poisson_schedule(problem.parts, asked, epochs=2, batch_size=8, microbatch=microbatch)
 
 
 def test_poisson_batches_hold_each_example_at_its_rate_and_are_never_cut(problem, monkeypatch):
@@ -62,6 +62,7 @@ def test_poisson_batches_hold_each_example_at_its_rate_and_are_never_cut(problem
         assert plan.batches.shape == (2, 5, 20) and plan.steps.tolist() == [5, 2]
         np.testing.assert_array_equal(np.sort(plan.batches[1, 0][:3]), np.sort(problem.parts[5]))
         seen += plan.batches[0].ravel().tolist()
+    assert poisson(problem, clients, microbatch=19).batches.shape == (2, 5, 18)  # one part of one width
     counts = np.array([seen.count(example) for example in problem.parts[1]])
     assert counts.sum() == sum(example >= 0 for example in seen)
     np.testing.assert_allclose(counts / 300, 0.4, atol=5 * np.sqrt(0.24 / 300))

@@ -39,17 +39,17 @@ def searchable(monkeypatch, results):
     ],
 )
 def test_a_search_takes_the_best_rate_on_validation_examples(monkeypatch, tmp_path, results, tried, taken):
-    ran = searchable(monkeypatch, results)
+    ran, out = searchable(monkeypatch, results), tmp_path / "runs" / "search"
     config = tiny_config(validation_examples=50)
     for _ in range(2):  # what finished is not repeated
-        (row,) = search.search(config, ["full training=fedavg", "eden"], 1, tmp_path, "the command")["rows"]
+        (row,) = search.search(config, ["full training=fedavg", "eden"], 1, out, "the command")["rows"]
     failed = sum(value is None for value in results.values())
     assert (len(ran), len(row["rates"]), row["taken"]) == (tried + failed, tried, taken)
     assert row["rates"] == sorted(results)
-    table = (tmp_path / "search.md").read_text()
+    table = (out / "search.md").read_text()
     assert "| fedavg | `fedavg.learning_rate` | " in table and ("failed" in table) == (failed > 0)
     if taken:  # compare.py takes it, for what trains alike too
-        searched = compare.read_searched(tmp_path / "search.json")
+        searched = compare.read_searched(out / "search.json")
         for method in ("fedavg", "eden", "eden:bits=2"):
             assert compare.config_of(tiny_config(), method, 0, searched).fedavg.learning_rate == taken
         own = compare.config_of(tiny_config(), "fedavg:learning_rate=7", 0, searched)
