@@ -67,6 +67,7 @@ def get_config() -> ConfigDict:
     # The lower bracket, run beside every method for as many rounds: the head alone keeps training.
     config.linear_probe = ConfigDict()
     config.linear_probe.learning_rate = 0.01  # Adam's step, in weights
+    config.linear_probe.decay = 1.0  # the last round's step as a share of the first's, a cosine between
 
     # The head of class means, without training: as the start of other methods, and as a method of one round.
     config.fedcof = ConfigDict()
@@ -114,6 +115,7 @@ def get_config() -> ConfigDict:
     # Training and averaging of weights: 'fedavg' and what compresses it, 'eden', 'drive', 'qsgd', 'signsgd'.
     config.fedavg = ConfigDict()
     config.fedavg.learning_rate = 1e-4  # step of the clients' Adam, in weights
+    config.fedavg.decay = 1.0  # the last round's step as a share of the first's, a cosine between
     config.fedavg.trained = "kernels"  # and the head: masked 'kernels', all of trained 'blocks', 'backbone'
     config.fedavg.proximal = 0.0  # μ of FedProx: clients add μ/2 · ‖w − broadcast‖² to their loss
     config.fedavg.server = "sgd"  # optimiser of its step along the mean update (FedOpt)
@@ -132,6 +134,7 @@ def get_config() -> ConfigDict:
     config.peft.kind = "bias"  # tuned beside the head; 'head': nothing else; docs/peft.md counts each kind
     config.peft.scope = "network"  # 'network': every block, no cache (FedPEFT); 'suffix': trained_blocks only
     config.peft.learning_rate = 1e-3  # Adam's step, in weights
+    config.peft.decay = 1.0  # the last round's step as a share of the first's, a cosine between
     config.peft.adapter_width = 8  # hidden channels of an adapter
     config.peft.prompts = 10  # tokens per block, or in all where shallow
     config.peft.prompt_depth = "deep"  # 'deep': prompts in every block; 'shallow': before the first

@@ -80,7 +80,9 @@ def round_of_head(problem: Problem) -> tuple[Problem, Method]:
     """
     config, task = problem.config, problem.task
     method = {
-        "lp": lambda: linear_probe(task, learning_rate=config.head.learning_rate, privacy=mechanism(config)),
+        "lp": lambda: linear_probe(
+            task, learning_rate=config.head.learning_rate, decay=1.0, rounds=1, privacy=mechanism(config)
+        ),
         "fit": lambda: _class_statistics(task),
         "fedcof": lambda: fedcof(task, **config.fedcof),
     }[config.head.init]()
@@ -118,7 +120,7 @@ def linear_probe_accuracy(problem: Problem) -> float:
     """The lower bracket: keep training the head, on the frozen network, for as many rounds as the run has."""
     config = problem.config
     say(f"linear probe: {config.rounds} rounds of training the head alone")
-    method = linear_probe(problem.task, **config.linear_probe)
+    method = linear_probe(problem.task, **config.linear_probe, rounds=config.rounds)
     accuracy_of, state = evaluator(problem, method), method.init()
     for number in range(1, config.rounds + 1):
         clients = partition.cohort(config.clients, config.participation, config.seed, number)

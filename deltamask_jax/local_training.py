@@ -60,6 +60,11 @@ def cross_entropy(logits: jax.Array, batch: Batch) -> jax.Array:
     return jnp.sum(losses * batch["weights"]) / jnp.maximum(jnp.sum(batch["weights"]), 1)
 
 
+def cosine(first: float, share: float, rounds: int) -> optax.Schedule:
+    """From `first` in round 0 to that share of it in round `rounds` − 1, on half a cosine."""
+    return optax.cosine_decay_schedule(first, max(rounds - 1, 1), alpha=share)
+
+
 def of_batch(loss_and_gradient: LossAndGradient, batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
     """The plain gradient of a batch; privacy.py has the noisy one."""
     return loss_and_gradient(batch)
@@ -141,18 +146,19 @@ def weight_training(
     proximal: float = 0.0,
     gradient: Gradient = of_batch,
 ) -> LocalTraining:
-    """Train whatever weights were received by gradient descent; the update is the trained weights.
+    """Train `received['weights']`, any pytree, by gradient descent; the update is the trained weights.
 
     Args:
         loss_of: (frozen, trained weights, batch) -> mean loss f32[].
-        optimizer: applied to the weights, anew in every round.
+        optimizer: direction of a step in the weights, which `received['learning_rate']` scales; it starts
+            anew in every round.
         proximal: μ of FedProx (arXiv 1812.06127): adds μ/2 · ‖w − received‖² to what is minimised, not to the
             loss that is reported.
         gradient: what loss and gradient of a batch are made with.
     """
 
     def init(frozen, received, private):
-        return received, optimizer.init(received)
+        return received["weights"], optimizer.init(received["weights"])
 
     def step(frozen, received, carry, batch, key):
         weights, state = carry
@@ -162,8 +168,10 @@ def weight_training(
 
         loss, grads = gradient(loss_and_gradient, batch, key)
         if proximal:
-            grads = jax.tree.map(lambda g, w, w0: g + proximal * (w - w0), grads, weights, received)
-        updates, state = optimizer.update(grads, state, weights)
-        return (optax.apply_updates(weights, updates), state), loss
+            start = received["weights"]
+            grads = jax.tree.map(lambda g, w, w0: g + proximal * (w - w0), grads, weights, start)
+        steps, state = optimizer.update(grads, state, weights)
+        weights = jax.tree.map(lambda w, step: w - received["learning_rate"] * step, weights, steps)
+        return (weights, state), loss
 
     return LocalTraining(init, step, lambda frozen, received, carry, private: carry[0])

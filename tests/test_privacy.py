@@ -79,11 +79,10 @@ def test_cohorts_of_a_fixed_size_are_counted_as_they_are_drawn():
 def gradients_of(features, batch, clip=1e9, noise_multiplier=0.0, seed=0):
     """DP-SGD's gradient of w · x, which is x, for padded examples x f32[b, 3]."""
     noisy = privacy.noisy_gradient(clip, noise_multiplier, expected=4, microbatch=4)
-    training = weight_training(lambda _, w, batch: w @ batch["inputs"][0], optax.sgd(1.0), gradient=noisy)
+    training = weight_training(lambda _, w, batch: w @ batch["inputs"][0], optax.identity(), gradient=noisy)
     batch = {"inputs": jnp.asarray(features), "weights": jnp.asarray(batch)}
-    (weights, _), loss = training.step(
-        (), jnp.zeros(3), training.init((), jnp.zeros(3), ()), batch, KEY(seed)
-    )
+    received = {"weights": jnp.zeros(3), "learning_rate": 1.0}
+    (weights, _), loss = training.step((), received, training.init((), received, ()), batch, KEY(seed))
     return -4 * np.asarray(weights), loss
 
 
@@ -111,12 +110,13 @@ def test_without_noise_and_clip_it_is_the_plain_gradient():
 def clients_of_nothing(clients, **changes):
     """Updates of clients that hold the same examples, without a gradient: one step of noise."""
     noisy = privacy.noisy_gradient(clip=2.0, noise_multiplier=3.0, expected=4, microbatch=2)
-    training = weight_training(lambda _, w, batch: 0 * jnp.sum(w), optax.sgd(1.0), gradient=noisy)
+    training = weight_training(lambda _, w, batch: 0 * jnp.sum(w), optax.identity(), gradient=noisy)
     asked = cohort_of(np.arange(clients), **changes)
     plan = cohort.poisson_schedule([np.arange(3)] * clients, asked, epochs=1, batch_size=4, microbatch=2)
     examples = {"inputs": jnp.zeros((3, 1)), "labels": jnp.zeros(3, jnp.int32)}
     engine = Engine(ONE_DEVICE, chunk=clients)
-    return cohort.train(engine, training, (), jnp.zeros(4000), examples, plan, (), asked.keys())[0]
+    received = {"weights": jnp.zeros(4000), "learning_rate": 1.0}
+    return cohort.train(engine, training, (), received, examples, plan, (), asked.keys())[0]
 
 
 def test_noise_of_vmapped_clients_is_their_own():
@@ -317,7 +317,7 @@ def canary_seen(noise_multiplier, batch_size, steps, *, present):
     The canary is one example more, of the largest gradient that is allowed; the others have nothing there.
     """
     noisy = privacy.noisy_gradient(1.0, noise_multiplier, expected=1, microbatch=2)
-    training = weight_training(lambda _, w, batch: -w @ batch["inputs"][0], optax.sgd(1.0), gradient=noisy)
+    training = weight_training(lambda _, w, batch: -w @ batch["inputs"][0], optax.identity(), gradient=noisy)
     others = jnp.asarray([[0, 1.0, 0], [0, 0, 1.0], [0, -1.0, 0]])
     canary = CANARY if present else 0 * CANARY
     examples = {"inputs": jnp.vstack([others, canary]), "labels": jnp.zeros(4, jnp.int32)}
@@ -328,7 +328,8 @@ def canary_seen(noise_multiplier, batch_size, steps, *, present):
     )
     assert (plan.steps == steps).all()
     engine = Engine(ONE_DEVICE, chunk=RUNS)
-    return cohort.train(engine, training, (), jnp.zeros(3), examples, plan, (), asked.keys())[0] @ CANARY
+    received = {"weights": jnp.zeros(3), "learning_rate": 1.0}
+    return cohort.train(engine, training, (), received, examples, plan, (), asked.keys())[0] @ CANARY
 
 
 def lower_bound(without, with_canary, delta):

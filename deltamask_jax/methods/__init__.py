@@ -48,7 +48,7 @@ def _flips(config) -> dict[str, Any]:
 
 
 def _weights(config) -> dict[str, Any]:
-    mine = {"options": config.fedavg, "trains_head": config.head.trained}
+    mine = {"options": config.fedavg, "trains_head": config.head.trained, "rounds": config.rounds}
     return mine | {"clients": config.clients, "privacy": mechanism(config)}
 
 
@@ -64,8 +64,12 @@ METHODS: dict[str, Callable[[Any, Task], Method]] = {
     "drive": lambda c, task: drive(task, **_weights(c)),
     "qsgd": lambda c, task: qsgd(task, **_weights(c), **c.qsgd),
     "signsgd": lambda c, task: signsgd(task, **_weights(c)),
-    "linear_probe": lambda c, task: linear_probe(task, **c.linear_probe, privacy=mechanism(c)),
-    "peft": lambda c, task: peft(task, c.peft, seed=c.seed, trains_head=c.head.trained, privacy=mechanism(c)),
+    "linear_probe": lambda c, task: linear_probe(
+        task, **c.linear_probe, rounds=c.rounds, privacy=mechanism(c)
+    ),
+    "peft": lambda c, task: peft(
+        task, c.peft, rounds=c.rounds, seed=c.seed, trains_head=c.head.trained, privacy=mechanism(c)
+    ),
     "fedcof": lambda c, task: fedcof(task, **c.fedcof),
     "feedsign": lambda c, task: feedsign(task, c.feedsign, c.peft, seed=c.seed),
 }

@@ -52,7 +52,7 @@ def averaging(
     weights: Any,
     frozen: Any,
     loss_of: Callable[[Any, Any, Batch], jax.Array],
-    optimizer: optax.GradientTransformation,
+    learning_rate: optax.Schedule,
     network: Callable[[Any], tuple[Any, dict[str, Any]]],
     *,
     codec: codecs.Codec = WHOLE,
@@ -69,7 +69,7 @@ def averaging(
     Args:
         weights: the initial weights.
         loss_of: (frozen, weights, batch) -> mean loss.
-        optimizer: the clients'; it starts anew every round.
+        learning_rate: of the clients' Adam, by round (from 0); its moments start anew every round.
         network: (weights) -> (params, head) of the network that is evaluated.
         codec: of the updates, f32[n].
         error_feedback: clients add to every update what the codec lost of the one before (arXiv 1901.09847).
@@ -84,12 +84,12 @@ def averaging(
     vector, unravel = ravel_pytree(weights)
     n, whole = vector.size, codecs.get("dense", dtype=downlink)
     server = server or optax.sgd(1.0)
-    plain = weight_training(loss_of, optimizer, proximal, privacy.gradient)
+    plain = weight_training(loss_of, optax.scale_by_adam(), proximal, privacy.gradient)
     memoryless = not jax.tree.leaves(server.init(start))
 
     def final(frozen, received, carry, private):
         trained = plain.final(frozen, received, carry, private)
-        return ravel_pytree(trained)[0] - ravel_pytree(received)[0]
+        return ravel_pytree(trained)[0] - ravel_pytree(received["weights"])[0]
 
     def init() -> State:
         owners = map(str, range(clients)) if error_feedback else ()
@@ -131,6 +131,12 @@ def averaging(
         weights, memory = follow(state.weights, mean, state.optimizer)
         return dataclasses.replace(state, weights=jax.device_get(weights), optimizer=jax.device_get(memory))
 
+    def begin(state: State, cohort: Cohort):
+        return {
+            "weights": jax.device_put(state.weights),
+            "learning_rate": learning_rate(cohort.round - 1),
+        }
+
     @jax.jit
     def follow(weights, mean, memory):
         """The server's step along the clients' mean change f32[n]: weights and optimiser state after it."""
@@ -144,7 +150,7 @@ def averaging(
         client=dataclasses.replace(plain, final=final),
         init=init,
         down=Link(snapshot, read_snapshot),
-        start=lambda state, cohort: jax.device_put(state.weights),
+        start=begin,
         up=Link(encode, decode),
         merge=merge,
         network=lambda state: network(state.weights),

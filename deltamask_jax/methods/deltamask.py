@@ -20,6 +20,7 @@ import optax
 
 from deltamask_jax import codecs, masks, robust
 from deltamask_jax.codecs import distance
+from deltamask_jax.local_training import cosine
 from deltamask_jax.methods import masking
 from deltamask_jax.methods.diagnostics import mask_diagnostics
 from deltamask_jax.methods.method import Link, Method, contexts
@@ -54,7 +55,7 @@ def deltamask(
         training: as of `masking.mask_method`.
     """
     d = task.index.d
-    kappa = kappa or masking.cosine(options.kappa, options.kappa_final, rounds)
+    kappa = kappa or cosine(options.kappa, options.kappa_final / options.kappa, rounds)
     shared = options.uniforms == "shared"
 
     def streams(cohort: Cohort):

@@ -18,7 +18,7 @@ import optax
 
 from deltamask_jax import codecs
 from deltamask_jax.flat_index import FlatIndex
-from deltamask_jax.local_training import cross_entropy
+from deltamask_jax.local_training import cosine, cross_entropy
 from deltamask_jax.methods.averaging import WHOLE, averaging
 from deltamask_jax.methods.method import Method
 from deltamask_jax.task import Task
@@ -31,6 +31,7 @@ def fedavg(
     task: Task,
     options: Any,
     *,
+    rounds: int,
     codec: codecs.Codec = WHOLE,
     name: str = "fedavg",
     trains_head: bool = True,
@@ -42,6 +43,7 @@ def fedavg(
 
     Args:
         options: `config.fedavg`.
+        rounds: in all; the learning rate decays over them.
         codec, settings: as of `averaging.averaging`.
         trains_head: False leaves the head as it is, and it does not travel.
     """
@@ -64,7 +66,7 @@ def fedavg(
         unmoved={} if trains_head else head,
         frozen=frozen,
         loss_of=loss_of,
-        optimizer=optax.adam(options.learning_rate),
+        learning_rate=cosine(options.learning_rate, options.decay, rounds),
         network=lambda weights: network(frozen, weights),
         codec=codec,
         downlink=options.downlink,

@@ -24,7 +24,7 @@ import optax
 
 from deltamask_jax import aggregation, codecs, masks
 from deltamask_jax.codecs import bundle
-from deltamask_jax.local_training import mask_training
+from deltamask_jax.local_training import cosine, mask_training
 from deltamask_jax.methods.method import Link, Method, server_context
 from deltamask_jax.public_random import EVERY_CLIENT, MASK, Key, uniforms
 from deltamask_jax.registry import look_up
@@ -116,7 +116,9 @@ def mask_method(
     keeps, optimizer = options.client_state == "kept", optax.scale_by_adam()
     low, high = (round(p * masks.SCALE) for p in (options.theta_clip, 1 - options.theta_clip))
     schedules = {
-        "learning_rate": cosine(options.learning_rate, options.learning_rate_final, rounds),
+        "learning_rate": cosine(
+            options.learning_rate, options.learning_rate_final / options.learning_rate, rounds
+        ),
         **(schedules or {}),
     }
 
@@ -337,11 +339,6 @@ def evaluated_mask(theta: jax.Array, kind: str) -> jax.Array:
         "threshold": lambda: (theta > masks.SCALE // 2).astype(jnp.float32),
     }
     return look_up("config.mask.evaluate", kind, means)()
-
-
-def cosine(first: float, last: float, rounds: int) -> optax.Schedule:
-    """From `first` in round 0 to `last` in round `rounds` − 1, on half a cosine."""
-    return optax.cosine_decay_schedule(first, max(rounds - 1, 1), alpha=last / first)
 
 
 def mask_streams(cohort: Cohort, shared: bool = False) -> list[Key]:

@@ -26,7 +26,7 @@ from jax.flatten_util import ravel_pytree
 
 from deltamask_jax import codecs
 from deltamask_jax.flat_index import FlatIndex
-from deltamask_jax.local_training import cross_entropy, weight_training
+from deltamask_jax.local_training import cosine, cross_entropy, weight_training
 from deltamask_jax.methods.averaging import NOT_PRIVATE
 from deltamask_jax.methods.method import Link, Method, contexts, server_context
 from deltamask_jax.models import adapters, subspaces
@@ -94,12 +94,19 @@ def tuned_parts(options: Any, seed: int, task: Task) -> Subspace:
 
 
 def peft(
-    task: Task, options: Any, *, seed: int, trains_head: bool = True, privacy: Mechanism = NOT_PRIVATE
+    task: Task,
+    options: Any,
+    *,
+    rounds: int,
+    seed: int,
+    trains_head: bool = True,
+    privacy: Mechanism = NOT_PRIVATE,
 ) -> Method:
     """Parameter-efficient tuning.
 
     Args:
         options: `config.peft`.
+        rounds: in all; the learning rate decays over them.
         seed: of the initial values, public.
         trains_head: False leaves the head as it is, and it does not travel.
         privacy: as of `averaging.averaging`.
@@ -128,10 +135,11 @@ def peft(
         head = (frozen | weights)["head"]
         return cross_entropy(features @ head["kernel"] + head["bias"], batch)
 
-    plain = weight_training(loss_of, optax.adam(options.learning_rate), gradient=privacy.gradient)
+    plain = weight_training(loss_of, optax.scale_by_adam(), gradient=privacy.gradient)
+    learning_rate = cosine(options.learning_rate, options.decay, rounds)
 
     def change(frozen, received, carry, private):
-        return jax.tree.map(lambda trained, before: trained - before, carry[0], received)
+        return jax.tree.map(lambda trained, before: trained - before, carry[0], received["weights"])
 
     def snapshot(state, cohort: Cohort) -> bytes:
         return pack(jax.tree.map(np.subtract, state, start), server_context(cohort, n))
@@ -157,7 +165,7 @@ def peft(
         client=dataclasses.replace(plain, final=change),
         init=lambda: start,
         down=Link(snapshot, read_snapshot),
-        start=lambda state, cohort: state,
+        start=lambda state, cohort: {"weights": state, "learning_rate": learning_rate(cohort.round - 1)},
         up=Link(encode, decode),
         merge=merge,
         network=lambda state: (grow(frozen, state["parts"]), (frozen | state)["head"]),

@@ -5,10 +5,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
-from deltamask_jax import codecs
+from deltamask_jax import codecs, methods
 from deltamask_jax.codecs import PayloadError
 from deltamask_jax.federation.rounds import play_round
 from deltamask_jax.local_training import cross_entropy
@@ -29,7 +28,7 @@ def perceptron(**settings):
 
     weights = {"hidden": hidden / 32**0.5, "out": out / 8}
     return averaging(
-        "perceptron", "features", weights, (), loss_of, optax.adam(3e-3), None, clients=6, **settings
+        "perceptron", "features", weights, (), loss_of, lambda round: 3e-3, None, clients=6, **settings
     )
 
 
@@ -120,6 +119,17 @@ def test_plain_averaging_moves_by_the_weighted_mean():
     np.testing.assert_allclose(flat(state.weights), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["fedavg", "eden", "linear_probe", "peft"])
+def test_the_learning_rate_decays_to_its_share(problem, name):
+    section = name if name != "eden" else "fedavg"
+    rates = {f"{section}__learning_rate": 0.4, f"{section}__decay": 0.25}
+    method = methods.build(tiny_config(method=name, rounds=11, **rates), problem.task)
+    steps = [method.start(method.init(), cohort_of([0], n))["learning_rate"] for n in (1, 6, 11)]
+    np.testing.assert_allclose(steps, [0.4, 0.25, 0.1], rtol=1e-5)
+    constant = methods.build(tiny_config(method=name, **{f"{section}__learning_rate": 0.4}), problem.task)
+    assert constant.start(constant.init(), cohort_of([0], 3))["learning_rate"] == np.float32(0.4)
+
+
 @pytest.mark.parametrize("kind, step", [("float32", 0), ("float16", 2**-11), ("bfloat16", 2**-8)])
 def test_the_downlink_is_rounded_to_its_type_and_as_long_as_it_says(kind, step):
     method = perceptron(downlink=jnp.dtype(kind))
@@ -127,7 +137,7 @@ def test_the_downlink_is_rounded_to_its_type_and_as_long_as_it_says(kind, step):
     payload = method.down.encode(state, TWO)
     told = method.down.decode(payload, TWO)
     assert method.exact == (kind == "float32")
-    sent, received = flat(state.weights), flat(method.start(told, TWO))
+    sent, received = flat(state.weights), flat(method.start(told, TWO)["weights"])
     assert received.dtype == np.float32 and (np.abs(received - sent) <= step * np.abs(sent) + 1e-7).all()
     assert bool(step) == (received != sent).any()
     size = jnp.dtype(kind).itemsize

@@ -116,7 +116,7 @@ def test_the_server_keeps_what_rounding_takes_from_the_wire(problem):
     rng = np.random.default_rng(0)
     state = jax.tree.map(lambda x: x + rng.normal(size=x.shape).astype(np.float32), start)
     cohort = cohort_of([0], 4, examples=np.array([3]))
-    received = method.start(method.down.decode(method.down.encode(state, cohort), cohort), cohort)
+    received = method.start(method.down.decode(method.down.encode(state, cohort), cohort), cohort)["weights"]
     largest = max(np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (state, start)), strict=True))
     for kept, arrived in zip(*map(jax.tree.leaves, (state, received)), strict=True):
         assert 0 < np.abs(kept - arrived).max() <= 1.01 * largest / 127
