@@ -46,6 +46,11 @@ def test_lines_and_cells_fit(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=names)
+def test_nothing_was_left_to_be_filled_in(page):
+    assert not re.findall(r"@@\w*|TODO|FIXME|XXX", page.read_text())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names)
 def test_a_page_has_one_title(page):  # the site's sidebar shows every one
     titles = re.findall(r"^# .*", re.sub(r"```.*?```", "", page.read_text(), flags=re.S), flags=re.M)
     assert len(titles) == 1, titles
