@@ -17,6 +17,7 @@ def get_config():
     # One round at the default 0.01 gives a head whose confidence is right; from a steeper one (0.1), a few
     # wrong examples dominate every gradient. The probe itself, which has all rounds, is best at 0.1.
     config.linear_probe.learning_rate = 0.1
+    config.fedavg.learning_rate, config.peft.learning_rate = 1e-3, 1e-2  # best of three (docs/results.md)
     config.mask.uniforms = "per_client"
     config.mask.aggregator = "control_variate"
     # Large steps at first, to get anywhere in a hundred; small ones at the end, to settle.

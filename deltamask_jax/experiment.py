@@ -199,8 +199,12 @@ def _run(
         last = number == rounds or is_spent(number)
         evaluation = evaluated(state, number) if last or number % config.eval_every == 0 else {}
         record(number, result, evaluation, time.time() - round_started, last)
-        shown = next(r["accuracy"] for r in reversed(records) if r["accuracy"] is not None)
-        note = f"accuracy {shown:.1%}, loss {result.train_loss:.3f}, {spent / 1e6:.4g} MB up and down so far"
+        known = next(r for r in reversed(records) if r["accuracy"] is not None)
+        measured = "" if known is records[-1] else f" after round {known['round']}"
+        note = (
+            f"accuracy {known['accuracy']:.1%}{measured}, loss {result.train_loss:.3f}, "
+            f"{spent / 1e6:.4g} MB up and down so far"
+        )
         bar.set_postfix_str(note)
         progress.log(f"{method.name} {number}/{rounds}: {note}")
         if last:

@@ -96,6 +96,11 @@ def _problem(config, workdir: Path | None, whose: str | int, data_of_its_own: st
         f"{dataset.name}: {len(dataset.train):,} training and {len(dataset.test):,} test examples of "
         f"{dataset.num_classes} classes, {config.clients} clients"
     )
+    if model.image_size and model.image_size == model.architecture.stride:
+        say(
+            f"{model.name} sees {model.image_size} pixels as one patch: raise config.model.image_size; "
+            f"0 is its own, {model.architecture.image_size}"
+        )
     train, test, labels = dataset.train, dataset.test, (dataset.train.labels, dataset.test.labels)
     chunks = chunk_of(len(train)), chunk_of(len(test))  # whoever holds a part computes it as who holds all
     if whose == "server":

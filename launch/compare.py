@@ -6,9 +6,9 @@
 
 A method is any name `config.method` takes, with settings of its own behind colons: any of configs/common.py,
 those of a section named like the method also without its name. LABEL= before it is what table and picture
-call it. Before these come those of tuning.py, then the
-rates that launch/search.py found on validation examples, with --settings=FOLDER/search.json.
-Whatever else the config says is the same for all: split, pretrained weights, head, rounds.
+call it. Before these come what a method cannot do without (tuning.py), then the rates that launch/search.py
+found on validation examples, with --settings=FOLDER/search.json. Whatever else the config says is the same
+for all: rates, split, pretrained weights, head, rounds.
 
 Runs lie in OUT/METHOD/seedN. One that is there, finished and of the same config, is not repeated, so the same
 command goes on where an interrupted one stopped. OUT gets comparison.json (everything, with the curves),
@@ -30,7 +30,7 @@ from absl import app, flags
 from comparison_report import draw, markdown, summarise
 from ml_collections import ConfigDict
 from runner import Job, play, settings_in
-from tuning import RATE, TRAINS_LIKE, checked, settings_of, with_settings
+from tuning import NEEDS, RATE, TRAINS_LIKE, checked, with_settings
 
 from deltamask_jax import config as config_lib
 from deltamask_jax import main
@@ -50,7 +50,7 @@ if __name__ == "__main__":  # beside --config and its overrides, which deltamask
     flags.DEFINE_integer("seeds", 1, "Runs of each method: seeds 0 … n−1.", lower_bound=1)
     flags.DEFINE_string("out", None, "Folder for the runs and the comparison.", required=True)
     flags.DEFINE_string("settings", None, "The search.json of launch/search.py, whose rates are taken.")
-    flags.DEFINE_bool("smoke", False, "One seed, few examples, two rounds: whether everything runs.")
+    flags.DEFINE_bool("smoke", False, "Few examples, two rounds: whether everything runs.")
 
 
 def labels_of(methods: list[str]) -> dict[str, str]:
@@ -88,7 +88,7 @@ def config_of(
     malformed = [item for item in own if "=" not in item]
     if malformed:
         raise ValueError(f"--methods: {malformed[0]!r} of {method!r} is not setting=value")
-    settings = {"method": name, "seed": seed, **settings_of(config.model.name, name)}
+    settings = {"method": name, "seed": seed, **NEEDS.get(name, {})}
     section, mine = config_lib.flatten(config.get(name, ConfigDict())), {}
     for item in own:
         setting, value = item.split("=", 1)
@@ -213,12 +213,10 @@ def compare(
 
 def _main(argv: list[str]) -> None:
     command = f"python launch/compare.py {shlex.join(sys.argv[1:])}"
-    config, seeds = FLAGS.config, FLAGS.seeds
     try:
-        if FLAGS.smoke:
-            config, seeds = smoke_of(config), 1
+        config = smoke_of(FLAGS.config) if FLAGS.smoke else FLAGS.config
         searched = read_searched(expanded(FLAGS.settings)) if FLAGS.settings else None
-        failed = compare(config, FLAGS.methods, seeds, expanded(FLAGS.out), command, searched)
+        failed = compare(config, FLAGS.methods, FLAGS.seeds, expanded(FLAGS.out), command, searched)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     if failed:

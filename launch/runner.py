@@ -24,7 +24,7 @@ from typing import Any
 
 import jax
 from ml_collections import ConfigDict
-from tuning import checked, settings_of
+from tuning import NEEDS, checked
 
 from deltamask_jax import config as config_lib
 from deltamask_jax import config_files, experiment
@@ -101,7 +101,7 @@ def settings(run: Run, seed: int, smoke: bool) -> ConfigDict:
     method = run.changes.get("method", config.method)
     changes = {
         **(SMOKE if smoke else {}),
-        **settings_of(config.model.name, method),
+        **NEEDS.get(method, {}),
         **run.changes,
         "seed": seed,
     }

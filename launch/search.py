@@ -41,7 +41,7 @@ if __name__ == "__main__":  # beside --config and its overrides, which deltamask
     flags.DEFINE_list("methods", None, "Methods, each with NAME:setting=value:… if need be.", required=True)
     flags.DEFINE_integer("seeds", 1, "Runs of each rate: seeds 0 … n−1.", lower_bound=1)
     flags.DEFINE_string("out", None, "Folder for the runs and what was found.", required=True)
-    flags.DEFINE_bool("smoke", False, "One seed, few examples, two rounds: whether everything runs.")
+    flags.DEFINE_bool("smoke", False, "Few examples, two rounds: whether everything runs.")
 
 
 def search(config: ConfigDict, names: list[str], seeds: int, out: Path, command: str) -> dict[str, Any]:
@@ -139,11 +139,9 @@ def markdown(found: dict[str, Any]) -> str:
 
 def _main(argv: list[str]) -> None:
     command = f"python launch/search.py {shlex.join(sys.argv[1:])}"
-    config, seeds = FLAGS.config, FLAGS.seeds
     try:
-        if FLAGS.smoke:
-            config, seeds = smoke_of(config), 1
-        found = search(config, FLAGS.methods, seeds, expanded(FLAGS.out), command)
+        config = smoke_of(FLAGS.config) if FLAGS.smoke else FLAGS.config
+        found = search(config, FLAGS.methods, FLAGS.seeds, expanded(FLAGS.out), command)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     say(markdown(found))

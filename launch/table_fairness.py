@@ -31,6 +31,8 @@ TRAINED: dict[str, dict[str, Any]] = {
     "fedsb": {"method": "peft", "peft.kind": "fedsb", "peft.scope": "suffix", "peft.wire": "8bit"},
     "held": {
         "method": "deltamask",
+        "mask.uniforms": "per_client",
+        "mask.aggregator": "control_variate",
         "mask.ranking": "thin",
         "mask.kappa": 0.5,
         "mask.kappa_final": 0.5,

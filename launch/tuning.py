@@ -1,4 +1,4 @@
-"""What each method needs, what is best for it on a network, what a search tries; settings into a config."""
+"""What each method needs, which rate it has, what a search tries; settings into a config."""
 
 import json
 from typing import Any
@@ -13,28 +13,6 @@ from deltamask_jax import methods
 NEEDS: dict[str, dict[str, Any]] = {
     name: {"mask.aggregator": "beta"} for name in ("fedpm", "fedmask", "klms")
 } | {"fedcof": {"rounds": 1, "head.init": "he"}}
-
-# What is best on a network (`config.model.name`): {network: {method: {setting: value}}}. Those of glyph_vit
-# are from a search over five rounds of configs/digits.py (docs/results.md); what is not here is as the
-# config says.
-SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
-    "glyph_vit": {
-        "linear_probe": {"linear_probe.learning_rate": 0.3},
-        "fedavg": {"fedavg.learning_rate": 1e-3},
-        # Those that compress FedAvg's updates train like it.
-        "eden": {"fedavg.learning_rate": 1e-3},
-        "drive": {"fedavg.learning_rate": 1e-3},
-        "qsgd": {"fedavg.learning_rate": 1e-3},
-        "signsgd": {"fedavg.learning_rate": 1e-3},  # searched by itself: it trains with error feedback
-        "peft": {"peft.learning_rate": 1e-2},
-        "deltamask": {"mask.learning_rate": 1.2},
-        "deepreduce": {"mask.learning_rate": 1.2},  # trains like DeltaMask
-        "fedpm": {"mask.learning_rate": 1.2},
-        "fedmask": {"mask.learning_rate": 0.6},
-        "klms": {"mask.learning_rate": 1.2},
-    },
-}
-
 
 # The learning rate of each method that has one. Those that compress another's updates train like it and are
 # not searched by themselves; SignSGD is, as its error feedback is part of the training.
@@ -71,11 +49,6 @@ def rates_of(config: ConfigDict) -> tuple[float, ...]:
     """What a search of a method begins with: the list above, or the config's own rate and those 3 × off."""
     own = config_lib.flatten(config)[RATE[config.method]]
     return RATES.get(config.model.name, {}).get(config.method, (own / 3, own, own * 3))
-
-
-def settings_of(network: str, method: str) -> dict[str, Any]:
-    """What a method gets on a network unless told otherwise."""
-    return NEEDS.get(method, {}) | SETTINGS.get(network, {}).get(method, {})
 
 
 def with_settings(config: ConfigDict, settings: dict[str, Any]) -> ConfigDict:

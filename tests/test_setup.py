@@ -179,3 +179,10 @@ def test_a_client_holds_its_own_examples_and_the_server_the_tests(tmp_path):
     np.savez(tmp_path / "own.npz", x_train=x, y_train=y, x_test=x, y_test=y)
     own = set_up_client(config, 1, f"npz:{tmp_path / 'own.npz'}")
     assert [len(part) for part in own.parts] == [0, 20, 0] and len(own.inputs["tokens"][0]) == 20
+
+
+def test_an_image_of_one_patch_is_told(capsys):
+    set_up(tiny_config(model__image_size=8, train_examples=30, test_examples=10), None)
+    assert "tiny_vit sees 8 pixels as one patch" in capsys.readouterr().out
+    set_up(tiny_config(model__image_size=16, train_examples=30, test_examples=10), None)
+    assert "as one patch" not in capsys.readouterr().out

@@ -137,10 +137,10 @@ def test_names_of_curves_do_not_overlap():
 
 
 def test_settings_of_one_method(monkeypatch):
-    monkeypatch.setitem(tuning.SETTINGS, "tiny_vit", {"peft": {"peft.learning_rate": 0.5, "eval_every": 3}})
+    monkeypatch.setitem(tuning.NEEDS, "peft", {"peft.wire": "8bit", "eval_every": 3})
     made = compare.config_of(tiny_config(), "peft:kind=lora:lora_rank=2:rounds=7:eval_every=2", 4)
     assert (made.method, made.seed, made.rounds, made.eval_every) == ("peft", 4, 7, 2)
-    assert (made.peft.kind, made.peft.lora_rank, made.peft.learning_rate) == ("lora", 2, 0.5)
+    assert (made.peft.kind, made.peft.lora_rank, made.peft.wire) == ("lora", 2, "8bit")
     other = compare.config_of(tiny_config(), "fedavg:per_client_evaluation=true", 0)
     assert other.peft == tiny_config().peft and other.per_client_evaluation is True
 

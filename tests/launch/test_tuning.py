@@ -7,11 +7,10 @@ from deltamask_jax import methods
 from tests.conftest import tiny_config
 
 
-def test_every_need_and_setting_is_one_of_a_method():
-    for table in (tuning.NEEDS, *tuning.SETTINGS.values()):
-        assert table.keys() <= methods.METHODS.keys()
-        for method, settings in table.items():
-            tuning.with_settings(tiny_config(method=method), settings)
+def test_every_need_and_rate_is_one_of_a_method():
+    assert {*tuning.NEEDS, *tuning.RATE, *tuning.RATES["glyph_vit"]} <= methods.METHODS.keys()
+    for method, settings in tuning.NEEDS.items():
+        tuning.with_settings(tiny_config(method=method), settings)
 
 
 def test_text_takes_the_type_of_the_setting_and_the_config_stays_as_it_was():
@@ -27,9 +26,3 @@ def test_text_takes_the_type_of_the_setting_and_the_config_stays_as_it_was():
             tuning.with_settings(config, settings)
     with pytest.raises(ValueError, match="config.rounds=0"):
         tuning.checked(config, {"rounds": 0})
-
-
-def test_what_a_method_needs_holds_on_every_network():
-    assert tuning.settings_of("vit_b16", "fedpm") == {"mask.aggregator": "beta"}
-    assert tuning.settings_of("glyph_vit", "fedpm") == {"mask.aggregator": "beta", "mask.learning_rate": 1.2}
-    assert tuning.settings_of("vit_b16", "deltamask") == {}
