@@ -21,7 +21,13 @@ TUNED: dict[str, dict[str, Any]] = {
     "fedcof": {"method": "fedcof", "rounds": 1},
     **{
         kind: SMALL | {"peft.kind": kind, "peft.learning_rate": rate}
-        for kind, rate in (("bias", 3.3e-4), ("lora", 9e-3))
+        for kind, rate in (
+            ("bias", 3.3e-4),
+            ("adapter", 3.3e-4),
+            ("prompt", 1e-3),
+            ("fedsb", 3e-3),
+            ("lora", 9e-3),
+        )
     },
     "fedavg": {"method": "fedavg", "fedavg.learning_rate": 2.7e-3},
     "deltamask": {"method": "deltamask", "mask.learning_rate": 0.6},

@@ -27,7 +27,7 @@ from PIL import Image
 
 from deltamask_jax import config as config_lib
 from deltamask_jax.paths import expanded
-from deltamask_jax.reporting import figures as figures
+from deltamask_jax.reporting import figures
 from deltamask_jax.workdir import claim
 
 _TEMPLATE = "report.html"
