@@ -17,7 +17,6 @@ run. With several long runs, --config.prefix_cache=FOLDER computes the frozen pr
 """
 
 import json
-import os
 import platform
 import re
 import shlex
@@ -33,7 +32,7 @@ from runner import Job, play, settings_in
 from tuning import NEEDS, RATE, TRAINS_LIKE, checked, with_settings
 
 from deltamask_jax import config as config_lib
-from deltamask_jax import main
+from deltamask_jax import main, threads
 from deltamask_jax.paths import expanded
 from deltamask_jax.progress import say
 from deltamask_jax.workdir import files
@@ -167,7 +166,8 @@ def jobs_of(runs: dict[tuple[str, int], tuple[Path, ConfigDict]]) -> list[Job]:
 def about(config: ConfigDict, command: str) -> dict[str, str]:
     """What a table says of how it was made."""
     devices = jax.devices()
-    host = f"{os.cpu_count()} CPU cores ({platform.machine()})"
+    cores = threads.count()
+    host = f"{cores} CPU core{'s' * (cores > 1)} ({platform.machine()})"
     hardware = host if devices[0].platform == "cpu" else f"{len(devices)} × {devices[0].device_kind}, {host}"
     examples = "validation" if config.validation_examples else "test"
     return {
