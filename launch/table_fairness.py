@@ -39,13 +39,14 @@ TRAINED: dict[str, dict[str, Any]] = {
         "downlink.hold": 2,
     },
 }
+AVERAGED = ("fedavg", "eden", "drive", "qsgd")
 RATES: dict[str, dict[str, float]] = {
     "linear_probe": {"linear_probe.learning_rate": 0.011},
-    **{name: {"fedavg.learning_rate": 3e-4} for name in ("fedavg", "eden", "drive", "qsgd")},
+    **{name: {"fedavg.learning_rate": 1e-3, "fedavg.decay": 0.1} for name in AVERAGED},
     **{name: {"mask.learning_rate": 0.3} for name in ("deltamask", "deepreduce", "held")},
     "fedpm": {"mask.learning_rate": 0.6},
-    "bias": {"peft.learning_rate": 3e-3},
-    "fedsb": {"peft.learning_rate": 1e-2},
+    "bias": {"peft.learning_rate": 1e-2, "peft.decay": 0.1},
+    "fedsb": {"peft.learning_rate": 9e-2, "peft.decay": 0.1},
 }
 
 SMOKE = {"partition.classes_per_client": 3}  # four clients of two could not hold ten classes
