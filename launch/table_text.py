@@ -5,8 +5,8 @@ python launch/table_text.py --seeds=3 --out=runs/table_text    # options: runner
 python launch/table_text.py --match='tweets/(deltamask|lora)'
 
 The last block is trained for five rounds, on texts of 32 tokens. Rates, constant or decaying to a tenth, are
-those that were best on 400 tweets held out (docs/text.md); the reviews take them as they are. With `held` a weight's votes wait until they
-amount to two (docs/concepts.md).
+those that were best on 400 tweets held out (docs/text.md); the reviews take them as they are. With `held` a
+weight's votes wait until they amount to two (docs/concepts.md).
 """
 
 import itertools
