@@ -83,7 +83,8 @@ def noisy_gradient(clip: float, noise_multiplier: float, expected: float, microb
         clip: C, norm to which each example's gradient is clipped.
         noise_multiplier: z.
         expected: examples, which the noisy sum is divided by, however many the batch has.
-        microbatch: examples whose gradients are held at once, at most.
+        microbatch: most examples whose gradients are held at once; the batch has as few equal parts as that
+            allows.
     """
 
     def gradient(loss_and_gradient: LossAndGradient, batch: Batch, key: jax.Array):

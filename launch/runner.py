@@ -64,6 +64,16 @@ METHODS = (
     "signsgd",
     "peft",
 )
+# DeltaMask whose votes wait until they amount to two (docs/concepts.md).
+HELD: dict[str, Any] = {
+    "method": "deltamask",
+    "mask.uniforms": "per_client",
+    "mask.aggregator": "control_variate",
+    "mask.ranking": "thin",
+    "mask.kappa": 0.5,
+    "mask.kappa_final": 0.5,
+    "downlink.hold": 2,
+}
 DATA_SETS = (
     "cifar10",
     "cifar100",

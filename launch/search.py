@@ -59,6 +59,7 @@ def search(config: ConfigDict, names: list[str], seeds: int, out: Path, command:
         raise ValueError("rates are searched on validation examples: say --config.validation_examples=N")
     chosen = {name: config_of(config, name, 0) for name in labels_of(names)}
     firsts = {name: list(map(_short, rates_of(its))) for name, its in chosen.items() if its.method in RATE}
+    out.mkdir(parents=True, exist_ok=True)  # the first runs may fail before they begin
     found: dict[str, Any] = about(config, command)
     found |= {"validation_examples": config.validation_examples, "seeds": seeds, "rows": [], "failures": {}}
     for name, first in firsts.items():
@@ -79,7 +80,6 @@ def search(config: ConfigDict, names: list[str], seeds: int, out: Path, command:
             row["rates"] = sorted(accuracy)
             row["accuracy"] = [accuracy[rate] for rate in row["rates"]]
             row["taken"] = best(accuracy)
-            out.mkdir(parents=True, exist_ok=True)  # the first runs may have failed before they began
             files.write_json(out / "search.json", found)
             (out / "search.md").write_text(markdown(found))
             if not waiting and len(accuracy) < len(first) + BEYOND:

@@ -31,14 +31,7 @@ TUNED: dict[str, dict[str, Any]] = {
     },
     "fedavg": {"method": "fedavg", "fedavg.learning_rate": 2.7e-3},
     "deltamask": {"method": "deltamask", "mask.learning_rate": 0.6},
-    "held": {
-        "method": "deltamask",
-        "mask.learning_rate": 0.6,
-        "mask.ranking": "thin",
-        "mask.kappa": 0.5,
-        "mask.kappa_final": 0.5,
-        "downlink.hold": 2,
-    },
+    "held": runner.HELD | {"mask.learning_rate": 0.6},
 }
 SHORT = {"rounds": 5, "model.trained_blocks": 1, "model.max_length": 32}
 

@@ -54,8 +54,9 @@ def test_a_file_in_the_working_directory_comes_first(tmp_path, monkeypatch):
     assert config_files.locate("configs/vit_b16.py:smoke") == f"{config_files.FOLDER}/vit_b16.py:smoke"
 
 
-def test_the_package_is_found_beside_its_clone():
+def test_the_package_is_found_beside_its_clone(tmp_path):
     """From the folder that holds it, a clone called deltamask_jax must not hide the package."""
+    (tmp_path / "deltamask_jax").symlink_to(ROOT)
     code = "import deltamask_jax as dm; print(dm.load_config)"
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT.parent, capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
