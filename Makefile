@@ -1,4 +1,4 @@
-# `make run` and `make test` need only Python >= 3.11 and make; each sets up .venv on first use.
+# `make run` and `make test` need only Python >= 3.11 and make; each adds what it needs to .venv on first use.
 PYTHON ?= python3
 WORKDIR ?= runs/quickstart
 EXTRAS ?= test
@@ -16,7 +16,8 @@ $(INSTALLED): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS)]"
 	touch $@
 
-run: install
+run:
+	$(MAKE) --no-print-directory install EXTRAS=report
 	$(BIN)/python -m deltamask_jax.main --config=configs/quickstart.py --workdir=$(WORKDIR)
 
 test: install
