@@ -1,7 +1,7 @@
 """Membership inference: what the final model, and what a client sends, say about who is in the data.
 
-    PYTHONPATH=. python benchmarks/membership.py --json FILE        # the quick start; with DP: the [dp] extra
-    PYTHONPATH=. python benchmarks/membership.py --smoke            # a tiny problem, whether everything runs
+    PYTHONPATH=. python benchmarks/membership.py --runs 4 --json FILE  # an hour; with DP: the [dp] extra
+    PYTHONPATH=. python benchmarks/membership.py --smoke               # a tiny problem, whether all of it runs
 
 Of every client's examples a third fits the head and belongs to nobody afterwards. Half of the rest, drawn
 anew for each run, is the client's: members. The other half is what they must be told from. Two attackers:
@@ -217,6 +217,7 @@ def main() -> None:
     levels = [None] + [options.epsilon] * bool(importlib.util.find_spec("dp_accounting"))
     if len(levels) == 1:
         say('rows with DP are left out, they need: pip install "deltamask_jax[dp]"')
+    about = {"smoke": options.smoke, "members": sum(len(pool) // 2 for pool in pools)}
     rows, gradients = [], {}  # of each training, whatever codes what it sends
     print("| method | ε | model: AUC | TPR at 1 % FPR | server: AUC | TPR at 1 % FPR |\n" + "|---" * 6 + "|")
     for name, changes in METHODS.items():
@@ -239,9 +240,8 @@ def main() -> None:
             cells = [f"{row[key][0]:.3f} ± {row[key][1]:.3f}" for key in list(row)[3:]]
             print(f"| {name} | {epsilon or '–'} | " + " | ".join(cells) + " |", flush=True)
             rows.append(row | {"runs": runs, "seconds": time.perf_counter() - began})
-    if options.json:
-        about = {"smoke": options.smoke, "members": int(sum(len(pool) // 2 for pool in pools))}
-        options.json.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
+            if options.json:  # after every row: all of them are an hour
+                options.json.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
