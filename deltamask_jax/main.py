@@ -1,6 +1,7 @@
 """Command line: python -m deltamask_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
-Any setting of configs/common.py can be changed behind it: --config.rounds=10 --config.mask.theta_init=0.9
+Any setting can be changed behind it: --config.rounds=10 --config.mask.theta_init=0.9; configs/common.py says
+what each means. The same command continues a run that was stopped.
 """
 
 import re
@@ -110,6 +111,10 @@ def main(argv: list[str]) -> None:
 
 def entry_point() -> None:
     """Start of the `deltamask` command."""
+    if __name__ != "__main__":  # absl's --help is about the script that was started: let it tell of this one
+        sys.modules["__main__"].__doc__ = __doc__
+        for flag in FLAGS.flags_by_module_dict()[__name__]:
+            FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     app.run(main, flags_parser=parse_flags)
 
 

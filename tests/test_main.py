@@ -37,6 +37,14 @@ def test_mistakes_are_explained(arguments, message):
     assert len(result.stderr.strip().splitlines()) <= 2
 
 
+@pytest.mark.parametrize("started", ["-m deltamask_jax.main", "deltamask"])
+def test_help_tells_the_flags_however_it_is_started(tmp_path, started):
+    (tmp_path / "deltamask").write_text("from deltamask_jax.main import entry_point\nentry_point()\n")
+    command = [sys.executable, *started.split(), "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path).stdout
+    assert "--config=configs/quickstart.py" in shown and "--workdir: Folder the run writes to" in shown
+
+
 def test_errors_of_the_run_are_one_line_too(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")
