@@ -93,16 +93,19 @@ def noisy_gradient(clip: float, noise_multiplier: float, expected: float, microb
             # What is not finite would pass the clipping, and would tell by dropping the client.
             return jax.tree.map(partial(jnp.nan_to_num, posinf=0, neginf=0), one)
 
-        def add(total, examples):
-            losses, gradients = jax.vmap(of_one)(examples)
+        def add(i, total):
+            losses, gradients = jax.vmap(of_one)(jax.tree.map(lambda x: x[i], groups))
             clipped, _ = optax.per_example_global_norm_clip(gradients, clip)
-            return jax.tree.map(jnp.add, total, (jnp.sum(losses), clipped)), None
+            return jax.tree.map(jnp.add, total, (jnp.sum(losses), clipped))
 
         shapes = jax.eval_shape(of_one, jax.tree.map(lambda x: x[0], batch))
         nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        groups = -(-batch["weights"].shape[0] // microbatch)
-        groups = jax.tree.map(lambda x: x.reshape(groups, -1, *x.shape[1:]), batch)
-        (loss, total), _ = jax.lax.scan(add, nothing, groups)
+        width = batch["weights"].shape[0]
+        parts = -(-width // microbatch)
+        groups = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+        drawn = jnp.max(jnp.where(batch["weights"] > 0, jnp.arange(1, width + 1), 0))
+        used = -(-drawn * parts // width)  # behind the examples there is padding, which adds nothing
+        loss, total = jax.lax.fori_loop(0, used, add, nothing)
         noise = optax.tree.random_like(jax.random.fold_in(key, _NOISE), total)
         noisy = jax.tree.map(lambda x, n: (x + noise_multiplier * clip * n) / expected, total, noise)
         return loss / jnp.maximum(jnp.sum(batch["weights"]), 1), noisy
