@@ -19,6 +19,7 @@ import argparse
 import dataclasses
 import importlib.util
 import json
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -198,6 +199,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--runs", type=int, default=0, help="of each row; default: 8, with --smoke 3")
     parser.add_argument("--epsilon", type=float, default=5.0, help="ε of the rows with DP, per example")
+    parser.add_argument("--match", default="", help="only methods whose name matches: a core for each half")
     parser.add_argument("--smoke", action="store_true", help="three clients, three rounds, three runs")
     parser.add_argument("--json", type=Path, help="where to write the rows")
     options = parser.parse_args()
@@ -221,7 +223,7 @@ def main() -> None:
     rows, gradients = [], {}  # of each training, whatever codes what it sends
     print("| method | ε | model: AUC | TPR at 1 % FPR | server: AUC | TPR at 1 % FPR |\n" + "|---" * 6 + "|")
     for name, changes in METHODS.items():
-        for epsilon in levels:
+        for epsilon in levels if re.search(options.match, name) else []:
             began = time.perf_counter()
             private = (
                 {} if epsilon is None else {"dp.level": "example", "dp.epsilon": epsilon, "dp.delta": 1e-4}
