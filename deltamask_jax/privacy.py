@@ -100,11 +100,10 @@ def noisy_gradient(clip: float, noise_multiplier: float, expected: float, microb
 
         shapes = jax.eval_shape(of_one, jax.tree.map(lambda x: x[0], batch))
         nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        width = batch["weights"].shape[0]
-        parts = -(-width // microbatch)
+        parts = -(-batch["weights"].shape[0] // microbatch)
         groups = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
-        drawn = jnp.max(jnp.where(batch["weights"] > 0, jnp.arange(1, width + 1), 0))
-        used = -(-drawn * parts // width)  # behind the examples there is padding, which adds nothing
+        drawn = jnp.any(groups["weights"] > 0, axis=1)
+        used = jnp.max(jnp.where(drawn, jnp.arange(parts) + 1, 0))  # the rest is padding: it adds nothing
         loss, total = jax.lax.fori_loop(0, used, add, nothing)
         noise = optax.tree.random_like(jax.random.fold_in(key, _NOISE), total)
         noisy = jax.tree.map(lambda x, n: (x + noise_multiplier * clip * n) / expected, total, noise)

@@ -107,6 +107,14 @@ def test_without_noise_and_clip_it_is_the_plain_gradient():
     assert loss == 0
 
 
+def test_parts_behind_the_last_example_are_left_out():
+    """This loss ignores weights, so the sum says which parts of four were computed."""
+    features = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
+    for last, computed in ((0, 0), (3, 4), (4, 4), (5, 8), (12, 12)):
+        total, _ = gradients_of(features, (np.arange(12) < last).astype(np.float32))
+        np.testing.assert_allclose(total, features[:computed].sum(0), atol=1e-5)
+
+
 def clients_of_nothing(clients, **changes):
     """Updates of clients that hold the same examples, without a gradient: one step of noise."""
     noisy = privacy.noisy_gradient(clip=2.0, noise_multiplier=3.0, expected=4, microbatch=2)
