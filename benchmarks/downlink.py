@@ -84,16 +84,15 @@ def drawn(d: int, clients: int, p: float, shared: bool, number: int = 1, seed: i
 def recorded(file: Path) -> Cohort:
     """A real round's votes."""
     with np.load(file) as record:
-        seed, number, shared = int(record["seed"]), int(record["round"]), bool(record["shared"])
-        names = [int(client) for client in record["clients"]]
-    votes, flips, theta = 0, [], None
-    for positions, theta, u in recorded_flips(file):
+        number, shared, clients = int(record["round"]), bool(record["shared"]), len(record["clients"])
+    votes, flips, keys, theta = 0, [], [], None
+    for positions, theta, stream in recorded_flips(file):
         flips.append(positions)
+        keys.append(stream)
         votes = votes + np.zeros(len(theta), np.int32)
-        votes[positions] += np.where(u[positions] < theta[positions], -1, 1)
-    words = [EVERY_CLIENT] if shared else names
-    keys = tuple(stream_key(seed, number, word, MASK) for word in words)
-    context = codecs.Context(len(theta), theta, keys, number, codecs.SERVER, voters=len(names))
+        votes[positions] += np.where(uniforms_at(stream, positions) < theta[positions], -1, 1)
+    streams = tuple(keys[:1] if shared else keys)
+    context = codecs.Context(len(theta), theta, streams, number, codecs.SERVER, voters=clients)
     density = float(np.mean([len(positions) for positions in flips]) / len(theta))
     return Cohort(file.stem, density, votes, context, flips[:RELAYED])
 
