@@ -7,6 +7,7 @@ checkpoint; then pictures and the summary
 import dataclasses
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from deltamask_jax import config as config_lib
 from deltamask_jax.data import partition
 from deltamask_jax.evaluation import correctness
 from deltamask_jax.federation import downlink, hosts
+from deltamask_jax.federation.engine import TooLittleMemory
 from deltamask_jax.federation.rounds import Round, play_until_enough
 from deltamask_jax.heads import linear_probe_accuracy, with_head
 from deltamask_jax.paths import expanded
@@ -66,7 +68,7 @@ def run(config, workdir: str | Path, ask: Callable[..., Any] | None = None) -> d
     if hosts.count() > 1:
         settings = {f"config.{name}": value for name, value in config_lib.flatten(config).items()}
         hosts.agree(settings | environment.program() | {"backend": jax.default_backend()})
-    workdir = expanded(workdir)
+    workdir = Path(os.path.abspath(expanded(workdir)))
     with Journal(workdir, config) as journal:
         if journal.summary is None:
             with _naming_the_culprit(config):
@@ -181,7 +183,7 @@ def _run(
 
     if saved is None:
         # Round 0 is the head's: what it sent, and how good the network is before the first round.
-        record(0, head_round, evaluated(state, 0), time.time() - started, last=rounds == 0)
+        record(0, head_round, evaluated(state, 0), time.time() - started, last=False)
     first = records[-1]["round"] + 1
     spent = sum(r["uplink_bytes"] + r["downlink_bytes"] for r in records)
 
@@ -210,29 +212,44 @@ def _run(
         if last:
             break
 
-    details = [  # what the method itself measured: round 0 is not its own; a random head has no loss
+    # What the method itself measured: round 0 is not its own; a random head has no loss.
+    details = dict.fromkeys(
         key
-        for key, value in records[-1].items()
+        for line in records[1:]
+        for key, value in line.items()
         if key != "train_loss"
         and value is not None
         and records[0].get(key) is None
         and not key.endswith("seconds")
-    ]
+    )
     played = records[-1]["round"]
     if account and played < rounds and not account.affords(played + 1):
         say(
             f"the privacy budget is spent after round {played}: ε = {records[-1]['epsilon']:.3f}, and one "
             f"more would exceed config.dp.epsilon={config.dp.epsilon:g}; the run ends with what it has"
         )
-    save_file(method.export(state), workdir / f"{method.name}.safetensors")
+    learned = method.export(state)
+    save_file(learned, workdir / f"{method.name}.safetensors")
+    exported = {}
+    if "mask" in learned and config.mask.evaluate != "threshold":  # an export stores the thresholded mask
+        stored = methods.build(thresholded(config), problem.task)
+        exported = {"thresholded_accuracy": float(np.mean(correctness(problem, stored)(state)))}
     pictures.draw_curves(
         workdir / "curves.png", records, probe_accuracy, f"{method.name}, {config.model.name}, {config.data}"
     )
-    summary = files.finite(_summarise(config, records, details, probe_accuracy, d, time.time() - started))
+    summary = _summarise(config, records, details, probe_accuracy, d, time.time() - started)
+    summary = files.finite(summary | exported)
     journal.finish(summary)
     for tracker in trackers:
         tracker.close()
     return summary
+
+
+def thresholded(config):
+    """The same config, whose network has each weight whole or not at all."""
+    config = config.copy_and_resolve_references()
+    config.mask.evaluate = "threshold"
+    return config
 
 
 def _check_privacy(ask: Callable[..., Any] | None) -> None:
@@ -264,7 +281,7 @@ def _account(config, problem: Problem, workdir: Path) -> privacy.Account:
         known = json.loads(path.read_text())
     except (OSError, ValueError):
         known = {}
-    if known.get("of") != of:
+    if not isinstance(known, dict) or known.get("of") != of:
         known = {}
         if not dp.noise_multiplier:
             say(f"privacy: calibrating the noise to ε = {dp.epsilon:g}, δ = {dp.delta:g}")
@@ -280,15 +297,19 @@ def _account(config, problem: Problem, workdir: Path) -> privacy.Account:
 @contextmanager
 def _naming_the_culprit(config) -> Generator[None]:
     """Errors of memory in words that say which setting to change."""
+    elsewhere = "which is another config and needs another --workdir; this one keeps its rounds"
     try:
         yield
+    except TooLittleMemory as error:
+        raise MemoryError(f"{error}, {elsewhere}") from error
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        first = (str(error).strip().splitlines() or ["out of memory"])[0]
+        first = (str(error).strip().splitlines() or ["no more is known"])[0]
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in first:
             raise
+        chunk = "set config.cohort.chunk=1, " if config.cohort.chunk != 1 else ""
         raise MemoryError(
-            f"out of memory ({first[:160]}): lower config.cohort.chunk (now {config.cohort.chunk}), "
-            f"config.batch_size or config.model.trained_blocks; rounds already in the workdir are kept"
+            f"out of memory ({first[:160]}): {chunk}lower config.batch_size or config.model.trained_blocks, "
+            f"{elsewhere}"
         ) from error
 
 
@@ -318,6 +339,10 @@ def _summarise(config, records, details, probe_accuracy, d, seconds) -> dict[str
     }
 
 
+def _if_known(name: str, accuracy: float | None) -> list[tuple[str, str]]:
+    return [] if accuracy is None else [(name, f"{accuracy:.2%}")]
+
+
 def _closing_table(summary: dict[str, Any], workdir: Path) -> str:
     """What the run came to, for the screen."""
     megabytes = {way: summary[f"{way}_bytes"] / 1e6 for way in ("total", "uplink", "downlink")}
@@ -332,8 +357,9 @@ def _closing_table(summary: dict[str, Any], workdir: Path) -> str:
         [
             ("final accuracy", f"{summary['final_accuracy']:.2%}"),
             ("best accuracy", f"{summary['best_accuracy']:.2%}"),
+            *_if_known("with the mask thresholded, as exported", summary.get("thresholded_accuracy")),
             ("before training", f"{summary['initial_accuracy']:.2%}"),
-            *([] if probe is None else [("linear probe", f"{probe:.2%}")]),
+            *_if_known("linear probe", probe),
             ("up and down", f"{megabytes['total']:.2f} MB, {each:.2f} MB per client"),
             ("  uplink", f"{megabytes['uplink']:.2f} MB, {bpp['uplink']} bpp per client per round"),
             ("  downlink", f"{megabytes['downlink']:.2f} MB, {bpp['downlink']} bpp"),

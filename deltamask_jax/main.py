@@ -106,7 +106,8 @@ def main(argv: list[str]) -> None:
             raise
         _stop(error)
     except KeyboardInterrupt:
-        _stop("interrupted; the same command continues the run")
+        fresh = " without --config.resume=fresh" if _CONFIG.value.resume == "fresh" else ""
+        _stop(f"interrupted; the same command{fresh} continues the run")
 
 
 def entry_point() -> None:

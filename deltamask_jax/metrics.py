@@ -6,9 +6,9 @@ from collections.abc import Iterable
 import numpy as np
 
 
-def bits_per_parameter(num_bytes: int, clients: int, d: int) -> float:
-    """Measured payload bits a client a masked weight: 8 · bytes / (clients · d); 0 of nobody."""
-    return 8 * num_bytes / (max(clients, 1) * d)
+def bits_per_parameter(num_bytes: int, clients: int, d: int) -> float | None:
+    """Measured payload bits per client and masked weight: 8 · bytes / (clients · d); None of nobody."""
+    return 8 * num_bytes / (clients * d) if clients else None
 
 
 def binary_entropy(p: float) -> float:

@@ -239,7 +239,9 @@ def noise_for(candidates: set[Releases], epsilon: float, delta: float) -> float:
             while _epsilon("pld", whose, low := 0.9 * low, delta) <= epsilon:
                 pass
             near = dp.mechanism_calibration.ExplicitBracketInterval(low, noise_multiplier)
-            noise_multiplier = calibrate(_accountants()["pld"], bracket_interval=near)
+            tight = calibrate(_accountants()["pld"], bracket_interval=near)
+            if _epsilon("rdp", whose, tight, delta) <= MOST_FOR_PLD:  # else `worst` takes RDP's word
+                noise_multiplier = tight
         spent, whose = worst(candidates, noise_multiplier, delta)
         if spent <= epsilon:
             return float(noise_multiplier)

@@ -51,9 +51,11 @@ def check_flips(sizes: list[int | PayloadError], d: int, limit: float) -> list[i
     def checked(size):
         if isinstance(size, PayloadError) or size <= most:
             return size
+        bound = (
+            f"robust.max_flip_rate={limit}" if limit else f"{AUTO} times the cohort's median, or {LEAST:.0%},"
+        )
         return PayloadError(
-            f"payload flips {size} of {d} weights, more than the {most:.0f} that "
-            f"robust.max_flip_rate={limit} allows",
+            f"payload flips {size} of {d} weights, more than the {most:.0f} that {bound} allows",
             reason=TOO_MANY,
         )
 

@@ -102,6 +102,8 @@ def _problem(config, workdir: Path | None, whose: str | int, data_of_its_own: st
             f"0 is its own, {model.architecture.image_size}"
         )
     train, test, labels = dataset.train, dataset.test, (dataset.train.labels, dataset.test.labels)
+    held = [split.images for split in (train, test) if not isinstance(split.images, data.LazyImages)]
+    examples = features.fingerprint(held) if held else ""
     chunks = chunk_of(len(train)), chunk_of(len(test))  # whoever holds a part computes it as who holds all
     if whose == "server":
         train = train.take(np.arange(0))
@@ -130,6 +132,7 @@ def _problem(config, workdir: Path | None, whose: str | int, data_of_its_own: st
         labels=devices.everywhere(labels, mesh),
         parts=parts,
         engine=run,
+        examples=examples,
     )
 
 

@@ -47,6 +47,8 @@ class Problem:
         labels: (train i32[n], test i32[m]).
         parts: each client's training indices; where a client is alone, the others' only count.
         engine: the devices, and what is compiled for them.
+        examples: a hash of all images or texts, by which a continued run knows them; '' of images that are
+            read only when they are needed.
         ask: (problem, method, state, cohort, memory) -> `federation.clients.Answers`, from clients that are
             elsewhere; None: they are simulated here.
     """
@@ -57,6 +59,7 @@ class Problem:
     labels: tuple[jax.Array, jax.Array]
     parts: list[np.ndarray]
     engine: Engine
+    examples: str = ""
     ask: Callable[..., Any] | None = None
 
 

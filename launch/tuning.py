@@ -42,6 +42,16 @@ RATES: dict[str, dict[str, tuple[float, ...]]] = {
         "klms": (0.6, 1.2, 2.4),
         "feedsign": (3e-4, 1e-3, 3e-3),  # of a head; kernels need far smaller steps
     },
+    "dinov2_small": {
+        "linear_probe": (1e-3, 3e-3, 1e-2),
+        "fedavg": (1e-4, 3e-4),
+        "signsgd": (1e-4, 3e-4),
+        "peft": (3e-3, 1e-2),
+        "deltamask": (0.2, 0.4),
+        "fedpm": (0.4, 0.8),
+        "fedmask": (0.05, 0.1),
+        "klms": (0.2, 0.4),
+    },
 }
 
 

@@ -181,3 +181,10 @@ def test_a_run_leaves_nothing_of_itself_in_the_process(tmp_path, monkeypatch):
         after.append(held())
     assert len(made) > 9 and [name for name, what in made.items() if what() is not None] == []
     assert after[2] == after[1]
+
+
+def test_a_cohort_that_is_lost_whole_is_repeated_where_examples_stay_on_the_host(tmp_path):
+    changes = {"participation": 0.2, "prefix_cache": "off", "cohort__memory": 1e-6, "max_repeats": 30}
+    summary = experiment.run(tiny_config(**changes, faults__dropout=0.5, rounds=2), tmp_path)
+    records = claim.lines(tmp_path / "metrics.jsonl")
+    assert summary["rounds"] == 2 and sum(record["repeats"] for record in records) > 0

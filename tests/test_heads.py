@@ -121,3 +121,11 @@ def test_the_linear_probe_keeps_training_for_the_runs_rounds(problem):
         for rounds in (1, 20)
     )
     assert many > few and many > 0.6  # 3 classes
+
+
+def test_a_cohort_without_examples_does_not_end_the_probe(problem):
+    """Of clients one of whom holds everything: most cohorts of one have nothing to train on."""
+    parts = [np.arange(len(problem.labels[0])), *[np.zeros(0, np.int64)] * 5]
+    lonely = with_config(problem, participation=1 / 6, rounds=4, head__init="he")
+    lonely = dataclasses.replace(lonely, parts=parts)
+    assert 0 < heads.linear_probe_accuracy(lonely) <= 1

@@ -7,6 +7,7 @@ from deltamask_jax import metrics
 
 
 def test_bits_per_parameter_and_entropy():
+    assert metrics.bits_per_parameter(0, 0, 35_389_440) is None
     assert metrics.bits_per_parameter(398_000 * 30, 30, 35_389_440) == pytest.approx(0.08997, abs=1e-5)
     assert metrics.binary_entropy(0.5) == 1 and metrics.binary_entropy(0.0) == 0
     assert metrics.binary_entropy(0.01) == pytest.approx(0.0808, abs=1e-4)

@@ -51,6 +51,14 @@ def test_noise_is_calibrated_to_whoever_fares_worst():
     assert 4.95 < spent <= 5 and whose == ((1.0, 7),)
 
 
+@needs_accounting
+@pytest.mark.parametrize("epsilon", [48.0, 50.0])
+def test_calibration_ends_where_the_two_accountants_meet(epsilon):
+    """Between them one says more than `MOST_FOR_PLD`, the other less."""
+    noise_multiplier = privacy.noise_for({((1.0, 10),)}, epsilon, 1e-5)
+    assert 0.8 * epsilon < privacy.worst({((1.0, 10),)}, noise_multiplier, 1e-5)[0] <= epsilon
+
+
 SIZES = np.array([1, 20, 7, 8, 16, 3])
 
 
@@ -201,7 +209,8 @@ def test_a_round_of_nobody_is_noise_at_the_server_and_nothing_at_clients(problem
         method = methods.build(config, problem.task)
         state, result = play_round(nobody, method, method.init(), cohort_of(np.arange(0)), Memory.at_start(6))
         assert np.any(state.weights["kernel"] != method.init().weights["kernel"]) == moves
-        assert (result.merged, result.uplink_bytes, result.payload, result.news_bytes) == (0, 0, b"", None)
+        news = None if moves else 0  # of a state that has not moved there is nothing to tell
+        assert (result.merged, result.uplink_bytes, result.payload, result.news_bytes) == (0, 0, b"", news)
 
 
 RUN = {

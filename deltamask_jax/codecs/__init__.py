@@ -106,12 +106,13 @@ def for_clients(settings: Mapping, num_clients: int) -> list[Codec]:
     chosen = [common] * num_clients
     for clients, changes in dict(settings.get("clients") or {}).items():
         ends = str(clients).split("-")
-        if len(ends) > 2 or not all(end.isdigit() and int(end) < num_clients for end in ends):
+        numbers = [int(end) for end in ends if end.isdecimal()]
+        if len(numbers) < len(ends) or len(ends) > 2 or not numbers[0] <= numbers[-1] < num_clients:
             raise ValueError(
                 f"codec clients {clients!r}: write a number or a range such as '0-9' "
                 f"of clients 0 .. {num_clients - 1}"
             )
-        for client in range(int(ends[0]), int(ends[-1]) + 1):
+        for client in range(numbers[0], numbers[-1] + 1):
             changes = dict(changes)
             chosen[client] = changes if "name" in changes else {**chosen[client], **changes}
     made: dict[tuple, Codec] = {}

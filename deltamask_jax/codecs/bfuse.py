@@ -24,7 +24,7 @@ def bfuse(
             their own n.
         window: also send the largest distance of a flip's uniform from θ_g (2 bytes), and drop
             decoded positions beyond it, which are false: several times fewer false flips. The
-            context must hold theta and uniforms, and cohorts are decoded client by client.
+            context must hold theta and a stream, and cohorts are decoded client by client.
 
     Raises:
         ValueError: an option has another value.

@@ -20,6 +20,7 @@ from deltamask_jax.codecs.cohort import attempt
 from deltamask_jax.codecs.fingerprints import Filter, Geometry, fuse_geometry, xor_geometry
 
 _HEAD = struct.Struct("<QI")
+_LEAST = 0.9  # of `bits` per key: what distinguishes keys does not compress
 _WINDOW = struct.Struct("<H")
 
 
@@ -51,14 +52,17 @@ def filter_codec(
     flags = containers.CONTAINERS.index(container) | (bits // 16) << 2
     flags |= (arity - 3) << 4 | window << 5
 
+    def room_of(n: int, d: int) -> int:
+        """Keys that a filter of n has room for; receivers accept no other."""
+        return min(max(capacity, n), d)
+
     def encode(positions: np.ndarray, context: Context) -> bytes:
         positions = check_positions(positions, context.d)
         body = b""
         if window:
             context.check()
         if positions.size:
-            # Receivers accept no capacity beyond d.
-            room = min(max(capacity, len(positions)), context.d)
+            room = room_of(len(positions), context.d)
             built = build(positions, room)
             table = built.fingerprints.astype(f"<u{bits // 8}", copy=False).tobytes()
             body = _HEAD.pack(built.seed, room) + containers.pack(table, container)
@@ -83,8 +87,10 @@ def filter_codec(
         if len(received.body) < head:
             raise PayloadError("filter payload is too short for its seed and capacity")
         seed, room = _HEAD.unpack_from(received.body)
-        if not received.n <= room <= context.d:
-            raise PayloadError(f"filter capacity {room} is outside {received.n} .. {context.d}")
+        if received.n > context.d or room != room_of(received.n, context.d):
+            raise PayloadError(f"filter of {received.n} keys has a capacity of {room}")
+        if 8 * len(received.body) < _LEAST * bits * received.n:  # no filter of so many keys is so small
+            raise PayloadError(f"filter of {received.n} keys in {len(received.body)} bytes")
         shape = geometry(room)
         size = bits // 8 * shape.array_length
         table = containers.unpack(received.body[head:], size, container)

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deltamask_jax import threads
+from deltamask_jax.codecs.filter_builder import FIRST_SEED
 from deltamask_jax.codecs.fingerprints import Filter, contains, mix64, slots64
 
 CHUNK = 1 << 20  # positions a call, one filter
@@ -60,7 +61,7 @@ def count_all(filters: Sequence[Filter], announced: Sequence[int], counts: np.nd
 
     Filters of equal seed, shape and width are decoded together where there are many positions, others one
     by one. Memory: 4 * bits bytes per slot of a filter, and on a CPU 64 MB of scratch per core; up to `KEPT`
-    positions also 4 bytes each that are kept for later cohorts, for each of the last two seeds.
+    positions also 4 bytes each that are kept for later cohorts.
     """
     alike: dict[tuple, list[int]] = {}
     for k, filter in enumerate(filters):
@@ -94,7 +95,8 @@ def _count_cohort(cohort: list[Filter], counts: np.ndarray) -> int:
     present = jnp.arange(table.shape[1]) < len(cohort)
     share = -(-d // threads.count())  # of a core
     chunk = min(_SORTED_CHUNK, 1 << (share - 1).bit_length()) if on_cpu else _COHORT_CHUNK
-    orders = _orders(cohort[0].seed, d, chunk) if on_cpu and d <= KEPT else {}
+    usual = cohort[0].seed == FIRST_SEED  # others have none kept: a sender chooses its seed
+    orders = _orders(d, chunk) if on_cpu and usual and d <= KEPT else {}
 
     def add(start: int) -> int:
         if on_cpu:
@@ -136,12 +138,13 @@ def _count_sorted(
     return hits
 
 
-@functools.lru_cache(maxsize=2)  # most rounds have the seed of the round before
-def _orders(seed: int, d: int, chunk: int) -> dict[int, np.ndarray]:
-    """{start of a chunk: its order, u32[chunk]}."""
+@functools.lru_cache(maxsize=1)
+def _orders(d: int, chunk: int) -> dict[int, np.ndarray]:
+    """{start of a chunk: its order under the seed that senders begin with, u32[chunk]}."""
     with threads.pool() as pool:
         starts = range(0, d, chunk)
-        return dict(zip(starts, pool.map(lambda start: _order(seed, start, chunk), starts), strict=True))
+        made = pool.map(lambda start: _order(FIRST_SEED, start, chunk), starts)
+        return dict(zip(starts, made, strict=True))
 
 
 def _order(seed: int, start: int, chunk: int) -> np.ndarray:

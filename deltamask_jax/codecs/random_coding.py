@@ -189,9 +189,9 @@ def _choose_chunk(theta_k, theta_g, start, block, wanted, word, words) -> jax.Ar
         word, words: the candidates' streams, whose first word u32[] is the same; u32[candidates].
     """
     segments, size = theta_g.shape
-    p, q = ((theta.astype(jnp.float32) + 0.5) / (masks.SCALE + 1) for theta in (theta_k, theta_g))
+    q, p = ((theta.astype(jnp.float32) + 0.5) / (masks.SCALE + 1) for theta in (theta_k, theta_g))
     # Computed once, not again for every candidate.
-    one, zero = jax.lax.optimization_barrier((jnp.log(p / q), jnp.log1p(-p) - jnp.log1p(-q)))
+    one, zero = jax.lax.optimization_barrier((jnp.log(q / p), jnp.log1p(-q) - jnp.log1p(-p)))
     positions = start + jnp.arange(segments * size, dtype=jnp.uint32).reshape(segments, size)
 
     def score(candidate):  # of columns, f32[segments, 256]

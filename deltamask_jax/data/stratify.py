@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from deltamask_jax.data.dataset import DataError, Dataset, Split, classes, labelled
+from deltamask_jax.progress import say
 
 TEST_FRACTION = 0.2  # where the source has no test split of its own
 
@@ -94,4 +95,8 @@ def subset(
         if not 0 < size <= len(split):
             raise DataError(f"{name}_examples={size}, but {dataset.name} has {len(split)}; 0 takes them all")
         parts.append(split.take(stratified(split.labels, size, seed)))
+    trained, tested = (np.unique(part.labels) for part in parts)
+    if untrained := len(np.setdiff1d(tested, trained)):
+        among = f"are not among the {len(parts[0])} training examples"
+        say(f"{dataset.name}: {untrained} classes of the test {among}")
     return Dataset(dataset.name, *parts, dataset.class_names)

@@ -100,7 +100,8 @@ def _load(path: Path, suffix: str, read: Any, columns: Any) -> Dataset:
         return _dataset(path.name, str(path), parts)
     rows = read(path)
     if rows and "split" in rows[0]:
-        names = {str(row.get("split")) for row in rows}
+        _refuse_nothing([row.get("split") for row in rows], "split", str(path))
+        names = {str(row["split"]) for row in rows}
         test = next((part for part in _TEST if part in names), None)
         if test is None or "train" not in names:
             raise DataError(
@@ -158,15 +159,24 @@ def _columns(rows: list[dict[str, Any]], columns: Any, where: str) -> tuple[Any,
             )
         # A text may be empty; a label or a user that is would be one more of them.
         nothing = (None,) if name == columns.text else (None, "")
-        empty = next((i for i, row in enumerate(rows, 1) if row[name] in nothing), None)
-        if empty is not None:
-            raise DataError(f"{where}: row {empty} has an empty {name!r}: fill it in, or leave the row out")
+        _refuse_nothing([row[name] for row in rows], name, where, nothing)
     for number, row in enumerate(rows, 1):
         if not _is_text(row[columns.text]):
             raise DataError(f"{where}: row {number}: {columns.text!r} is no text of whole characters")
     texts = Texts(tuple(str(row[columns.text]) for row in rows))
     users = [row[columns.user] for row in rows] if columns.user else None
     return texts, [row[columns.label] for row in rows], users
+
+
+def _refuse_nothing(values: list[Any], name: str, where: str, nothing: tuple[Any, ...] = (None, "")) -> None:
+    """Refuse a column with a value that says nothing.
+
+    Raises:
+        DataError: naming the row.
+    """
+    empty = next((i for i, value in enumerate(values, 1) if value in nothing), None)
+    if empty is not None:
+        raise DataError(f"{where}: row {empty} has an empty {name!r}: fill it in, or leave the row out")
 
 
 def _is_text(value: Any) -> bool:
@@ -185,6 +195,7 @@ def _image_rows(part: Any, columns: Any, where: str) -> tuple[Any, list[Any], li
     for name in (columns.label, *([columns.user] if columns.user else [])):
         if name not in part.features:
             raise DataError(f"{where} has no column {name!r}, only {', '.join(part.features)}")
+        _refuse_nothing(list(part[name]), name, where)
     images = LazyImages(read, np.arange(len(part)), f"{where} {part._fingerprint}")
     return images, part[columns.label], part[columns.user] if columns.user else None
 

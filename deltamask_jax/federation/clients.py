@@ -152,7 +152,7 @@ def _examples(
         return {"inputs": inputs, "labels": labels}, plan
     taken = np.arange(plan.batches.shape[1]) < plan.steps[:, None]  # not those of who fails on the way
     batches = np.where(taken[:, :, None], plan.batches, -1)
-    rows = np.unique(batches[batches >= 0])
+    rows = np.unique(batches[batches >= 0]) if (batches >= 0).any() else np.zeros(1, int)  # nobody trains
     batches = np.where(batches >= 0, np.searchsorted(rows, batches), -1).astype(np.int32)
     examples: training.Examples = {"inputs": inputs[rows], "labels": np.asarray(labels)[rows]}
     if inputs.on_devices:

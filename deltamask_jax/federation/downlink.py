@@ -88,7 +88,8 @@ def tell(method: Method, state: Any, cohort: Cohort, memory: Memory | None) -> T
         memory: None: clients keep nothing, and each is sent a snapshot.
     """
     news = memory.lacking(cohort) if memory else np.full(len(cohort), np.inf)
-    if not news.any():
+    # Where a snapshot rounds, clients that lack nothing hold the rounded state as well, but for the first.
+    if not news.any() and (method.exact or cohort.round == 1):
         return Told(state, np.zeros(len(cohort), np.int64), 0)
     snapshot = method.down.encode(state, cohort)
     received = method.down.decode(snapshot, cohort)

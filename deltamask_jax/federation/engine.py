@@ -24,6 +24,10 @@ CPU_BYTES = 1 << 21  # what clients of a chunk receive, together, on CPU: only l
 MEMORY_SHARE = 0.8  # of what is free: the analysis leaves out the allocator's own losses
 
 
+class TooLittleMemory(MemoryError):
+    """A device cannot train a single client; the message says which settings help."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Engine:
     """Made once a run. What it learns and compiles is its own, and goes when the run goes.
@@ -87,13 +91,13 @@ class Engine:
         """The chunk to go on with after a failure.
 
         Raises:
-            MemoryError: the chunk was one client already.
+            TooLittleMemory: the chunk was one client already.
             jax.errors.JaxRuntimeError: the failure given, which was about something else.
         """
         if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error).lower():
             raise error
         if chunk == 1:
-            raise MemoryError(
+            raise TooLittleMemory(
                 "training one client does not fit into the device's memory: lower config.batch_size, set "
                 "config.model.remat, leave the examples on the host (config.cohort.memory), or spread the "
                 "weights over more devices (config.cohort.weight_shards)"

@@ -27,6 +27,7 @@ LINGER = 5.0  # seconds in which the others may read why this process stops
 _HELLO = "deltamask_jax peers 1"
 _DONE = b"done"
 _KINDS = ("data", "life")
+_STRANGERS_SECONDS, _LONGEST_HELLO = 5.0, 1 << 12
 
 
 class Peers:
@@ -236,14 +237,32 @@ def _hello(connection: Connection) -> tuple[int, int, str] | None:
 
 
 def _first_message(connection: Connection) -> bytes:
-    """What comes within 5 s, and is whole by then.
+    """What comes within 5 s, and is whole by then, however slowly a stranger sends.
 
     Raises:
         EOFError, OSError: nothing, or too long a message.
     """
+    until = time.monotonic() + _STRANGERS_SECONDS
     with socket.socket(fileno=os.dup(connection.fileno())) as link:
-        link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 5, 0))
-        message = connection.recv_bytes(1 << 12)
+
+        def read(size: int) -> bytes:
+            got = b""
+            while len(got) < size:
+                left = until - time.monotonic()
+                if left <= 0:
+                    raise TimeoutError("no whole message came")
+                timeout = struct.pack("ll", int(left), int(left % 1 * 1e6) + 1)
+                link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
+                part = link.recv(size - len(got))
+                if not part:
+                    raise EOFError
+                got += part
+            return got
+
+        (size,) = struct.unpack("!i", read(4))  # as `Connection.send_bytes` writes it
+        if not 0 <= size <= _LONGEST_HELLO:
+            raise OSError("too long a message")
+        message = read(size)
         link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 0))  # for ever
     return message
 

@@ -179,10 +179,11 @@ def play_round(
     new_state = method.merge(state, votes, voters) if len(voters) or on_server else state
     marks.append(time.perf_counter())
     told, news = None, None
-    if memory is not None and accepted:
-        told = downlink.news_of(method, state, votes, accepted, voters, config.downlink.news)
-    if memory is not None:
-        news = downlink.NOTHING if told is None else len(told)
+    if memory is not None and main:  # what the head's round comes to travels as a head
+        if accepted:
+            told = downlink.news_of(method, state, votes, accepted, voters, config.downlink.news)
+        unchanged = 0 if new_state is state else downlink.NOTHING
+        news = unchanged if told is None else len(told)
     heard.conclude(told)
     marks.append(time.perf_counter())
     details, diagnostics = heard.details, {}

@@ -92,7 +92,7 @@ class Federation:
         """
         began = time.monotonic()
         enough = self._config.min_clients if cohort.phase == MAIN_PHASE else 1
-        self._wait_for(cohort, enough if self._started else len(cohort))
+        self._wait_for(cohort, min(enough, len(cohort)) if self._started else len(cohort))
         self._started = True
         if cohort.phase == HEAD_PHASE:
             self.owed = set(range(self._config.clients))
@@ -275,14 +275,19 @@ class _Telling:
 
 
 def _read(reply: Message) -> dict[str, Any]:
-    """What a client answered: `payload`, `loss` and `examples`; or `lost`, with `why` if that is news; or
-    `lacks`."""
+    """What a client answered, and no more of what it said: `payload`, `loss` and `examples`; or `lost`, with
+    `why` if that is news; or `lacks`."""
     if reply.has_error():
         why = (str(reply.error.reason).strip().splitlines() or ["no reason given"])[0]
         return {"lost": _WHY.get(reply.error.code, faults.FAILED), "why": why}
     answer = dict(reply.content.config_records.get("answer", {}))
-    if "lacks" in answer or answer.get("lost") in _SAID:
-        return answer
+    if "lost" in answer:
+        known = answer["lost"] in _SAID
+        return (
+            {"lost": answer["lost"]} if known else {"lost": faults.FAILED, "why": "it says no known reason"}
+        )
+    if "lacks" in answer:
+        return {"lacks": True}
     payload, loss, examples = (answer.get(name) for name in ("payload", "loss", "examples"))
     if (
         isinstance(payload, bytes)
@@ -291,5 +296,5 @@ def _read(reply: Message) -> dict[str, Any]:
         and isinstance(examples, int)
         and 0 < examples <= MOST_EXAMPLES
     ):
-        return answer
+        return {"payload": payload, "loss": loss, "examples": examples}
     return {"lost": faults.FAILED, "why": "its answer is none of this protocol"}

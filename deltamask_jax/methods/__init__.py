@@ -8,6 +8,7 @@ To add one, write a file with a function that returns a `Method` and add a line 
 from collections.abc import Callable
 from typing import Any
 
+from deltamask_jax.data import partition
 from deltamask_jax.methods.deepreduce import deepreduce
 from deltamask_jax.methods.deltamask import deltamask, flip_codecs
 from deltamask_jax.methods.drive import drive
@@ -78,7 +79,7 @@ WEIGHT_METHODS = ("fedavg", "eden", "drive", "qsgd", "signsgd")
 SEND_FLIPS = ("deltamask", "deepreduce")  # updates are packed flips against the global mask
 SEND_VALUES = (*WEIGHT_METHODS, "linear_probe", "peft")
 NO_GRADIENTS = {"fedcof": "sends means of features", "feedsign": "sends signs of differences of losses"}
-ABOUT_FLIPS = ("trimmed", "median", "all_flip", "random_flip", "collude", "collude_near")
+ABOUT_FLIPS = ("clip", "trimmed", "median", "all_flip", "random_flip", "collude", "collude_near")
 
 
 def check(config) -> None:
@@ -107,8 +108,9 @@ def check(config) -> None:
             )
     if config.method not in SEND_FLIPS:
         asked = {"robust.aggregator": config.robust.aggregator, "attack.kind": config.attack.kind}
+        asked["robust.max_flip_rate"] = config.robust.max_flip_rate
         for name, value in asked.items():
-            if value in ABOUT_FLIPS:
+            if value in ABOUT_FLIPS or (name == "robust.max_flip_rate" and value):
                 raise ValueError(
                     f"config.{name}={value!r} is about flips, which method {config.method!r} does not send: "
                     f"use one of {', '.join(SEND_FLIPS)}"
@@ -129,6 +131,13 @@ def check(config) -> None:
         raise ValueError(
             f"config.downlink.hold={config.downlink.hold} holds back whole votes: it needs one of "
             f"{', '.join(SEND_FLIPS)} with mask.aggregator='control_variate' and robust.aggregator='mean'"
+        )
+    kept = min(config.mask.kappa, config.mask.kappa_final) if config.mask.ranking == "thin" else 1.0
+    votes = kept * partition.cohort_size(config.clients, config.participation)
+    if config.downlink.hold > max(votes, 1):
+        raise ValueError(
+            f"config.downlink.hold={config.downlink.hold} is never reached by rounds of {votes:g} votes, "
+            f"which move θ from one end to the other: lower it"
         )
 
 

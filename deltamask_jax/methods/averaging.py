@@ -157,8 +157,8 @@ def averaging(
         # The server's optimiser is in no snapshot, its noise in no news.
         exact=memoryless and whole.name == WHOLE.name and privacy.mean is NOT_PRIVATE.mean,
         remember=remember,
-        report=lambda updates, received: (
-            {} if codec is WHOLE else {"update_error": _error(updates, received)}
+        report=lambda updates, received: (  # what error feedback sends is not the update
+            {} if codec is WHOLE or error_feedback else {"update_error": _error(updates, received)}
         ),
         export=lambda state: {
             path: np.asarray(leaf)

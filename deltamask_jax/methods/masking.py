@@ -24,6 +24,7 @@ import optax
 
 from deltamask_jax import aggregation, codecs, masks
 from deltamask_jax.codecs import bundle
+from deltamask_jax.data import partition
 from deltamask_jax.local_training import cosine, mask_training
 from deltamask_jax.methods.method import Link, Method, server_context
 from deltamask_jax.public_random import EVERY_CLIENT, MASK, Key, uniforms
@@ -233,15 +234,21 @@ def mask_method(
 
     def voters_of(cohort: Cohort) -> float:
         """How many voters one vote is one of, when all flips had travelled."""
-        return len(cohort) * float(np.asarray(kept(cohort.round - 1)))
+        return share_kept(cohort) * len(cohort)
+
+    def share_kept(cohort: Cohort) -> float:
+        return float(np.asarray(kept(cohort.round - 1)))
 
     def release(state: State, votes: Votes, cohort: Cohort) -> tuple[State, Votes]:
         """Votes travel once they amount to `hold`; until then the server keeps them.
 
-        Those that would move θ beyond its clip are dropped, as `merge` drops them.
+        Those that would move θ beyond its clip are dropped, as `merge` drops them; a round of few voters
+        drops no more than one of the usual size.
         """
+        usual = partition.cohort_size(clients, participation)
+        voters = max(len(cohort), usual) * share_kept(cohort)
         up, down = (
-            np.ceil(room * (voters_of(cohort) / masks.SCALE)).astype(np.int32)
+            np.ceil(room * (voters / masks.SCALE)).astype(np.int32)
             for room in (high - state.theta.astype(np.int32), state.theta.astype(np.int32) - low)
         )
         held = 0 if state.held is None else state.held

@@ -9,6 +9,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from deltamask_jax import metrics
+
 RC: dict[Any, Any] = {
     "font.size": 9,
     "svg.fonttype": "none",  # text stays text
@@ -177,7 +179,9 @@ def _rate(groups) -> Picture:
     for members in groups:
         for run in (run for run in members.runs if len(run.records) > 1):
             accuracy = [r["accuracy"] for r in run.records if r["accuracy"] is not None][-1]
-            rate = np.mean([r["uplink_bpp"] for r in run.records[1:]])
+            rate = metrics.mean(r["uplink_bpp"] for r in run.records[1:])
+            if rate is None:  # every round was of nobody
+                continue
             marker = _MARKERS[members.style.line]
             axes.plot(rate, 100 * accuracy, marker, color=members.style.colour, markersize=6, alpha=0.8)
     _log_scale(axes)

@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from deltamask_jax import config as config_lib
+from deltamask_jax import metrics
 from deltamask_jax.paths import expanded
 from deltamask_jax.reporting import figures
 from deltamask_jax.workdir import claim
@@ -225,9 +226,9 @@ def _results(run: Run) -> dict[str, float | None]:
         "linear probe, %": None if probe is None else 100 * probe,
         "up and down, MB": sent / 1e6,
         "per client, MB": sent / 1e6 / run.config["clients"] if run.config.get("clients") else None,
-        "up, bpp": statistics.fmean(r["uplink_bpp"] for r in after_head),
+        "up, bpp": metrics.mean(r["uplink_bpp"] for r in after_head),
         "H(flips), bpp": summary.get("mean_flip_entropy_bpp"),
-        "down, bpp": statistics.fmean(r["downlink_bpp"] for r in after_head),
+        "down, bpp": metrics.mean(r["downlink_bpp"] for r in after_head),
         "up, MB": sum(r["uplink_bytes"] for r in run.records) / 1e6,
         "down, MB": sum(r["downlink_bytes"] for r in run.records) / 1e6,
         "s a round": statistics.median(r["seconds"] for r in after_head),

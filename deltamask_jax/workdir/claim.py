@@ -6,6 +6,7 @@ there, or if what is there was begun by a version before the marker.
 """
 
 import fcntl
+import itertools
 import json
 import os
 from pathlib import Path
@@ -78,7 +79,16 @@ def claim(workdir: Path, config) -> int:
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    """The whole JSON lines of a file, none where there is none; a torn one at its end is left out."""
+    """The lines of a file that a run wrote, none where there is none: objects with a whole number as `round`,
+    up to the first that is torn or damaged."""
+    whole = itertools.takewhile(
+        lambda record: isinstance(record, dict) and isinstance(record.get("round"), int), _json_lines(path)
+    )
+    return list(whole)
+
+
+def _json_lines(path: Path) -> list[Any]:
+    """The values in a file of JSON lines, up to the first line that is none."""
     records = []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
@@ -131,7 +141,7 @@ def _holds_a_run(workdir: Path) -> bool:
 
 def _are_a_runs(path: Path, *also: str) -> bool:
     """Whether lines are such as a run writes, a torn first one included: objects with a round, and `also`."""
-    records = lines(path)
+    records = _json_lines(path)
     if not records:
         return not path.exists() or b"\n" not in path.read_bytes()
     return all(isinstance(record, dict) and {"round", *also} <= record.keys() for record in records)

@@ -36,8 +36,9 @@ from deltamask_jax.progress import say
 from deltamask_jax.workdir import files, sigterm
 from deltamask_jax.workdir.claim import LINES, WAYS_OUT, claim, lines, summary_of
 
-FORMAT = 3  # of a checkpoint; raised when an older program could not read a newer one, or the reverse
-READABLE = (1, 2, 3)  # the checksum of format 1 covers the arrays alone; 1 and 2 know no client's memory
+FORMAT = 4  # of a checkpoint; raised when an older program could not read a newer one, or the reverse
+# The checksum of format 1 covers the arrays alone; 1 and 2 know no client's memory, 3 no images or texts.
+READABLE = (1, 2, 3, 4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +84,8 @@ class Journal:
     def __init__(self, workdir: Path, config):
         self._cleanup = ExitStack()
         self._workdir, self._config = workdir, config
+        fresh = " without --config.resume=fresh" if config.resume == "fresh" else ""
+        self._again = f"the same command{fresh}"
         self._lines = workdir / "metrics.jsonl"
         self._cleanup.callback(os.close, claim(workdir, config))
         try:
@@ -112,7 +115,7 @@ class Journal:
             ValueError: the checkpoints are of another problem or format, or rounds were played and no
                 checkpoint of them can be read.
         """
-        self._identity = {"problem": fingerprint(problem), "root_key": _root_key(self._config)}
+        self._identity = {**identity(problem), "root_key": _root_key(self._config)}
         hosts.agree(self._identity)
         progress = _sent_by_first(self._newest() if hosts.index() == 0 else None)
         for path in self._files_of_lines():
@@ -229,7 +232,8 @@ class Journal:
                 f"{self._workdir} holds checkpoints of format {format_}, this program reads "
                 f"{' and '.join(map(str, READABLE))}: {WAYS_OUT}"
             )
-        if ledger.pop("problem") != self._identity["problem"]:
+        examples = ledger.pop("examples", "") or self._identity["examples"]
+        if (ledger.pop("problem"), examples) != (self._identity["problem"], self._identity["examples"]):
             raise ValueError(
                 f"{self._workdir} was begun with other data or weights of the same name: {WAYS_OUT}"
             )
@@ -248,7 +252,7 @@ class Journal:
         known = [text for text in map(os.strerror, errno.errorcode) if text in str(error)]
         reason = known[0] if known else getattr(error, "strerror", None) or _first_line(error)
         goes_on = f"continues after round {self._saved}" if self._saved >= 0 else "starts over"
-        return f"cannot {what} in {self._workdir}: {reason}; mend that, then the same command {goes_on}"
+        return f"cannot {what} in {self._workdir}: {reason}; mend that, then {self._again} {goes_on}"
 
     def _close_on_sigterm(self) -> str:
         done = self._close_before_exit()
@@ -265,7 +269,7 @@ class Journal:
         except Exception as error:  # a full disk, or buffers that the round in progress has taken over
             logging.warning("the last round is not kept: %s", _first_line(error))
         return (
-            f"stopped after round {self._saved}; the same command continues"
+            f"stopped after round {self._saved}; {self._again} continues"
             if self._saved >= 0
             else "stopped before round 0; the same command starts over"
         )
@@ -331,10 +335,12 @@ def restore_state(like: Any, arrays: dict[str, np.ndarray]) -> Any:
     return jax.tree.unflatten(structure, restored)
 
 
-def fingerprint(problem) -> str:
-    """CRC32 of labels, split and pretrained weights: what a config names but does not contain."""
+def identity(problem) -> dict[str, str]:
+    """What a config names but does not contain: `problem`, the CRC32 of labels, split and pretrained weights,
+    and `examples`, a hash of images or texts."""
     leaves = [*problem.labels, *problem.parts, *jax.tree.leaves(problem.task.params)]
-    return _checksum({str(k): np.asarray(leaf) for k, leaf in enumerate(leaves)})
+    crc = _checksum({str(k): np.asarray(leaf) for k, leaf in enumerate(leaves)})
+    return {"problem": crc, "examples": problem.examples}
 
 
 def _checksum(arrays: dict[str, np.ndarray]) -> str:

@@ -9,6 +9,7 @@ from PIL import Image
 
 from deltamask_jax import codecs
 from deltamask_jax.codecs import containers, envelope
+from deltamask_jax.codecs.fingerprints import fuse_geometry, xor_geometry
 from tests.codecs.cases import (
     drift,
     sealed,
@@ -64,3 +65,25 @@ def test_pictures_come_from_our_own_parser():
     payload = envelope.pack(envelope.CODEC_IDS["bitmap"], 0, 8 * len(bomb), 3, 0, 0, bomb)
     assert codecs.picture(payload).ravel()[: len(bomb)].tobytes() == bomb
     assert codecs.picture(b"").shape == (1, 1)
+
+
+@pytest.mark.parametrize("name", ["bfuse", "xor"])
+def test_a_filter_is_no_larger_than_what_was_sent(name):
+    """Neither room for more keys than are announced, nor a table of zeros that unpacks a thousandfold."""
+    d = 1 << 20
+    codec, context = codecs.get(name), codecs.Context(d)
+    many = np.arange(0, d, 20, dtype=np.uint32)
+    payload = bytearray(codec.encode(many, context))
+    payload[12:16] = (100).to_bytes(4, "little")
+    lying = sealed(bytes(payload))
+    flags = envelope.unpack(lying).flags
+    with pytest.raises(codecs.PayloadError, match=f"of 100 keys has a capacity of {len(many)}"):
+        codec.decode(lying, context)
+    shape = fuse_geometry(d, 3) if name == "bfuse" else xor_geometry(d)
+    zeros = io.BytesIO()
+    Image.fromarray(containers.image(bytes(shape.array_length))).save(zeros, "png", compress_level=9)
+    body = bytes(8) + d.to_bytes(4, "little") + zeros.getvalue()
+    bomb = envelope.pack(envelope.CODEC_IDS[name], flags, d, d, context.round, context.client, body)
+    assert len(bomb) < d // 100
+    with pytest.raises(codecs.PayloadError, match=f"filter of {d} keys in {len(body)} bytes"):
+        codec.decode(bomb, context)

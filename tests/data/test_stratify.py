@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from deltamask_jax.data import stratify
+from deltamask_jax.data import Dataset, Split, stratify
 
 
 def test_stratified_is_proportional_and_seeded():
@@ -15,3 +15,13 @@ def test_stratified_is_proportional_and_seeded():
     assert len(stratify.stratified(labels, 1000, seed=0)) == 1000
     assert len(stratify.stratified(labels, 0, seed=0)) == 0
     assert len(stratify.stratified(labels[:0], 0, seed=0)) == 0
+
+
+def test_classes_that_lose_all_their_training_examples_are_counted(capsys):
+    labels = np.repeat([0, 1, 2], [50, 50, 1]).astype(np.int32)
+    split = Split(np.zeros((101, 2), np.uint8), labels)
+    dataset = Dataset("odd", split, split, ("a", "b", "c"))
+    stratify.subset(dataset)
+    assert "class" not in capsys.readouterr().out
+    stratify.subset(dataset, train_examples=40)
+    assert "odd: 1 classes of the test are not among the 40 training examples" in capsys.readouterr().out

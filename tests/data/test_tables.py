@@ -90,6 +90,11 @@ def test_without_a_split_a_fifth_of_every_class_is_the_test(kind, tmp_path, caps
         ("jsonl", '{"text": "\\ud83d", "label": 1}\n', "row 1: 'text' is no text of whole characters"),
         ("jsonl", '{"text": "a", "label": 0.5}\n', "must be names or whole numbers, got 0.5"),
         ("csv", "text,label\na,1\nb,\n", "row 2 has an empty 'label'"),
+        (
+            "jsonl",
+            '{"text": "a", "label": 1, "split": "train"}\n{"text": "b", "label": 0}\n',
+            "row 2 has an empty 'split'",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(kind, content, message, tmp_path):

@@ -14,6 +14,7 @@ from deltamask_jax.federation import attacks, cohort, downlink, faults
 from deltamask_jax.federation.downlink import NOTHING, Memory
 from deltamask_jax.federation.rounds import play_round, play_until_enough
 from deltamask_jax.flat_index import FlatIndex
+from deltamask_jax.methods.masking import Votes
 from tests.codecs.cases import sealed
 from tests.conftest import cohort_of, tiny_config
 from tests.methods.test_golden_rounds import drawn
@@ -225,6 +226,20 @@ def test_a_repeated_attempt_costs_nothing_twice():
     assert failed.lacking(cohort_of([0, 1, 2], 2)).tolist() == [0, 100, np.inf]
 
 
+def test_who_lacks_nothing_still_holds_what_a_snapshot_rounded(problem):
+    """A round that is repeated: its first attempt told everybody the rounded state."""
+    _, method = build(problem, method="fedavg", fedavg__downlink="float16", clients=2)
+    first, second = (cohort_of(np.arange(2), number) for number in (1, 2))
+    state = jax.tree.map(lambda x: x + np.float32(0.1), method.init())
+    unknown = Memory(np.array([NOTHING, NOTHING]), (NOTHING,))
+    told = downlink.tell(method, state, second, unknown)
+    again = downlink.tell(method, state, second, unknown.after(second, [], None))
+    assert again.snapshots == again.bytes.sum() == 0 < told.bytes.sum()
+    assert_same(told.state, again.state)
+    start = downlink.tell(method, state, first, Memory.at_start(2))
+    assert start.state is state  # before the first round nobody is told anything
+
+
 def test_the_snapshot_is_sent_where_it_is_smaller(problem):
     _, method = build(problem)
     state, asked = method.init(), cohort_of([0, 1, 2, 3], 3)
@@ -375,7 +390,7 @@ def test_votes_held_back_are_told_later(problem, codec):
     told, held = [method.init()], 0
     for played in rounds_of(its, method):
         told = [follow(method, one, played) for one in [*told, snapshot(method, played)]]
-        theta, voters = played.before.theta.astype(int), len(played.voters)
+        theta, voters = played.before.theta.astype(int), len(played.asked)  # however few came
         up, down = (-(-room * voters // 65536) for room in (high - theta, theta - low))
         total = np.clip(held + played.sent.change, -down, up)
         np.testing.assert_array_equal(played.votes.change, np.where(np.abs(total) >= 2, total, 0))
@@ -385,3 +400,14 @@ def test_votes_held_back_are_told_later(problem, codec):
             assert_same(one, played.after)
         assert bundle.unpack(played.news, server(played)).kind == bundle.TALLY
     assert np.abs(held).sum() > 0 and np.abs(played.votes.change).sum() > 0
+
+
+def test_a_round_of_one_voter_loses_no_held_vote(problem):
+    settings = {"codec__name": "rice", "mask__uniforms": "per_client", "mask__aggregator": "control_variate"}
+    _, method = build(problem, **settings, downlink__hold=5, participation=1.0, mask__theta_init=0.5)
+    state = method.init()
+    held = np.resize(np.int32([4, -4, 0, 3]), len(state.held))
+    nothing = Votes(change=np.zeros(len(held), np.int32))
+    after, told = method.release(dataclasses.replace(state, held=held), nothing, cohort_of([3]))
+    np.testing.assert_array_equal(after.held, held)
+    assert not told.change.any()

@@ -45,7 +45,7 @@ def test_out_of_memory_halves_for_good_and_ends_at_one_client():
         assert its.halve("program", 8, full) == 4
         assert its.clients_at_once("program", 30, SMALL, lambda chunk: chunk) == 4
         assert its.clients_at_once("another", 30, SMALL, lambda chunk: chunk) == 8
-        with pytest.raises(MemoryError, match="config.batch_size"):
+        with pytest.raises(engine.TooLittleMemory, match="config.batch_size"):
             its.halve("program", 1, full)
         with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
             its.halve("program", 8, jax.errors.JaxRuntimeError("INTERNAL: something else"))

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
@@ -147,3 +148,20 @@ def test_the_end_of_one_is_the_end_of_all_with_one_line_that_names_it(what, vict
         for process in processes:
             process.kill()
             process.communicate()
+
+
+def test_a_stranger_that_drips_is_hung_up_on(monkeypatch):
+    monkeypatch.setattr(peers, "_STRANGERS_SECONDS", 0.5)
+    ours, theirs = socket.socketpair()
+
+    def drip():
+        with suppress(OSError):
+            while True:
+                theirs.send(b"\0")
+                time.sleep(0.1)
+
+    threading.Thread(target=drip, daemon=True).start()
+    began = time.monotonic()
+    assert peers._hello(peers.Connection(ours.detach())) is None
+    assert time.monotonic() - began < 5
+    theirs.close()

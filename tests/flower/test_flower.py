@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import sys
 import tomllib
 from pathlib import Path
@@ -206,6 +207,30 @@ def test_who_is_late_gone_broken_or_absent_is_lost_by_reason_and_the_rest_is_mer
 
     monkeypatch.setattr(faults, "draw", draw)
     assert_same(play("simulated", head__init="he"), real, but=("downlink", "total", "snapshots"))
+
+
+@pytest.mark.parametrize(
+    "answer, read",
+    [
+        ({"lost": "late", "payload": b"x", "loss": 1.0, "examples": -5}, {"lost": "late"}),
+        ({"lacks": True, "payload": b"x", "loss": 1.0, "examples": -5}, {"lacks": True}),
+        ({"payload": b"x", "loss": 1.0, "examples": 5, "lost": "struck by lightning"}, None),
+        ({"payload": b"x", "loss": math.nan, "examples": 5}, None),
+        ({"payload": b"x", "loss": 1.0, "examples": 0}, None),
+        (
+            {"payload": b"x", "loss": 1.0, "examples": 5, "more": 1},
+            {"payload": b"x", "loss": 1.0, "examples": 5},
+        ),
+    ],
+)
+def test_of_an_answer_nothing_is_taken_but_what_the_protocol_has(answer, read):
+    from flwr.app import ConfigRecord, Message, RecordDict
+
+    asked = Message(RecordDict(), 1, "train")
+    asked.metadata.__dict__["_message_id"] = "1"
+    found = server._read(Message(RecordDict({"answer": ConfigRecord(answer)}), reply_to=asked))
+    expected = {"lost": "failed", "why": found.get("why")} if read is None else read
+    assert found == expected
 
 
 def test_a_server_that_was_stopped_continues(play, nodes):

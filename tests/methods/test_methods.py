@@ -21,6 +21,12 @@ def test_thinning_and_holding_need_votes_that_add_up():
     for changes in ({}, regime | {"robust__aggregator": "clip"}, regime | {"method": "fedpm"}):
         with pytest.raises(ValueError, match="hold=2 holds back whole votes: it needs one of"):
             methods.check(tiny_config(**changes, downlink__hold=2))
+    for changes in (
+        {"downlink__hold": 7},
+        {"mask__ranking": "thin", "mask__kappa": 0.5, "downlink__hold": 4},
+    ):
+        with pytest.raises(ValueError, match="hold=. is never reached by rounds of [36] votes"):
+            methods.check(tiny_config(**regime, **{"mask__kappa_final": 0.5} | changes, clients=6))
 
 
 @pytest.mark.parametrize("name", ["fedmask", "klms"])
@@ -39,6 +45,11 @@ def test_a_head_that_is_all_that_is_trained_must_be_trained(method):
 
 
 def test_lies_and_robust_aggregators_are_refused_for_methods_without_flips():
-    for change in ({"attack__kind": "all_flip"}, {"robust__aggregator": "median"}):
+    for change in (
+        {"attack__kind": "all_flip"},
+        {"robust__aggregator": "median"},
+        {"robust__aggregator": "clip"},
+        {"robust__max_flip_rate": 0.1},
+    ):
         with pytest.raises(ValueError, match="is about flips"):
             methods.check(tiny_config(method="fedavg", **change))

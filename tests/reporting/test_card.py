@@ -47,6 +47,12 @@ def test_a_card_says_what_the_run_was_and_what_it_cost(tmp_path):
         assert line in found.content.splitlines()
 
 
+def test_the_accuracy_is_that_of_the_mask_that_is_exported(tmp_path):
+    found = written(tmp_path, summary=SUMMARY | {"thresholded_accuracy": 0.625})
+    assert "| accuracy | 62.50% of the test examples |" in found.content.splitlines()
+    assert found.data.eval_results[0].metric_value == 0.625
+
+
 def test_what_a_run_did_not_have_is_not_claimed(tmp_path):
     summary = SUMMARY | {"linear_probe_accuracy": None, "epsilon": 3.14159}
     dp = {"delta": 1e-5, "level": "client"}

@@ -53,7 +53,7 @@ def test_other_files_are_left_alone(tmp_path):
     with journal.Journal(tmp_path, config) as kept:
         fill(tmp_path, "diagnostics.jsonl")  # of a round that will be played again
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(journal, "fingerprint", lambda problem: "")
+            patch.setattr(journal, "identity", lambda problem: {})
             assert kept.load(None) is None
     after = contents(tmp_path)
     assert before.items() <= after.items()
@@ -115,3 +115,10 @@ def test_somebody_s_files_among_those_of_a_run_without_a_marker_are_refused(tmp_
     with pytest.raises(ValueError, match=f"{name.split('/')[0]}.*, which no run"):
         released(tmp_path, config)
     assert contents(tmp_path) == before
+
+
+def test_lines_end_at_the_first_that_no_run_writes(tmp_path):
+    file = tmp_path / "clients.jsonl"
+    for damage in ("{}", "null", "[1]", '{"round": "0"}', '{"round'):
+        file.write_text(f'{{"round": 0}}\n{damage}\n{{"round": 1}}\n')
+        assert claim.lines(file) == [{"round": 0}]

@@ -228,12 +228,17 @@ def test_a_damaged_checkpoint_is_replaced_by_the_one_before(left, uninterrupted,
     assert outcome(left) == uninterrupted
 
 
+def known_by(ledger):
+    """What a checkpoint says of the problem it is of."""
+    return {name: ledger[name] for name in ("problem", "examples")}
+
+
 def test_any_changed_bit_of_the_ledger_damages_a_checkpoint(left, monkeypatch):
     config = tiny_config(**CONFIG)
     file = left / "checkpoints" / "2" / "ledger" / "metadata"
     whole = file.read_bytes()
     ledger = json.loads(whole)
-    monkeypatch.setattr(journal, "fingerprint", lambda problem: ledger["problem"])
+    monkeypatch.setattr(journal, "identity", lambda problem: known_by(ledger))
     rng, rounds = np.random.default_rng(0), []
     while len(rounds) < 12:
         changed = bytearray(whole)
@@ -252,7 +257,7 @@ def test_any_changed_bit_of_the_ledger_damages_a_checkpoint(left, monkeypatch):
 def test_a_checkpoint_of_the_format_before_continues(left, monkeypatch):
     file = left / "checkpoints" / "2" / "ledger" / "metadata"
     ledger = json.loads(file.read_text())
-    monkeypatch.setattr(journal, "fingerprint", lambda problem: ledger["problem"])
+    monkeypatch.setattr(journal, "identity", lambda problem: known_by(ledger))
     (left / ".deltamask_jax").unlink()  # nor had it a marker
     with journal.Journal(left, tiny_config(**CONFIG)) as kept:
         arrays = kept.load(None).state
@@ -293,13 +298,14 @@ def test_what_clients_hold_is_kept_and_a_checkpoint_that_does_not_know_it_sends_
     file = older / "checkpoints" / "2" / "ledger" / "metadata"
     ledger = json.loads(file.read_text())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(journal, "fingerprint", lambda problem: ledger["problem"])
+        patch.setattr(journal, "identity", lambda problem: known_by(ledger))
         with journal.Journal(older, tiny_config(**FOLLOWED)) as kept:
             arrays = kept.load(None).state
     ledger = {name: value for name, value in ledger.items() if name not in ("checksum", "held", "news")}
     since = "total_bytes", "snapshots", "news_bpp", "news_seconds", "down_seconds", "merge_seconds"
     shorter = [{k: v for k, v in record.items() if k not in since} for record in ledger["records"]]
     ledger |= {"format": 2, "records": shorter}
+    del ledger["examples"]
     file.write_text(json.dumps(ledger | {"checksum": journal._checksum_of(ledger, arrays)}))
     settings = json.loads((older / "config.json").read_text())
     files.write_json(older / "config.json", {k: v for k, v in settings.items() if k != "downlink"})
@@ -326,11 +332,13 @@ def test_what_cannot_be_continued_is_refused_and_fresh_moves_it_aside(left, caps
 
     refused(r"another config \(rounds is 4 there and 5 here; seed is 0 there and 1 here\)", rounds=5, seed=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(journal, "READABLE", (4,))
-        refused("checkpoints of format 3, this program reads 4")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(journal, "fingerprint", lambda problem: "other")
-        refused("other data or weights")
+        patch.setattr(journal, "READABLE", (5,))
+        refused("checkpoints of format 4, this program reads 5")
+    for other in ("problem", "examples"):
+        with pytest.MonkeyPatch.context() as patch:
+            known = known_by(json.loads((left / "checkpoints/2/ledger/metadata").read_text()))
+            patch.setattr(journal, "identity", lambda problem, other=other, known=known: known | {other: "x"})
+            refused("other data or weights")
     config = (left / "config.json").read_text()
     (left / "config.json").write_text(config[:100])
     refused("config.json is not JSON")
@@ -435,7 +443,7 @@ def test_out_of_memory_names_the_settings_to_lower(left, error):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiment, "play_until_enough", play)
-        with pytest.raises(MemoryError, match="lower config.cohort.chunk"):
+        with pytest.raises(MemoryError, match="config.cohort.chunk=1, lower .*needs another --workdir"):
             experiment.run(tiny_config(**CONFIG), left)
     assert len(claim.lines(left / "metrics.jsonl")) == 3
 
