@@ -134,8 +134,11 @@ def index() -> int:
 
 def workdir(path: str | Path) -> Path:
     """Where this process writes: process 0 the run itself, each other the same results again beside it."""
-    path = Path(path).absolute()  # '.' has no name
-    return path.with_name(f"{path.name}.process{index()}") if index() else path
+    path = Path(path)
+    if not index():
+        return path
+    path = path.absolute()  # '.' has no name
+    return path.with_name(f"{path.name}.process{index()}")
 
 
 def share(clients: int) -> slice:

@@ -123,13 +123,13 @@ def test_each_payload_is_decoded_once(monkeypatch):
 def test_a_filter_with_more_keys_than_it_announces_shows_in_its_size(monkeypatch):
     """Cohorts are counted together, at what they announce, until their sum does not fit."""
     monkeypatch.setattr(membership, "SMALL", 0)
-    codec = codecs.get("bfuse", capacity=300, container="raw")
+    codec = codecs.get("bfuse", capacity=2000, container="raw")  # there is room for more
     positions, contexts = cohort(6, [300], d=70_000)
     _, honest = codecs.decode_counts(codec, codecs.encode_cohort(codec, positions, contexts), contexts)
     assert all(abs(size - 300 - 70_000 / 256) < 2 for size in honest)
     positions[2] = np.arange(300, dtype=np.uint32)
     payloads = codecs.encode_cohort(codec, positions, contexts)
-    full = codec.encode(np.arange(2000, dtype=np.uint32), contexts[2])  # in a table of its own
+    full = codec.encode(np.arange(2000, dtype=np.uint32), contexts[2])
     lying = bytearray(full)
     lying[12:16] = (300).to_bytes(4, "little")
     payloads[2] = sealed(bytes(lying))
