@@ -1,7 +1,7 @@
 """Membership inference: what the final model, and what a client sends, say about who is in the data.
 
-    PYTHONPATH=. python benchmarks/membership.py --runs 4 --json FILE  # an hour; with DP: the [dp] extra
-    PYTHONPATH=. python benchmarks/membership.py --smoke               # a tiny problem, whether it runs
+    python benchmarks/membership.py --runs 4 --json FILE  # an hour; with DP: the [dp] extra
+    python benchmarks/membership.py --smoke               # a tiny problem, whether it runs
 
 Of every client's examples a third fits the head and belongs to nobody afterwards. Half of the rest, drawn
 anew for each run, is the client's: members. The other half is what they must be told from. Two attackers:

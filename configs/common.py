@@ -12,7 +12,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
 
     config.seed = 0  # root of all randomness: split, shuffles, public uniforms, local samples
-    config.method = "deltamask"  # see deltamask_jax/methods
+    config.method = "deltamask"  # docs/methods.md lists them
     config.rounds = 100  # rounds after the head's
     config.clients = 30  # N, clients
     config.participation = 1.0  # ρ, fraction of clients in each round

@@ -4,8 +4,9 @@
     python -m deltamask_jax.main --config=configs/fedpeft.py:kind=prompt,m=32,alpha=0.1,megabytes=100
     python -m deltamask_jax.main --config=configs/fedpeft.py:smoke    # real size, random weights
 
-The paper's axes are options: client stability (m), data distribution (alpha), byte budget (megabytes, up and
-down of all clients together; 0 = none). m, alpha, batch and learning rate are our choices, not the paper's.
+The paper's axes are client stability (m), data distribution (alpha) and differential privacy (config.dp:
+docs/privacy.md). A byte budget (megabytes, up and down of all clients together; 0 = none) is ours. So are the
+values of m, alpha, batch and learning rate.
 Every block is tuned, so no prefix is cached: written for one GPU or TPU host. Data: docs/data.md.
 """
 

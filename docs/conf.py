@@ -59,7 +59,7 @@ html_theme_options = {"navigation_with_keys": True}
 
 API = "start methods codecs models data federation"
 SIDEBAR = {  # a page of docs/ that is not named here stands under Use
-    "Start": "docs/quickstart docs/concepts colabs/quickstart colabs/text colabs/codec_anatomy "
+    "Start": "docs/quickstart docs/concepts docs/methods colabs/quickstart colabs/text colabs/codec_anatomy "
     "colabs/tpu_vit_b16",
     "Use": "docs/data docs/models docs/text docs/codecs docs/peft docs/configuration",
     "Run": "docs/performance docs/reliability docs/deployment launch/README",

@@ -1,6 +1,6 @@
 """Search each kind of training's learning rate on validation examples, which no test image is.
 
-    python launch/search.py --config=configs/quickstart.py --config.validation_examples=287 \
+    python launch/search.py --config=configs/quickstart.py --config.validation_examples=500 \
         --out=runs/search --methods=linear_probe,fedavg,deltamask,peft,peft:kind=lora:wire=8bit
     python launch/compare.py --config=configs/quickstart.py --seeds=3 --out=runs/comparison \
         --settings=runs/search/search.json --methods=linear_probe,fedavg,eden,deltamask,deepreduce,peft
