@@ -357,7 +357,7 @@ def _closing_table(summary: dict[str, Any], workdir: Path) -> str:
         [
             ("final accuracy", f"{summary['final_accuracy']:.2%}"),
             ("best accuracy", f"{summary['best_accuracy']:.2%}"),
-            *_if_known("with the mask thresholded, as exported", summary.get("thresholded_accuracy")),
+            *_if_known("thresholded mask", summary.get("thresholded_accuracy")),
             ("before training", f"{summary['initial_accuracy']:.2%}"),
             *_if_known("linear probe", probe),
             ("up and down", f"{megabytes['total']:.2f} MB, {each:.2f} MB per client"),
