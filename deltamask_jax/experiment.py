@@ -68,7 +68,9 @@ def run(config, workdir: str | Path, ask: Callable[..., Any] | None = None) -> d
     if hosts.count() > 1:
         settings = {f"config.{name}": value for name, value in config_lib.flatten(config).items()}
         hosts.agree(settings | environment.program() | {"backend": jax.default_backend()})
-    workdir = Path(os.path.abspath(expanded(workdir)))
+    workdir = expanded(workdir)
+    if workdir.name in ("", ".."):  # a run that is moved aside needs a name
+        workdir = Path(os.path.abspath(workdir))
     with Journal(workdir, config) as journal:
         if journal.summary is None:
             with _naming_the_culprit(config):
@@ -232,7 +234,7 @@ def _run(
     save_file(learned, workdir / f"{method.name}.safetensors")
     exported = {}
     if "mask" in learned and config.mask.evaluate != "threshold":  # an export stores the thresholded mask
-        stored = methods.build(thresholded(config), problem.task)
+        stored = methods.build(_thresholded(config), problem.task)
         exported = {"thresholded_accuracy": float(np.mean(correctness(problem, stored)(state)))}
     pictures.draw_curves(
         workdir / "curves.png", records, probe_accuracy, f"{method.name}, {config.model.name}, {config.data}"
@@ -245,7 +247,7 @@ def _run(
     return summary
 
 
-def thresholded(config):
+def _thresholded(config):
     """The same config, whose network has each weight whole or not at all."""
     config = config.copy_and_resolve_references()
     config.mask.evaluate = "threshold"

@@ -108,13 +108,14 @@ def check(config) -> None:
             )
     if config.method not in SEND_FLIPS:
         asked = {"robust.aggregator": config.robust.aggregator, "attack.kind": config.attack.kind}
-        asked["robust.max_flip_rate"] = config.robust.max_flip_rate
-        for name, value in asked.items():
-            if value in ABOUT_FLIPS or (name == "robust.max_flip_rate" and value):
-                raise ValueError(
-                    f"config.{name}={value!r} is about flips, which method {config.method!r} does not send: "
-                    f"use one of {', '.join(SEND_FLIPS)}"
-                )
+        about = {name: value for name, value in asked.items() if value in ABOUT_FLIPS}
+        if config.robust.max_flip_rate:
+            about["robust.max_flip_rate"] = config.robust.max_flip_rate
+        for name, value in about.items():
+            raise ValueError(
+                f"config.{name}={value!r} is about flips, which method {config.method!r} does not send: "
+                f"use one of {', '.join(SEND_FLIPS)}"
+            )
     if config.mask.client_state == "kept" and config.attack.kind in ABOUT_FLIPS:
         raise ValueError(
             f"config.attack.kind={config.attack.kind!r} changes updates of flips alone: it needs "
