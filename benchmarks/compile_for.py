@@ -12,9 +12,11 @@ Nothing is run. A row per program has
     the seconds of its cost model, and the share of the chip's peak that they would mean (TPU alone)
     collectives by kind
 
-and the costliest operations of a training step follow: by estimated cycles for a TPU, by the size of their
-output for a GPU. All of it is the compiler's opinion, not a measurement. Programs with loops have no seconds,
-so a step is compiled by itself too.
+and the costliest operations of a training step follow, alone and summed over the blocks: by estimated cycles
+for a TPU, by the size of their output for a GPU. For a TPU a product of two large matrices is compiled too:
+the step's operations per estimated cycle as a share of the product's tell how near it comes to what the
+compiler holds possible. All of it is the compiler's opinion, not a measurement. Programs with loops have no
+seconds, so a step is compiled by itself too.
 """
 
 import argparse
@@ -32,7 +34,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from benchmarks import workload
 from deltamask_jax import config_files, devices, methods, models
@@ -44,6 +46,8 @@ from deltamask_jax.methods import masking
 from deltamask_jax.task import Cohort, Task
 
 CLASSES = 100
+MOST = 12  # rows of a table of operations
+PRODUCT = 4096  # sides of the matrices that a step is held against
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 BYTES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "u16": 2, "s16": 2, "pred": 1, "u8": 1, "s8": 1}
 
@@ -253,8 +257,9 @@ def row(name: str, program: Any, client_steps: float, chip: Chip) -> tuple[dict,
     }, text
 
 
-def costliest(text: str, most: int = 10) -> list[dict]:
-    """The operations with the most estimated cycles, or, where the compiler names none, bytes of output."""
+def operations(text: str) -> list[dict]:
+    """A program's operations, the costliest first: by estimated cycles, or, where the compiler names none, by
+    bytes of output."""
     found = []
     for line in text.splitlines():
         match = re.match(
@@ -275,12 +280,42 @@ def costliest(text: str, most: int = 10) -> list[dict]:
                 "cycles": int(cycles[1]) if cycles else None,
                 "MB of output": size / 1e6,
                 "shape": match[2][:40],
-                "from": (source[1] if source else "")[-60:],
+                "from": source[1] if source else "",
             }
         )
     total = sum(each["cycles"] or 0 for each in found)
     found.sort(key=lambda each: -(each["cycles"] or 0) if total else -each["MB of output"])
-    return [{**each, "share": each["cycles"] / total if each["cycles"] else None} for each in found[:most]]
+    return [{**each, "share": each["cycles"] / total if each["cycles"] else None} for each in found]
+
+
+def by_source(found: list[dict]) -> list[dict]:
+    """Operations summed by the line of the network they come from, whichever block, and the way they run."""
+    groups: dict[tuple[str, str], list[dict]] = {}
+    for each in found:
+        way = "backward" if "transpose(" in each["from"] else "forward"
+        module = re.sub(r"transpose\(|jvp\(|vmap\(|jit\(|\)", "", each["from"])
+        module = re.sub(r"(?<=[a-z])_\d+\b", "", module.split("run_blocks/")[-1])
+        groups.setdefault((module[-60:] or "no name", way), []).append(each)
+    rows = [
+        {
+            "from": module,
+            "way": way,
+            "operations": len(its),
+            "cycles": sum(each["cycles"] or 0 for each in its) or None,
+            "share": sum(each["share"] or 0 for each in its) or None,
+            "MB of output": sum(each["MB of output"] for each in its),
+        }
+        for (module, way), its in groups.items()
+    ]
+    return sorted(rows, key=lambda row: (-(row["cycles"] or 0), -row["MB of output"]))
+
+
+def of_a_product(step: dict, cycles: int, device: jax.Device) -> float:
+    """Operations per estimated cycle of a step, as a share of those of a product of two matrices."""
+    side = jax.ShapeDtypeStruct((PRODUCT, PRODUCT), jnp.bfloat16, sharding=SingleDeviceSharding(device))
+    product = lowered(jax.jit(jnp.matmul), side, side).compile().as_text()
+    whole = sum(each["cycles"] or 0 for each in operations(product))
+    return step["TFLOP"] * 1e12 / cycles / (2 * PRODUCT**3 / whole)
 
 
 def main() -> None:
@@ -298,33 +333,38 @@ def main() -> None:
     config = config_files.load(options.config)
     config.model.name, config.model.checkpoint = options.model or config.model.name, ""
     config.model.dtype = "bfloat16"
-    mesh, rows, step = devices.mesh(config.cohort.weight_shards, found), [], ""
+    mesh, rows, step, steps = devices.mesh(config.cohort.weight_shards, found), [], [], {}
     for name, program, client_steps in programs(config, mesh, options.chunk, options.examples, chip.memory):
         if name not in (options.only or [name]):
             continue
         new, text = row(name, program, client_steps, chip)
         print(f"{name}: compiled in {new['compiled in, s']:.0f} s", flush=True)
         rows.append(new)
-        step = text if name == "one step" else step
+        if name == "one step":
+            step, steps = operations(text), new
     print(
         f"\n{config.model.name} on {options.target}, {len(found)} chip(s), {options.chunk} client(s) per chip"
     )
     workload.report(rows, None)
-    operations = costliest(step)
-    if operations:
-        cycles = operations[0]["cycles"]
-        whole = f" of {cycles / operations[0]['share']:,.0f} cycles" if cycles else ""
-        print(f"\nthe costliest operations of one step{whole}, by the compiler's estimate")
-        workload.report(operations, None)
+    cycles, groups = sum(each["cycles"] or 0 for each in step), by_source(step)
+    share = of_a_product(steps, cycles, found[0]) if cycles else None
+    for what, table in (("operations", step), ("parts", groups)):
+        print(f"\nthe costliest {what} of one step, by the compiler's estimate")
+        workload.report([{**each, "from": each["from"][-60:]} for each in table[:MOST]], None)
+    if share:
+        print(f"\none step: {cycles:,.0f} estimated cycles, {share:.0%} of a product's operations per cycle")
     if options.json:
         about = {
             "target": options.target,
             "model": config.model.name,
             "chunk": options.chunk,
             "jax": jax.__version__,
+            "cycles of one step": cycles or None,
+            "share of a product's operations per cycle": share,
         }
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({**about, "rows": rows, "one step": operations}, indent=1) + "\n")
+        tables = {"rows": rows, "one step": step[:MOST], "its parts": groups[:MOST]}
+        options.json.write_text(json.dumps(about | tables, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -39,9 +39,21 @@ def test_the_costliest_operations_come_first():
         f'backend_config={{"estimated_cycles":"{cycles}"}}'
         for name, size, cycles in (("small", 4, 10), ("large", 2, 30))
     )
-    first, second = compile_for.costliest(text)
+    first, second = compile_for.operations(text)
     assert (first["operation"], first["cycles"], first["share"]) == ("large", 30, 0.75)
     assert second["MB of output"] == pytest.approx(8 * 4 * 4 / 1e6) and second["from"] == "jit(f)/small"
+
+
+def test_operations_of_all_blocks_are_summed_by_where_they_come_from():
+    found = [
+        {"from": f"jit(step)/{way}(jvp(Vit))/run_blocks/block_{k}/Dense_0/dot", "cycles": cycles}
+        for way, k, cycles in (("vmap", 0, 8), ("vmap", 1, 16), ("transpose", 0, 40))
+    ]
+    found = [{**each, "share": each["cycles"] / 64, "MB of output": 1.0} for each in found]
+    backward, forward = compile_for.by_source(found)
+    assert (backward["way"], backward["cycles"], backward["operations"]) == ("backward", 40, 1)
+    assert (forward["from"], forward["share"], forward["operations"]) == ("block/Dense/dot", 0.375, 2)
+    assert forward["MB of output"] == 2
 
 
 @pytest.mark.parametrize("target", ["v5e", "gpu:v5e", "tpu:v1", ""])
@@ -61,6 +73,9 @@ def test_a_small_round_compiles_for_a_tpu(tmp_path):
         f"--json={tmp_path / 'rows.json'}",
     ]
     subprocess.run(command, check=True, cwd=ROOT)
-    rows = {row["program"]: row for row in json.loads((tmp_path / "rows.json").read_text())["rows"]}
+    found = json.loads((tmp_path / "rows.json").read_text())
+    rows = {row["program"]: row for row in found["rows"]}
+    assert 0 < found["share of a product's operations per cycle"] < 1
+    assert found["its parts"] and sum(row["share"] for row in found["its parts"]) <= 1.0001
     assert rows["training chunk"]["collectives"] == "none"
     assert 0 < rows["one step"]["its seconds"] < 1 and 0 < rows["training chunk"]["of the chip's"] < 1
