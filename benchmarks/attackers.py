@@ -60,7 +60,7 @@ def attack_config(rounds: int, **changes):
 def runs() -> list[tuple[str, str, float, str]]:
     """(uniforms, attack, share, defence) of every run of a seed."""
     shown, colluding = list(DEFENCES)[:3], [attack for attack in ATTACKS if "collude" in attack]
-    table = [(uniforms, "none", 0.0, defence) for uniforms in UNIFORMS for defence in list(DEFENCES)[1:]]
+    table = [(uniforms, "none", 0.0, defence) for uniforms in UNIFORMS for defence in DEFENCES]
     table += [
         (uniforms, attack, 0.2, defence)
         for uniforms in ("shared", "per client")

@@ -293,9 +293,17 @@ def main() -> None:
         if options.matrix:
             keep("fault_matrix", fault_matrix(scratch))
         if options.attacks:
-            earlier = results.get("attacks", {})
-            rows = earlier["rows"] if earlier.get("seeds") else []  # a table begun before goes on
+            earlier, listed = results.get("attacks", {}), set(attackers.runs())
+            rows = [
+                row
+                for row in earlier.get(
+                    "rows", []
+                )  # a table begun before goes on, one of other rounds does not
+                if earlier.get("rounds") == options.attacks
+                and tuple(row[key] for key in ("uniforms", "attack", "share", "defence")) in listed
+            ]
             settings = {"rounds": options.attacks, "seeds": options.seeds}
+            keep("attacks", settings | {"rows": rows})
             attackers.attack_table(
                 options.attacks, options.seeds, rows, lambda rows: keep("attacks", settings | {"rows": rows})
             )

@@ -44,6 +44,7 @@ def measure(source: str, theta_k: np.ndarray, theta_g: np.ndarray, bits: int, bl
     d = len(theta_g)
     codec = codecs.get("random_coding", bits=bits, block_kl=block_kl)
     context = codecs.Context(d, theta_g, round=1)
+    codec.decode(codec.encode(theta_k, context), context)  # compiles
     started = time.perf_counter()
     payload = codec.encode(theta_k, context)
     encoded = time.perf_counter()

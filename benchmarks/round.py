@@ -44,7 +44,7 @@ def measure(model: str, clients: int, examples: int, batch: int, dtype: str, rou
         "batch": batch,
         "d": problem.task.index.d,
         "matmul GFLOP/s": rate / 1e9,
-        "train: of matmul rate": flops * steps / training / rate,
+        "train: of matmul rate": flops * steps / training / rate / jax.device_count(),
         "round: of matmul rate": flops * steps * clients / seconds[best] / rate / jax.device_count(),
         "round s": seconds[best],
         "client-examples/s": clients * examples / seconds[best],

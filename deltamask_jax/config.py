@@ -213,8 +213,11 @@ def _compare_clients(clients: ConfigDict, codec: ConfigDict) -> None:
         if not isinstance(changes, ConfigDict):
             raise ValueError(f"config.codec.clients[{who!r}]={changes!r}: must be a table of codec settings")
         for name, value in changes.items():
+            if name == "clients":
+                raise ValueError(f"config.codec.clients[{who!r}].clients: a client has no clients of its own")
             if name in codec:
                 _check_type(f"codec.clients[{who!r}].{name}", value, codec[name])
+                _check_range(f"codec.clients[{who!r}].{name}", value, f"codec.{name}")
 
 
 def _check_type(dotted: str, value: Any, default: Any) -> None:
@@ -225,6 +228,15 @@ def _check_type(dotted: str, value: Any, default: Any) -> None:
         raise ValueError(f"config.{dotted}={shown}: must be {_KINDS[kind]}, for example {default!r}")
 
 
+def _check_range(dotted: str, value: Any, setting: str) -> None:
+    if setting not in RANGES:
+        return
+    low, high = RANGES[setting]
+    if not low <= value <= high:  # also refuses NaN
+        bound = f"at least {low:g}" if value < low else f"at most {high:g}" if value > high else "a number"
+        raise ValueError(f"config.{dotted}={value}: must be {bound}")
+
+
 def validate(config: ConfigDict) -> None:
     """Refuse names, types and values that make no sense, and settings that exclude each other.
 
@@ -233,15 +245,14 @@ def validate(config: ConfigDict) -> None:
     """
     check_names(config)
     flat = flatten(config)
-    for name, (low, high) in RANGES.items():
-        value = flat[name]
-        if not low <= value <= high:  # also refuses NaN
-            bound = (
-                f"at least {low:g}" if value < low else f"at most {high:g}" if value > high else "a number"
-            )
-            raise ValueError(f"config.{name}={value}: must be {bound}")
+    for name in RANGES:
+        _check_range(name, flat[name], name)
     for name, choices in CHOICES.items():
         look_up(f"config.{name}", flat[name], dict.fromkeys(choices))
+    if config.attack.kind != "none" and not round(config.attack.share * config.clients):
+        raise ValueError(
+            f"config.attack.kind={config.attack.kind!r}: nobody attacks, raise config.attack.share"
+        )
     cohort = max(1, int(config.participation * config.clients + 0.5))
     if config.min_clients > cohort:
         raise ValueError(

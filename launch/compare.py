@@ -58,13 +58,18 @@ def labels_of(methods: list[str]) -> dict[str, str]:
     Raises:
         ValueError: two of the same label, or one without a method.
     """
-    labels = {}
+    labels: dict[str, str] = {}
     for text in dict.fromkeys(methods):
         label, equals, rest = text.partition("=")
         is_labelled = equals and ":" not in label
         if is_labelled and not (label and rest):
             raise ValueError(f"--methods: {text!r} is not LABEL=METHOD")
-        labels |= {rest: label} if is_labelled else {text: text}
+        method = rest if is_labelled else text
+        if method in labels:
+            raise ValueError(
+                f"--methods: {method} twice, as {labels[method]} and {label if is_labelled else text}"
+            )
+        labels[method] = label if is_labelled else text
     if len(set(labels.values())) < len(labels):
         raise ValueError(f"--methods: two of the same label: {', '.join(labels.values())}")
     return labels

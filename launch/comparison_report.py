@@ -86,6 +86,10 @@ def _row(runs: list[tuple[dict, list[dict]]], targets: dict[str, float]) -> dict
         ),
         "curve": _curve([records for _, records in runs]),
     }
+    if row["curve"] and any(len(records) != len(runs[0][1]) for _, records in runs):  # a budget ended some
+        ends = {"low": min(accuracy), "high": max(accuracy)}
+        last = {name: row[name] for name in ("accuracy", *row["curve"][-1]) if name in row} | ends
+        row["curve"].append({"round": max(records[-1]["round"] for _, records in runs), **last})
     if all("final_client_accuracy_worst" in s for s in summaries):
         row["worst_clients_accuracy"] = float(np.mean([s["final_client_accuracy_worst"] for s in summaries]))
     return row
@@ -212,6 +216,8 @@ def draw(path: Path, comparison: dict[str, Any]) -> None:
         axes.legend(loc="lower right", frameon=False, fontsize="small")
         seeds = max(len(row["seeds"]) for row in rows)
         shown = "one seed" if seeds == 1 else f"mean of {seeds} seeds; bar: lowest to highest at the end"
-        figure.suptitle(f"{comparison['model']} on {comparison['data']} ({shown})", fontsize="medium")
+        figure.suptitle(
+            f"{comparison['model']} on {comparison['data']} ({shown})", fontsize="medium", parse_math=False
+        )
         figures.name_ends(figure, axes, ends)
         figure.savefig(path, dpi=130)

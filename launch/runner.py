@@ -144,14 +144,20 @@ def is_done(workdir: Path, config: ConfigDict) -> bool:
     """
     if claim.summary_of(workdir) is None:
         return False
+    if changed := changed_in(workdir, config):
+        raise ValueError(f"{workdir} holds a run with another {', '.join(changed)}; choose another --out")
+    return True
+
+
+def changed_in(workdir: Path, config: ConfigDict) -> list[str]:
+    """Names of the settings that the run in a workdir has otherwise.
+
+    Raises:
+        ValueError: its config.json is damaged.
+    """
     found = config_lib.flatten(ConfigDict(settings_in(workdir)))
     wanted = config_lib.flatten(ConfigDict(json.loads(json.dumps(config.to_dict()))))
-    changed = [name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)]
-    if changed:
-        raise ValueError(
-            f"{workdir} holds a run with another {', '.join(sorted(changed))}; choose another --out"
-        )
-    return True
+    return sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,13 +202,16 @@ def play(jobs: list[Job], after: Callable[[dict[str, str]], None] = lambda faile
     return failed
 
 
-def gather(out: Path, workdirs: list[Path]) -> None:
-    """Write table.md, table.json and report.html about the runs that have begun; damaged ones are named."""
-    begun = [workdir for workdir in workdirs if (workdir / "metrics.jsonl").exists()]
-    loaded = []
-    for workdir in begun:
+def gather(out: Path, jobs: list[Job]) -> None:
+    """Write table.md, table.json and report.html about the runs that have begun; what is damaged, or of
+    another config, is named and left out."""
+    shown, loaded = [], []
+    for job in (job for job in jobs if (job.workdir / "metrics.jsonl").exists()):
         try:
-            loaded.append(report.load(workdir, str(workdir.relative_to(out))))
+            if changed := changed_in(job.workdir, job.config):
+                raise ValueError(f"{job.workdir} holds a run with another {', '.join(changed)}")
+            shown.append(job.workdir)
+            loaded.append(report.load(job.workdir, str(job.workdir.relative_to(out))))
         except (ValueError, OSError) as error:
             say(f"left out: {error}")
     if not loaded:
@@ -215,8 +224,8 @@ def gather(out: Path, workdirs: list[Path]) -> None:
     ]
     (out / "table.md").write_text("\n".join(lines) + "\n")
     files.write_json(out / "table.json", rows)
-    (out / "report.html").write_text(report.render(begun), encoding="utf-8")
-    say(f"{out / 'table.md'}, {out / 'report.html'}: {len(loaded)} of {len(workdirs)} runs")
+    (out / "report.html").write_text(report.render(shown), encoding="utf-8")
+    say(f"{out / 'table.md'}, {out / 'report.html'}: {len(loaded)} of {len(jobs)} runs")
 
 
 def _pattern(text: str) -> str:
@@ -272,7 +281,7 @@ def main(doc: str, runs: Callable[[bool], list[Run]], argv: list[str] | None = N
         sys.exit(f"error: {error}")
     if options.only is None:
         failed = play(listed)
-        gather(out, workdirs)
+        gather(out, listed)
     else:
         failed = play([listed[options.only]])
     if failed:

@@ -19,12 +19,13 @@ after every rate.
 import json
 import shlex
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from absl import app, flags
-from compare import about, config_of, jobs_of, labels_of, runs_of, smoke_of
+from compare import about, config_of, finished, jobs_of, labels_of, runs_of, smoke_of
 from ml_collections import ConfigDict
 from runner import play
 from tuning import RATE, rates_of
@@ -76,7 +77,7 @@ def search(config: ConfigDict, names: list[str], seeds: int, out: Path, command:
             rate = waiting.pop(0)
             runs = runs_of(config, [f"{name}:{setting}={rate:g}"], seeds, out)
             found["failures"] |= play(jobs_of(runs))
-            accuracy[rate] = _accuracy([workdir for workdir, _ in runs.values()])
+            accuracy[rate] = _accuracy(runs.values())
             row["rates"] = sorted(accuracy)
             row["accuracy"] = [accuracy[rate] for rate in row["rates"]]
             row["taken"] = best(accuracy)
@@ -109,12 +110,12 @@ def _short(rate: float) -> float:
     return float(f"{rate:.2g}")
 
 
-def _accuracy(workdirs: list[Path]) -> float | None:
-    """Of the last round, mean over seeds; None where one has not finished."""
-    summaries = [workdir / "summary.json" for workdir in workdirs]
-    if not all(file.exists() for file in summaries):
+def _accuracy(runs: Collection[tuple[Path, ConfigDict]]) -> float | None:
+    """Of the last round, mean over seeds; None where one has not finished, or is of another config."""
+    if not all(finished(workdir, config) for workdir, config in runs):
         return None
-    return float(np.mean([json.loads(file.read_text())["final_accuracy"] for file in summaries]))
+    summaries = [json.loads((workdir / "summary.json").read_text()) for workdir, _ in runs]
+    return float(np.mean([summary["final_accuracy"] for summary in summaries]))
 
 
 def markdown(found: dict[str, Any]) -> str:
@@ -145,6 +146,8 @@ def _main(argv: list[str]) -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     say(markdown(found))
+    if found["failures"]:
+        sys.exit(f"error: {len(found['failures'])} runs failed, see above")
 
 
 if __name__ == "__main__":

@@ -170,3 +170,29 @@ def test_what_differs_for_some_clients_has_the_codecs_types(clients):
     config.codec.clients = clients
     with pytest.raises(ValueError, match=r"config.codec.clients\['(0-9|3)'\].*must be"):
         config_lib.validate(config)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"bits": 64}, "bits=64: must be at most 32"),
+        ({"name": "bloom", "fpr": 2.0}, "fpr=2.0: must be at most 1"),
+        ({"fpr": math.nan}, "fpr=nan: must be a number"),
+        ({"capacity": -3}, "capacity=-3: must be at least 0"),
+        ({"clients": {}}, "clients: a client has no clients of its own"),
+    ],
+)
+def test_what_differs_for_some_clients_has_the_codecs_ranges(changes, message):
+    config = common.get_config()
+    config.codec.clients = {"0": changes}
+    with pytest.raises(ValueError, match=re.escape(f"config.codec.clients['0'].{message}")):
+        config_lib.validate(config)
+
+
+def test_an_attack_of_nobody_is_refused():
+    config = common.get_config()
+    config.attack.kind = "all_flip"
+    with pytest.raises(ValueError, match=r"attack.kind=.all_flip.: nobody attacks, raise config"):
+        config_lib.validate(config)
+    config.attack.share = 0.1
+    config_lib.validate(config)

@@ -125,7 +125,7 @@ def _rows(
         ("base model", _base(config) + commit),
         ("data", f"{_data(config)}, {len(class_names)} classes: {_cell(', '.join(class_names))}"),
         ("split", f"{config.partition.name}{alpha}, {config.clients} clients"),
-        ("rounds", f"{summary['rounds']}, each with {config.participation:.0%} of the clients"),
+        ("rounds", f"{summary['rounds']}, each with {100 * config.participation:.3g} % of the clients"),
         ("bytes up", f"{summary['uplink_bytes']:,}"),
         ("bytes down", f"{summary['downlink_bytes']:,}"),
         ("bytes per client", f"{summary['total_bytes_per_client']:,.0f}, up and down"),

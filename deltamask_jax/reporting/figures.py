@@ -24,6 +24,9 @@ SIZE = (4.4, 2.9)  # inches: one column of a phone at about the text's size
 _COLOURS = ("#1f77b4", "#d95f02", "#2a9d3c", "#c2185b", "#6a4fb0", "#8c564b", "#00838f", "#7f7f7f")
 _LINES = (("-", "solid"), ("--", "dashed"), (":", "dotted"))  # matplotlib's and CSS's names
 
+# Settings of what is learned, by which network and from whose examples: one linear probe.
+_PROBLEM = ("data", "model.name", "model.checkpoint", "model.image_size", "model.max_length", "clients")
+_PROBLEM += ("train_examples", "partition.name", "partition.alpha", "partition.classes_per_client")
 _MARKERS = {"-": "o", "--": "s", ":": "^"}
 
 
@@ -150,9 +153,10 @@ def _picture(figure: Figure, caption: str) -> Picture:
 
 def _accuracy(groups, ways: tuple[str, ...] | None, xlabel: str, caption: str) -> Picture:
     figure, axes = _axes()
-    probes = []
+    probes, problems = [], set()
     for members in groups:
         for run in members.runs:
+            problems.add(tuple(str(run.config.get(name)) for name in _PROBLEM))
             sent = np.cumsum([sum(r[f"{way}_bytes"] for way in ways or ()) for r in run.records]) / 1e6
             evaluated = [i for i, r in enumerate(run.records) if r["accuracy"] is not None]
             x = [sent[i] if ways else run.records[i]["round"] for i in evaluated]
@@ -160,7 +164,7 @@ def _accuracy(groups, ways: tuple[str, ...] | None, xlabel: str, caption: str) -
             axes.plot(x, y, members.style.line, color=members.style.colour, marker=".", markersize=3)
             probe = (run.summary or {}).get("linear_probe_accuracy")
             probes += [] if probe is None else [100 * probe]
-    if probes:
+    if probes and len(problems) == 1:  # else it would be a mean over different ones
         axes.axhline(np.mean(probes), color="black", linewidth=0.8, linestyle=(0, (6, 4)))
         axes.annotate(
             "linear probe", (0.01, np.mean(probes)), xycoords=("axes fraction", "data"), va="bottom"
@@ -178,19 +182,21 @@ def _rate(groups) -> Picture:
     figure, axes = _axes()
     for members in groups:
         for run in (run for run in members.runs if len(run.records) > 1):
-            accuracy = [r["accuracy"] for r in run.records if r["accuracy"] is not None][-1]
+            accuracy = [r["accuracy"] for r in run.records if r["accuracy"] is not None]
             rate = metrics.mean(r["uplink_bpp"] for r in run.records[1:])
-            if rate is None:  # every round was of nobody
+            if rate is None or not accuracy:  # every round was of nobody, or none was evaluated
                 continue
             marker = _MARKERS[members.style.line]
-            axes.plot(rate, 100 * accuracy, marker, color=members.style.colour, markersize=6, alpha=0.8)
+            axes.plot(rate, 100 * accuracy[-1], marker, color=members.style.colour, markersize=6, alpha=0.8)
     _log_scale(axes)
     axes.set(xlabel="bits a masked weight, up", ylabel="final accuracy, %")
     return _picture(figure, "Final accuracy against bitrate, a point a run")
 
 
 def _log_scale(axes) -> None:
-    """A logarithmic x axis whose labels stay apart, over half a decade as over five."""
+    """A logarithmic x axis whose labels stay apart, over half a decade as over five; none without points."""
+    if not np.isfinite(axes.dataLim.minposx):
+        return
     axes.set_xscale("log")
     low, high = axes.get_xlim()
     narrow = high < 100 * low
@@ -242,7 +248,7 @@ def _seconds(groups) -> Picture:
         label = name.removesuffix("_seconds").replace("_", " ")
         axes.barh(range(len(groups)), width, left=left, label=label, color=f"C{number}")
         left += width
-    axes.set_yticks(range(len(groups)), [_shorten(g.label) for g in groups])
+    axes.set_yticks(range(len(groups)), [_shorten(g.label) for g in groups], parse_math=False)
     axes.set_ylim(max(len(groups), 4) - 0.5, -0.5)
     axes.set(xlabel="seconds")
     axes.grid(axis="y", visible=False)

@@ -33,7 +33,7 @@ def draw_curves(path: Path, records: list[dict[str, Any]], linear_probe: float |
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[1]:
             axes.legend()
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     figure.savefig(path, dpi=120)
 
 

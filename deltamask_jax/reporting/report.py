@@ -34,7 +34,9 @@ from deltamask_jax.workdir import claim
 _TEMPLATE = "report.html"
 _SHOWN_PIXELS = 512  # side of the part of a payload that is shown
 _MOST_PIXELS = 60_000_000  # larger payload images are not opened
-_NOT_OF_THE_METHOD = ("seed", "tensorboard", "wandb")  # runs that differ only here form a group
+# Runs that differ only here form a group.
+_NOT_OF_THE_METHOD = ("seed", "tensorboard", "wandb", "prefix_cache", "data_dir", *claim.FREE)
+_MOST_GROUPS = 24  # in one picture: there are as many colours and dashes
 _SENT = {f"{way}_{unit}" for way in ("uplink", "downlink") for unit in ("bytes", "bpp")}
 _NEEDED = {"round", "accuracy", "train_loss", "seconds", *_SENT}  # of a line of metrics.jsonl
 _SEED_SUFFIX = re.compile(r"[-_./]?s(eed)?[-_=]?\d+$")
@@ -77,6 +79,7 @@ class Group:
     label: str
     style: figures.Style
     runs: list[Run]
+    part: str = ""  # which groups it shares pictures with
 
 
 def find(paths: Iterable[str | Path]) -> list[Path]:
@@ -131,15 +134,16 @@ def load(workdir: Path, name: str) -> Run:
             config=config_lib.flatten(ConfigDict(read("config.json", {}))),
             records=lines("metrics.jsonl", _NEEDED),
             summary=claim.summary_of(workdir),
-            diagnostics=lines("diagnostics.jsonl", {"round"}),
+            diagnostics=lines("diagnostics.jsonl", {"round", "theta_histogram", "flip_rate_by_layer"}),
             traffic=_traffic(lines("clients.jsonl", {"round", "clients", "down", "up"})),
             environment=read("environment.json", {}),
             split=[client["labels"] for client in split["clients"]] if split else None,
-            class_names=split.get("class_names", []),
+            class_names=list(map(str, split.get("class_names", []))),
             left_out=left_out,
         )
         results = _results(run) if run.records else {}
-        if any(not isinstance(value, int | float | None) for value in results.values()):
+        values = [*results.values(), *(value for record in run.records for value in record.values())]
+        if any(isinstance(value, str | list) for value in values):
             raise TypeError("something else stands in the place of a number")
         return run
     except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -157,22 +161,56 @@ def _traffic(lines: list[dict[str, Any]]) -> dict[int, tuple[int, float, float]]
 
 
 def group(runs: list[Run]) -> list[Group]:
-    """Runs by their settings apart from the seed, in order of appearance; named after their folders."""
-    together: dict[str, list[Run]] = {}
+    """Runs by their settings apart from the seed, in order of appearance; named after their folders. Of
+    several of one seed only the first, of those that finished if any did."""
+    together: dict[str, dict[Any, Run]] = {}
     for run in runs:
         settings = {name: value for name, value in run.config.items() if name not in _NOT_OF_THE_METHOD}
-        together.setdefault(json.dumps(settings, sort_keys=True, default=str), []).append(run)
-    labels = [_SEED_SUFFIX.sub("", members[0].name) for members in together.values()]
+        seeds = together.setdefault(json.dumps(settings, sort_keys=True, default=str), {})
+        same = seeds.setdefault(run.config.get("seed"), run)
+        if same.summary is None and run.summary is not None:
+            seeds[run.config.get("seed")] = run
+    groups = [list(seeds.values()) for seeds in together.values()]
+    labels = [_SEED_SUFFIX.sub("", members[0].name) for members in groups]
+    labels = [
+        label if label and labels.count(label) == 1 else members[0].name
+        for label, members in zip(labels, groups, strict=True)
+    ]
+    place = {label: (part, i) for part, its in _parts(labels).items() for i, label in enumerate(its)}
     return [
-        Group(label if label and labels.count(label) == 1 else members[0].name, figures.style(i), members)
-        for i, (label, members) in enumerate(zip(labels, together.values(), strict=True))
+        Group(label, figures.style(place[label][1]), members, place[label][0])
+        for label, members in zip(labels, groups, strict=True)
     ]
 
 
+def _parts(labels: list[str], part: str = "", depth: int = 0) -> dict[str, list[str]]:
+    """Labels by the folders they begin with, or in their order, so that a picture can tell each part's apart.
+
+    Args:
+        part: that all of them are in.
+        depth: folders in its name.
+    """
+    if len(labels) <= _MOST_GROUPS:
+        return {part: labels}
+    inside: dict[str, list[str]] = {}
+    for label in labels:
+        inside.setdefault("/".join(label.split("/")[: depth + 1]), []).append(label)
+    if len(inside) == len(labels):
+        starts = range(0, len(labels), _MOST_GROUPS)
+        return {f"{part} {i}".strip(): labels[at : at + _MOST_GROUPS] for i, at in enumerate(starts, 1)}
+    divided: dict[str, list[str]] = {}
+    for name, its in inside.items():
+        divided |= _parts(its, name, depth + 1)
+    return divided
+
+
 def summary_row(members: Group) -> dict[str, str]:
-    """One line of the summary table: means over seeds, ± their sample standard deviation."""
-    per_run = [_results(run) for run in members.runs if run.records]
-    row = {"runs": str(len(members.runs))}
+    """One line of the summary table: means over seeds, ± their sample standard deviation. Once a seed has
+    finished, over those that have."""
+    finished = [run for run in members.runs if run.summary is not None]
+    per_run = [_results(run) for run in finished or members.runs if run.records]
+    of = f" of {len(members.runs)}" if 0 < len(finished) < len(members.runs) else ""
+    row = {"runs": f"{len(finished or members.runs)}{of}" + " unfinished" * (not finished)}
     for column, form in _COLUMNS.items():
         values = [value for result in per_run if (value := result.get(column)) is not None]
         if not values:
@@ -329,19 +367,37 @@ def render(folders: list[Path]) -> str:
 
 def _page(runs: list[Run], left_out: list[str]) -> str:
     page = template()
+    groups = group(runs)
+    counted = [run.name for members in groups for run in members.runs]
+    left_out = left_out + [
+        f"{run.name}: another run has its settings and its seed" for run in runs if run.name not in counted
+    ]
     for what in left_out:
         logging.warning("left out: %s", what)
-    groups = group(runs)
     rows = list(map(summary_row, groups))
+    parts = {part: [g for g in groups if g.part == part] for part in dict.fromkeys(g.part for g in groups)}
     with matplotlib.rc_context(figures.RC):
+        inside, failures = [], []
+        for run in runs:
+            try:
+                pictures = figures.of_run(run)
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                pictures = []
+                failures.append(
+                    f"{run.name}: its pictures, of a damaged file ({type(error).__name__}: {error})"
+                )
+            inside.append((run, pictures, payload(run)))
+        for what in failures:
+            logging.warning("left out: %s", what)
         return page.render(
-            left_out=left_out,
+            left_out=left_out + failures,
             title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs",
             groups=groups,
             rows=list(zip(groups, rows, strict=True)),
             columns=columns(rows),
-            curves=figures.comparison(groups),
-            runs=[(run, figures.of_run(run), payload(run)) for run in runs],
+            curves={part: figures.comparison(its) for part, its in parts.items()},
+            parts=parts,
+            runs=inside,
             settings=differences([run.config for run in runs]),
             unequal=differences([_versions(run) for run in runs]),
             environment={

@@ -3,6 +3,7 @@
 import json
 
 import compare
+import comparison_report
 import numpy as np
 import pytest
 import tuning
@@ -122,6 +123,39 @@ def test_a_label_names_a_method_in_the_table_and_not_its_runs(played, tmp_path):
     assert (tmp_path / "fedavg_fedavg.learning_rate=2e-4" / "seed0").is_dir()
     table = (tmp_path / "comparison.md").read_text()
     assert "| all weights |" in table and "- all weights: `fedavg:fedavg.learning_rate=2e-4`" in table
+
+
+@pytest.mark.parametrize(
+    "methods", [["A=peft", "B=peft"], ["peft", "B=peft"], ["A=peft:wire=8bit", "peft:wire=8bit"]]
+)
+def test_a_method_with_two_labels_is_refused(methods):
+    with pytest.raises(ValueError, match="--methods: peft.* twice, as "):
+        compare.labels_of(methods)
+
+
+def test_a_curve_ends_where_the_table_does_once_seeds_end_at_different_rounds(played, tmp_path):
+    runs = {("fedavg", seed): tmp_path / f"seed{seed}" for seed in (0, 1)}
+    for (method, seed), workdir in runs.items():
+        experiment.run(tiny_config(method=method, seed=seed), workdir)
+    (alike,) = comparison_report.summarise(runs, {"fedavg": "fedavg"})["rows"]
+    assert [point["round"] for point in alike["curve"]] == [0, 1, 3]
+    file = tmp_path / "seed1" / "metrics.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:2]))  # its bytes were spent
+    (row,) = comparison_report.summarise(runs, {"fedavg": "fedavg"})["rows"]
+    last = row["curve"][-1]
+    assert [point["round"] for point in row["curve"]] == [0, 1, 3]
+    assert (last["accuracy"], last["low"], last["high"]) == (pytest.approx(0.85), 0.8, 0.9)
+    for way in ("total", "uplink", "downlink"):
+        assert last[f"{way}_megabytes"] == row[f"{way}_megabytes"] < alike[f"{way}_megabytes"]
+
+
+def test_a_picture_takes_dollars_in_a_path_for_dollars(tmp_path):
+    point = {"total_megabytes": 1.0, "low": 0.1, "accuracy": 0.2, "high": 0.3}
+    comparison = {"linear_probe_accuracy": 0.1, "full_training_accuracy": None, "examples": "test"}
+    comparison |= {"model": "tiny_vit", "data": "csv:/d/cost$_and_$.csv"}
+    rows = [{"label": "a", "curve": [point], "seeds": [0]}]
+    comparison_report.draw(tmp_path / "c.png", comparison | {"rows": rows})
+    assert (tmp_path / "c.png").exists()
 
 
 def test_names_of_curves_do_not_overlap():

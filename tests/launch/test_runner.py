@@ -9,6 +9,7 @@ import pytest
 import runner
 
 from deltamask_jax import methods
+from tests.conftest import tiny_config
 from tests.reporting.test_report import write_run
 
 ROOT = Path(__file__).parents[2]
@@ -155,3 +156,16 @@ def test_damaged_runs_cost_only_themselves(tmp_path, monkeypatch, capsys):
     (tmp_path / "a" / "seed0" / "summary.json").write_text("{}")
     with pytest.raises(SystemExit, match="a/seed0/summary.json is damaged"):
         runner.main("doc", lambda smoke: RUNS, [f"--out={tmp_path}"])
+
+
+def test_a_run_of_another_config_is_left_out_of_table_and_report(tmp_path, monkeypatch, capsys):
+    rendered, jobs = [], []
+    monkeypatch.setattr(runner.report, "render", lambda workdirs: str(rendered.extend(workdirs)))
+    for name, rounds in (("a", 3), ("b", 9)):
+        workdir = tmp_path / name / "seed0"
+        write_run(workdir, finished=False)  # with 3 rounds
+        jobs.append(runner.Job(str(workdir), workdir, tiny_config(rounds=rounds), done=False))
+    runner.gather(tmp_path, jobs)
+    assert list(json.loads((tmp_path / "table.json").read_text())) == ["a"]
+    assert rendered == [jobs[0].workdir]
+    assert f"left out: {jobs[1].workdir} holds a run with another rounds" in capsys.readouterr().out

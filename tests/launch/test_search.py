@@ -1,5 +1,7 @@
 """A search of rates: on validation examples, resumable, and taken by what compares."""
 
+from types import SimpleNamespace
+
 import compare
 import pytest
 import search
@@ -54,6 +56,34 @@ def test_a_search_takes_the_best_rate_on_validation_examples(monkeypatch, tmp_pa
             assert compare.config_of(tiny_config(), method, 0, searched).fedavg.learning_rate == taken
         own = compare.config_of(tiny_config(), "fedavg:learning_rate=7", 0, searched)
         assert own.fedavg.learning_rate == 7
+
+
+def test_a_run_of_another_config_in_the_workdir_gives_no_accuracy(monkeypatch, tmp_path):
+    results = {0.001: 0.5, 0.002: 0.7, 0.004: 0.6}
+    searchable(monkeypatch, results)
+    search.search(tiny_config(validation_examples=50), ["fedavg"], 1, tmp_path, "")
+
+    def refuse(config, workdir):
+        raise ValueError("holds a run of another config")
+
+    monkeypatch.setattr(experiment, "run", refuse)
+    found = search.search(tiny_config(validation_examples=50, rounds=9), ["fedavg"], 1, tmp_path, "")
+    (row,) = found["rows"]
+    assert (row["accuracy"], row["taken"], len(found["failures"])) == ([None] * 3, None, 3)
+    assert compare.read_searched(tmp_path / "search.json") == {}
+
+
+@pytest.mark.parametrize("failing", [0.7, None])
+def test_a_search_whose_runs_failed_exits_with_an_error(monkeypatch, tmp_path, failing):
+    searchable(monkeypatch, {0.001: 0.5, 0.002: failing, 0.004: 0.6, 0.008: 0.5})
+    config = tiny_config(validation_examples=50)
+    options = {"config": config, "methods": ["fedavg"], "seeds": 1, "out": str(tmp_path), "smoke": False}
+    monkeypatch.setattr(search, "FLAGS", SimpleNamespace(**options))
+    if failing:
+        search._main([])
+    else:
+        with pytest.raises(SystemExit, match="error: 1 runs failed"):
+            search._main([])
 
 
 def test_mistakes_of_a_search_and_of_its_use(tmp_path):

@@ -35,7 +35,7 @@ def test_a_card_says_what_the_run_was_and_what_it_cost(tmp_path):
         "| base model | org/base, commit abc |",
         "| data | hf:org/data,small, 2 classes: cat, d\\|g |",
         "| split | dirichlet, α = 10, 6 clients |",
-        "| rounds | 2, each with 50% of the clients |",
+        "| rounds | 2, each with 50 % of the clients |",
         "| bytes up | 12,345 |",
         "| bytes down | 678 |",
         "| privacy | no differential privacy |",
@@ -62,6 +62,12 @@ def test_what_a_run_did_not_have_is_not_claimed(tmp_path):
     assert "| base model | tiny_vit, random weights |" in found.content
     assert "| privacy | ε = 3.142, δ = 1e-05, per client |" in found.content
     assert "75.00% of the validation examples" in found.content and "linear probe" not in found.content
+
+
+@pytest.mark.parametrize("share, percent", [(8 / 64, "12.5"), (1 / 1000, "0.1")])
+def test_a_share_of_the_clients_keeps_its_digits(tmp_path, share, percent):
+    found = written(tmp_path, participation=share)
+    assert f"| rounds | 2, each with {percent} % of the clients |" in found.content.splitlines()
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,16 @@
 import base64
 import json
 import re
+from pathlib import Path
 from xml.etree import ElementTree
 
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
 
-from deltamask_jax.reporting import report
+from deltamask_jax import config as config_lib
+from deltamask_jax.reporting import figures, report
 from tests.conftest import tiny_config
 
 
@@ -209,3 +212,140 @@ def test_what_is_no_folder_of_runs_is_told_in_one_line(tmp_path):
         with pytest.raises(SystemExit, match="error: ") as stopped:
             report.main([str(tmp_path / arguments[0]), *arguments[1:]])
         assert str(stopped.value).isprintable() and str(tmp_path) in str(stopped.value)
+
+
+def a_run(name, accuracy=0.5, *, finished=True, **changes):
+    """What `load` gives, without a folder."""
+    sent = {"uplink_bytes": 1000, "uplink_bpp": 0.5, "downlink_bytes": 9000, "downlink_bpp": 2.0}
+    line = {"accuracy": accuracy, "train_loss": 1.0, "seconds": 2.0, **sent}
+    return report.Run(
+        name=name,
+        workdir=Path(name),
+        config=config_lib.flatten(tiny_config(**changes)),
+        records=[{"round": r, **line} for r in (0, 1)],
+        summary={"linear_probe_accuracy": 0.6} if finished else None,
+        diagnostics=[],
+        traffic={},
+        environment={},
+        split=None,
+        class_names=[],
+        left_out=[],
+    )
+
+
+def page_of(runs, monkeypatch):
+    """The page, and whose labels each picture of several runs has; these are not drawn."""
+    drawn = []
+
+    def comparison(groups):
+        drawn.append([group.label for group in groups])
+        return [figures.Picture("data:image/svg+xml;base64,", f"picture {len(drawn)}")]
+
+    monkeypatch.setattr(figures, "comparison", comparison)
+    monkeypatch.setattr(report, "load_whole", lambda folders: (runs, []))
+    return report.render([]), drawn
+
+
+@pytest.mark.parametrize(
+    "finished, runs, accuracy",
+    [
+        ((True, True, False), "2 of 3", "85.00 ± 7.07"),
+        ((True, True, True), "3", "60.00 ± 43.59"),
+        ((False, False, False), "3 unfinished", "60.00 ± 43.59"),
+    ],
+)
+def test_a_mean_is_over_the_seeds_that_finished(finished, runs, accuracy):
+    seeds = zip((0.8, 0.9, 0.1), finished, strict=True)
+    runs_of_all = [a_run(f"m/seed{i}", a, finished=f, seed=i) for i, (a, f) in enumerate(seeds)]
+    (members,) = report.group(runs_of_all)
+    row = report.summary_row(members)
+    assert (row["runs"], row["final accuracy, %"]) == (runs, accuracy)
+
+
+@pytest.mark.parametrize(
+    "changes, drawn",
+    [
+        ({"method": "fedavg"}, True),
+        ({"data": "tfds:cifar100"}, False),
+        ({"model__name": "glyph_vit"}, False),
+        ({"partition__alpha": 0.1}, False),
+        ({"clients": 5}, False),
+    ],
+)
+def test_a_linear_probe_is_drawn_where_there_is_one(changes, drawn):
+    groups = report.group([a_run("a"), a_run("b", **changes)])
+    with matplotlib.rc_context(figures.RC):
+        picture = figures._accuracy(groups, None, "round", "")
+    assert (b">linear probe<" in base64.b64decode(picture.uri.partition(",")[2])) == drawn
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"resume": "fresh"},
+        {"checkpoint__every": 7},
+        {"checkpoint__keep": 7},
+        {"max_repeats": 7},
+        {"prefix_cache": "off"},
+    ],
+)
+def test_what_a_continuation_may_change_makes_no_group(changes):
+    runs = [a_run("m/seed0"), a_run("m/seed1", seed=1, **changes), a_run("other", rounds=9)]
+    assert [len(members.runs) for members in report.group(runs)] == [2, 1]
+
+
+@pytest.mark.parametrize("finished, counted", [((True, True), "m/seed0"), ((False, True), "m/again")])
+def test_a_seed_that_is_there_twice_counts_once(monkeypatch, finished, counted):
+    names = ("m/seed0", "m/again")
+    runs = [a_run(name, finished=its) for name, its in zip(names, finished, strict=True)]
+    runs.append(a_run("m/seed1", seed=1))
+    (members,) = report.group(runs)
+    assert [run.name for run in members.runs] == [counted, "m/seed1"]
+    page, _ = page_of(runs, monkeypatch)
+    (other,) = {*names} - {counted}
+    assert re.findall(r"Left out: (\S+): another run has its settings and its seed", page) == [other]
+
+
+def test_more_groups_than_styles_are_divided_by_their_folders(monkeypatch):
+    runs = [a_run(f"{data}/m{k}/seed0", data=data, rounds=k + 2) for data in "ab" for k in range(20)]
+    (part,) = {members.part for members in report.group(runs[:24])}
+    assert part == ""
+    groups = report.group(runs)
+    assert len({(members.part, members.style) for members in groups}) == len(groups) == 40
+    page, drawn = page_of(runs, monkeypatch)
+    assert drawn == [[f"{data}/m{k}" for k in range(20)] for data in "ab"]
+    shown = re.findall(r"<h3>(\w+)</h3>|<figcaption>(picture \d)", page)
+    assert shown == [("a", ""), ("", "picture 1"), ("b", ""), ("", "picture 2")]
+
+
+@pytest.mark.parametrize(
+    "file, change, said",
+    [
+        ("diagnostics.jsonl", lambda lines: lines[-1].pop("theta_histogram"), "other: 1 damaged line at"),
+        ("diagnostics.jsonl", lambda lines: lines[0]["theta_histogram"].clear(), "other: its pictures, of a"),
+        ("split.json", lambda split: split.update(class_names=None), "other holds a damaged file"),
+        ("environment.json", lambda its: its.pop("command"), ""),
+        ("metrics.jsonl", lambda lines: lines[-1].update(train_loss="x"), "other holds a damaged file"),
+    ],
+)
+def test_what_is_damaged_or_absent_is_named_and_the_rest_is_shown(file, change, said, tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "_picture", lambda figure, caption: figures.Picture("data:", caption))
+    write_run(tmp_path / "whole", finished=False)
+    write_run(tmp_path / "other", seed=1)
+    path = tmp_path / "other" / file
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    change(lines if file.endswith("l") else lines[0])
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = report.render(report.find([tmp_path]))
+    named = re.findall("Left out: (.*)", page)
+    assert len(named) == bool(said) and all(said in what for what in named)
+    assert "<summary>whole</summary>" in page
+
+
+def test_parts_are_small_whatever_the_folders_are():
+    flat = [f"m{i}" for i in range(30)]
+    uneven = [f"a/m{i}" for i in range(30)] + [f"b/x/y{i}" for i in range(3)]
+    assert [len(its) for its in report._parts(flat).values()] == [24, 6]
+    parts = report._parts(uneven)
+    assert {name: len(its) for name, its in parts.items()} == {"a 1": 24, "a 2": 6, "b": 3}
+    assert report._parts(["a/x", "a/y"]) == {"": ["a/x", "a/y"]}
