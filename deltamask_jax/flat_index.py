@@ -51,7 +51,7 @@ class FlatIndex:
         flat = traverse_util.flatten_dict(params, sep="/")
         try:
             paths = sorted(path for path in flat if re.fullmatch(pattern, path))
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise ValueError(f"model.masked={pattern!r} is not a regular expression: {error}") from None
         if not paths:
             raise ValueError(

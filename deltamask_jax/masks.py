@@ -90,7 +90,8 @@ def bernoulli_kl(theta_k: jax.Array, theta_g: jax.Array) -> jax.Array:
 
 
 def top_kappa(flips: jax.Array, score: jax.Array, kappa: float | jax.Array) -> jax.Array:
-    """Keep the ⌈κ·n⌉ highest-scored of n flips; ties go to the lower position.
+    """Keep the ⌈κ·n⌉ highest-scored of n flips; ties go to the lower position. Less than 1e-4 above a whole
+    number κ·n counts as that number: float32 knows it no better.
 
     A bisection over the bit patterns of the scores (31 counting passes over d or fewer) instead of a sort of
     d; it ends at the first threshold that exactly ⌈κ·n⌉ scores reach.

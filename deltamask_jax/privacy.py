@@ -223,7 +223,11 @@ def _tidy(*used: tuple[float, int]) -> Releases:
 
 
 def noise_for(candidates: set[Releases], epsilon: float, delta: float) -> float:
-    """The least noise multiplier with which nobody's ε is more than `epsilon`, to three digits."""
+    """A noise multiplier with which nobody's ε is more than `epsilon`.
+
+    It is the least by PLD, to three digits. Where ε is near or above what PLD is asked about it is the least
+    by RDP, up to a quarter larger; where half of RDP's is enough by PLD, about that half.
+    """
     dp = accounting()
     whose = max(candidates, key=lambda used: _epsilon("rdp", used, 1.0, delta))
     while True:
@@ -236,10 +240,12 @@ def noise_for(candidates: set[Releases], epsilon: float, delta: float) -> float:
         )
         noise_multiplier = low = calibrate(_accountants()["rdp"])  # quick, and never too small
         if epsilon <= MOST_FOR_PLD:
-            while _epsilon("pld", whose, low := 0.9 * low, delta) <= epsilon:
+            while low > noise_multiplier / 2 and _epsilon("pld", whose, low := 0.9 * low, delta) <= epsilon:
                 pass
-            near = dp.mechanism_calibration.ExplicitBracketInterval(low, noise_multiplier)
-            tight = calibrate(_accountants()["pld"], bracket_interval=near)
+            tight = low
+            if _epsilon("pld", whose, low, delta) > epsilon:
+                near = dp.mechanism_calibration.ExplicitBracketInterval(low, noise_multiplier)
+                tight = calibrate(_accountants()["pld"], bracket_interval=near)
             if _epsilon("rdp", whose, tight, delta) <= MOST_FOR_PLD:  # else `worst` takes RDP's word
                 noise_multiplier = tight
         spent, whose = worst(candidates, noise_multiplier, delta)

@@ -1,7 +1,7 @@
 """From a config to a federated problem: data, split, frozen network, cached prefix."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def set_up_server(config, workdir: Path) -> Problem:
     return with_features(_problem(config, workdir, "server"))
 
 
-def set_up_client(config, client: int, data_of_its_own: str = "") -> Problem:
+def set_up_client(config, client: int, data_of_its_own: str = "", class_names: Sequence[str] = ()) -> Problem:
     """What one client of a real federation holds: its own examples, and of other clients how many they are.
 
     `inputs` has tokens alone; `with_features` adds features.
@@ -39,8 +39,13 @@ def set_up_client(config, client: int, data_of_its_own: str = "") -> Problem:
     Args:
         data_of_its_own: a name as of `config.data`, whose training examples are all this client's; '' = it
             has its share of `config.data`.
+        class_names: of the server's classes, in order, by which those of its own data are numbered; () = they
+            are numbered alike.
+
+    Raises:
+        ValueError: its own data has a class that the server's has not, or two of one name.
     """
-    return _problem(config, None, client, data_of_its_own)
+    return _problem(config, None, client, data_of_its_own, class_names)
 
 
 def with_features(problem: Problem) -> Problem:
@@ -57,13 +62,19 @@ def with_features(problem: Problem) -> Problem:
     return dataclasses.replace(problem, inputs=inputs)
 
 
-def _problem(config, workdir: Path | None, whose: str | int, data_of_its_own: str = "") -> Problem:
+def _problem(
+    config,
+    workdir: Path | None,
+    whose: str | int,
+    data_of_its_own: str = "",
+    class_names: Sequence[str] = (),
+) -> Problem:
     """The problem without features.
 
     Args:
         workdir: where the split is drawn; None: nowhere.
         whose: examples to hold: 'everybody' (all, and the test's), 'server' (the test's), or a client's id.
-        data_of_its_own: as of `set_up_client`.
+        data_of_its_own, class_names: as of `set_up_client`.
     """
     model = models.build(config.model)  # what needs nothing is checked before anything is read
     run = engine.from_config(config)
@@ -73,6 +84,7 @@ def _problem(config, workdir: Path | None, whose: str | int, data_of_its_own: st
     )
     model = _reading(config, model, dataset)
     if data_of_its_own:
+        dataset = _numbered_as(class_names, dataset, data_of_its_own) if class_names else dataset
         parts = [np.arange(len(dataset.train) if k == whose else 0) for k in range(config.clients)]
     else:
         dataset = data.subset(
@@ -133,7 +145,29 @@ def _problem(config, workdir: Path | None, whose: str | int, data_of_its_own: st
         parts=parts,
         engine=run,
         examples=examples,
+        class_names=dataset.class_names,
     )
+
+
+def _numbered_as(class_names: Sequence[str], dataset: data.Dataset, where: str) -> data.Dataset:
+    """A data set whose labels are numbers among other class names, by their own names.
+
+    Raises:
+        ValueError: one of its classes is not among them, or two have one name.
+    """
+    if len(set(class_names)) < len(class_names):
+        raise ValueError(f"{where}: the server has two classes of one name, by which none can be told")
+    number = {name: i for i, name in enumerate(class_names)}
+    if unknown := [name for name in dataset.class_names if name not in number]:
+        raise ValueError(
+            f"{where}: the server knows no class {unknown[0]!r}, only {', '.join(class_names[:10])}"
+            f"{', …' if len(class_names) > 10 else ''}"
+        )
+    numbers = np.array([number[name] for name in dataset.class_names], np.int32)
+    train, test = (
+        dataclasses.replace(split, labels=numbers[split.labels]) for split in (dataset.train, dataset.test)
+    )
+    return data.Dataset(dataset.name, train, test, tuple(class_names))
 
 
 def _reading(config, model: models.Model, dataset: data.Dataset) -> models.Model:

@@ -49,6 +49,7 @@ class Problem:
         engine: the devices, and what is compiled for them.
         examples: a hash of all images or texts, by which a continued run knows them; '' of images that are
             read only when they are needed.
+        class_names: of the labels.
         ask: (problem, method, state, cohort, memory) -> `federation.clients.Answers`, from clients that are
             elsewhere; None: they are simulated here.
     """
@@ -60,6 +61,7 @@ class Problem:
     parts: list[np.ndarray]
     engine: Engine
     examples: str = ""
+    class_names: tuple[str, ...] = ()
     ask: Callable[..., Any] | None = None
 
 

@@ -38,7 +38,15 @@ def test_merge_replaces_only_masked_kernels(index):
     assert not merged["b"]["kernel"].any() and merged["b"]["bias"] is PARAMS["b"]["bias"]
 
 
-@pytest.mark.parametrize("pattern, message", [("[", "regular expression"), ("kernel", "whole path")])
+@pytest.mark.parametrize(
+    "pattern, message",
+    [
+        ("[", "regular expression"),
+        ("a{99999999999999999999}", "regular expression"),
+        ("(" * 3000, "regular expression"),
+        ("kernel", "whole path"),
+    ],
+)
 def test_bad_patterns_are_explained(pattern, message):
     with pytest.raises(ValueError, match=message):
         FlatIndex.create(PARAMS, pattern)

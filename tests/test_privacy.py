@@ -59,6 +59,21 @@ def test_calibration_ends_where_the_two_accountants_meet(epsilon):
     assert 0.8 * epsilon < privacy.worst({((1.0, 10),)}, noise_multiplier, 1e-5)[0] <= epsilon
 
 
+@needs_accounting
+def test_calibration_ends_where_pld_finds_nothing_to_lose(monkeypatch):
+    """By PLD a round of a thousandth is below delta, whatever the noise."""
+    epsilon_of, asked, releases = privacy._epsilon, [], ((0.001, 1),)
+
+    def counted(kind, *arguments):
+        asked.append(kind)
+        assert asked.count("pld") < 30, "it does not end"
+        return epsilon_of(kind, *arguments)
+
+    monkeypatch.setattr(privacy, "_epsilon", counted)
+    noise_multiplier = privacy.noise_for({releases}, 1.0, 0.01)
+    assert noise_multiplier > 0 and privacy.worst({releases}, noise_multiplier, 0.01)[0] <= 1
+
+
 SIZES = np.array([1, 20, 7, 8, 16, 3])
 
 

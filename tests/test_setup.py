@@ -181,6 +181,25 @@ def test_a_client_holds_its_own_examples_and_the_server_the_tests(tmp_path):
     assert [len(part) for part in own.parts] == [0, 20, 0] and len(own.inputs["tokens"][0]) == 20
 
 
+def test_a_client_numbers_its_own_data_by_the_servers_classes(tmp_path, texts, monkeypatch):
+    x, y = np.zeros((20, 8, 8), np.uint8), np.arange(20) % 2
+    names = np.array(["dog", "bird"])
+    np.savez(tmp_path / "own.npz", x_train=x, y_train=y, x_test=x, y_test=y, class_names=names)
+    images, mine = tiny_config(clients=3), f"npz:{tmp_path / 'own.npz'}"
+    own = set_up_client(images, 1, mine, ("bird", "cat", "dog"))
+    assert np.asarray(own.labels[0]).tolist() == [2, 0] * 10
+    assert own.task.head["kernel"].shape == (32, 3) and own.class_names == ("bird", "cat", "dog")
+    table, written = config_of_texts(texts, monkeypatch), f"csv:{texts}/reviews.csv"
+    own = set_up_client(table, 1, written, ["maybe", "yes", "no"])
+    assert np.asarray(own.labels[0]).tolist() == [2, 1] * 20
+    assert own.task.head["kernel"].shape == (16, 3)
+    for config, source, unknown in ((images, mine, "bird"), (table, written, "no")):
+        with pytest.raises(
+            ValueError, match=f"{source}: the server knows no class '{unknown}', only dog, yes"
+        ):
+            set_up_client(config, 1, source, ("dog", "yes"))
+
+
 def test_an_image_of_one_patch_is_told(capsys):
     set_up(tiny_config(model__image_size=8, train_examples=30, test_examples=10), None)
     assert "tiny_vit sees 8 pixels as one patch" in capsys.readouterr().out

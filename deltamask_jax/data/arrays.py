@@ -4,6 +4,7 @@ import gzip
 import math
 import zlib
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -32,9 +33,14 @@ def load_idx(directory: Path) -> Dataset:
 def _read_idx(path: Path, ndim: int) -> np.ndarray:
     """One IDX file of bytes: 0, 0, 8, number of axes, each axis as a big-endian u32, data."""
     zipped = path.with_name(path.name + ".gz")
-    read = path if path.exists() else zipped
+    read, header = (path if path.exists() else zipped), 4 + 4 * ndim
     try:
-        data = path.read_bytes() if read == path else gzip.decompress(zipped.read_bytes())
+        with path.open("rb") if read == path else gzip.open(zipped) as file:
+            head = file.read(header)
+            if len(head) < header or head[:4] != bytes([0, 0, 8, ndim]):
+                raise DataError(f"{read} is not an IDX file of {ndim}-dimensional unsigned bytes")
+            shape = tuple(np.frombuffer(head, ">u4", ndim, 4).tolist())
+            data = _at_most(file, math.prod(shape) + 1)  # a zipped file may unpack to anything
     except FileNotFoundError:
         raise DataError(
             f"no {zipped.name} in {path.parent}. For Fashion-MNIST run "
@@ -42,13 +48,19 @@ def _read_idx(path: Path, ndim: int) -> np.ndarray:
         ) from None
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{read}: {error}; fetch the file again") from None
-    header = 4 + 4 * ndim
-    if len(data) < header or data[:4] != bytes([0, 0, 8, ndim]):
-        raise DataError(f"{read} is not an IDX file of {ndim}-dimensional unsigned bytes")
-    shape = tuple(np.frombuffer(data, ">u4", ndim, 4).tolist())
-    if len(data) - header != math.prod(shape):
-        raise DataError(f"{read} is truncated: {shape} announced, {len(data) - header} bytes there")
-    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
+    if len(data) != math.prod(shape):
+        there = f"{len(data):,} bytes" if len(data) < math.prod(shape) else "more"
+        raise DataError(f"{read} is truncated or longer: {shape} announced, {there} there")
+    return np.frombuffer(data, np.uint8).reshape(shape)
+
+
+def _at_most(file: IO[bytes], size: int) -> bytes:
+    """The next bytes of a file, so many or what there is; memory is taken as they come."""
+    pieces = []
+    while size and (piece := file.read(min(size, 1 << 24))):
+        pieces.append(piece)
+        size -= len(piece)
+    return b"".join(pieces)
 
 
 def load_npz(path: Path) -> Dataset:

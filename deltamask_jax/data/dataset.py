@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+TOO_DEEP = "more than 8 bits a channel; convert it to 8 bits"
+
 
 class DataError(ValueError):
     """A data set is unknown, missing or malformed; the message says what to do next."""

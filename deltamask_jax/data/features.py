@@ -19,10 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from deltamask_jax import devices
+from deltamask_jax import devices, threads
 from deltamask_jax.data.dataset import LazyImages, Texts
 from deltamask_jax.data.preprocessing import Preprocessing
 from deltamask_jax.data.tokenization import Tokenization
+
+_DECODED = 16  # images per core that are held at their own size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +93,7 @@ def prefix_features(
         raise ValueError("a cache directory needs a key: fingerprint(model config, params, images)")
     name = fingerprint(key, preprocessing, str(dtype), len(images))
     path = Path(directory, f"prefix-{name}.npy")
-    stored = _stored(path, dtype)
+    stored = _stored(path, shape, dtype)
     if stored is not None:
         return stored
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +108,7 @@ def prefix_features(
     finally:
         with contextlib.suppress(FileNotFoundError):
             partial.unlink()
-    stored = _stored(path, dtype)
+    stored = _stored(path, shape, dtype)
     if stored is None:
         raise OSError(f"{path} cannot be read back: is the cache's disk full or damaged?")
     return stored
@@ -138,7 +140,7 @@ def _compute(prefix_fn, images, preprocessing, chunk, place, features, progress)
         for start in [*range(0, n, chunk), None]:
             computed = None
             if start is not None:
-                batch = preprocessing.apply(images[np.arange(start, min(start + chunk, n))])
+                batch = _prepared(images, preprocessing, np.arange(start, min(start + chunk, n)))
                 size = len(batch)
                 if size < chunk:
                     batch = np.pad(batch, [(0, chunk - size)] + [(0, 0)] * (batch.ndim - 1))
@@ -151,17 +153,28 @@ def _compute(prefix_fn, images, preprocessing, chunk, place, features, progress)
     return features
 
 
+def _prepared(images: Any, preprocessing: Preprocessing | Tokenization, rows: np.ndarray) -> np.ndarray:
+    """Network input [k, ...] of the examples at `rows`; of images that are decoded for it, few are whole at
+    once."""
+    at_once = _DECODED * threads.count() if isinstance(images, LazyImages) else len(rows)
+    parts = [rows[first : first + at_once] for first in range(0, len(rows), at_once)]
+    return np.concatenate([preprocessing.apply(images[part]) for part in parts])
+
+
 def dtype_of(outputs: Any, dtype: Any) -> Any:
     """What the prefix's outputs are kept as: `dtype`, or whole numbers as they are."""
     return jnp.dtype(dtype) if jnp.issubdtype(outputs.dtype, jnp.floating) else outputs.dtype
 
 
-def _stored(path: Path, dtype: np.dtype) -> np.ndarray | None:
-    """The cached features, or None where there are none or the file is damaged."""
+def _stored(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray | None:
+    """The cached features, or None where there are none or the file is damaged or of something else."""
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False).view(dtype)
+        stored = np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError, EOFError):  # absent, not an array, or shorter than its header says
         return None
+    if stored.shape != shape or stored.dtype != _on_disk(dtype):
+        return None
+    return stored.view(dtype)
 
 
 def _on_disk(dtype: np.dtype) -> np.dtype:

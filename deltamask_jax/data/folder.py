@@ -10,8 +10,9 @@ from tqdm import tqdm
 
 from deltamask_jax import threads
 from deltamask_jax.data import stratify
-from deltamask_jax.data.dataset import DataError, Dataset, LazyImages, Split, labelled
+from deltamask_jax.data.dataset import TOO_DEEP, DataError, Dataset, LazyImages, Split, labelled
 from deltamask_jax.data.features import fingerprint
+from deltamask_jax.data.preprocessing import is_line
 from deltamask_jax.data.tree import Folder, Layout, find, shown, walk
 from deltamask_jax.progress import say
 
@@ -106,13 +107,15 @@ def _refuse_bad_files(directory: Path, paths: list[Path]) -> None:
 def _fault(path: Path) -> str:
     """What keeps an image from being decoded, '' for nothing.
 
-    PNG has checksums, which Pillow verifies; a JPEG that ends as it should is taken to be whole; what has
-    neither is decoded.
+    PNG has checksums, which Pillow verifies: what they cover is taken to be whole, and so is a JPEG that ends
+    as it should. What has neither is decoded.
     """
     try:
         with Image.open(path) as image:
             if image.mode[0] in "IF":
-                return _TOO_DEEP
+                return TOO_DEEP
+            if is_line(*image.size):
+                return f"{image.size[0]:,} × {image.size[1]:,} pixels are a line, no picture"
             image.verify()
             if image.format == "PNG" or (image.format in ("JPEG", "MPO") and _ends_as_jpeg(path)):
                 return ""
@@ -121,9 +124,6 @@ def _fault(path: Path) -> str:
     except Exception as error:  # Pillow's decoders raise what their parsers happen to raise
         return shown(str(error).partition(repr(str(path)))[0].strip() or type(error).__name__)
     return ""
-
-
-_TOO_DEEP = "more than 8 bits a channel; convert it to 8 bits"
 
 
 def _ends_as_jpeg(path: Path) -> bool:
@@ -150,5 +150,5 @@ def decode(path: Path) -> np.ndarray:
     except Exception as error:  # Pillow's decoders raise what their parsers happen to raise
         raise DataError(f"{shown(path)} cannot be decoded ({shown(error)}); replace or remove it") from None
     if mode[0] in "IF":
-        raise DataError(f"{shown(path)} has {_TOO_DEEP}")
+        raise DataError(f"{shown(path)} has {TOO_DEEP}")
     return pixels

@@ -12,7 +12,8 @@ import numpy as np
 from deltamask_jax.registry import look_up
 
 PARTITIONS = ("dirichlet", "iid", "pathological", "users")
-_TRIES = 10_000  # Dirichlet draws before giving up on the minimum; a fraction of a second
+_TRIES = 10_000  # Dirichlet draws before giving up on the minimum,
+_SHARES = 30_000_000  # or fewer, of so many shares in all: a few seconds
 
 
 def split(
@@ -82,14 +83,15 @@ def _dirichlet(
         raise ValueError(f"alpha must be positive and finite, got {alpha}; 'iid' gives equal shares")
     by_class = _shuffled_classes(labels, rng)
     class_sizes = np.array([len(members) for members in by_class])
-    for _ in range(_TRIES):
+    tries = int(np.clip(_SHARES // (num_clients * len(by_class)), 100, _TRIES))
+    for _ in range(tries):
         shares = rng.dirichlet(np.full(num_clients, alpha), size=len(by_class))
         ends = np.rint(np.cumsum(shares, axis=1) * class_sizes[:, None]).astype(np.int64)
         sizes = np.diff(ends, axis=1, prepend=0).sum(axis=0)
         if sizes.min() >= min_examples:
             return _deal(by_class, ends)
     raise ValueError(
-        f"{_TRIES} draws of Dirichlet(alpha={alpha:g}) never gave all {num_clients} clients "
+        f"{tries} draws of Dirichlet(alpha={alpha:g}) never gave all {num_clients} clients "
         f"{min_examples} of {len(labels)} examples: raise alpha or lower min_examples"
     )
 

@@ -19,6 +19,7 @@ from deltamask_jax import threads
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _AT_ONCE = 16  # images a thread takes
+_LONGEST = 1000  # times the shorter side; a picture of two passes is as high as the source between them
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,11 @@ INCEPTION = Preprocessing(224, _HALF, _HALF, resize="exact", filter="bilinear")
 GLYPH = INCEPTION.at(32)
 
 
+def is_line(height: int, width: int) -> bool:
+    """Whether one side is so much longer than the other that to resize it takes a multiple of its memory."""
+    return max(height, width) > _LONGEST * min(height, width)
+
+
 def apply(images: np.ndarray | Sequence[np.ndarray], preprocessing: Preprocessing) -> np.ndarray:
     """Resizes, crops, repeats grayscale as RGB and normalises.
 
@@ -96,7 +102,8 @@ def apply(images: np.ndarray | Sequence[np.ndarray], preprocessing: Preprocessin
         f32[n, size, size, 3].
 
     Raises:
-        ValueError: the images are not uint8, have no pixels, or have neither one nor three channels.
+        ValueError: the images are not uint8, have no pixels or are lines, or have neither one nor three
+            channels.
     """
     p = preprocessing
     if isinstance(images, np.ndarray):
@@ -133,6 +140,8 @@ def _with_channels(images: np.ndarray, ndim: int) -> np.ndarray:
         )
     if 0 in images.shape[ndim - 2 :]:
         raise ValueError(f"images must have pixels, got shape {images.shape[ndim - 2 :]}")
+    if is_line(*images.shape[ndim - 2 : ndim]):
+        raise ValueError(f"images must not be lines, got shape {images.shape[ndim - 2 :]}")
     return images
 
 

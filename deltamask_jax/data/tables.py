@@ -6,6 +6,7 @@ or a fifth of every class is the test; a folder has `train` and `test` files. La
 
 import csv
 import json
+import reprlib
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,10 +15,20 @@ from typing import Any
 import numpy as np
 
 from deltamask_jax.data import stratify
-from deltamask_jax.data.dataset import DataError, Dataset, LazyImages, Split, Texts, first_line, labelled
+from deltamask_jax.data.dataset import (
+    TOO_DEEP,
+    DataError,
+    Dataset,
+    LazyImages,
+    Split,
+    Texts,
+    first_line,
+    labelled,
+)
 from deltamask_jax.hub import unreachable
 from deltamask_jax.progress import say
 
+_MOST_DIGITS = 100  # of a name that counts as a number; Python reads 4,300
 _TEST = ("test", "validation", "val", "dev")  # what sources call it, in this order
 
 
@@ -99,14 +110,16 @@ def _load(path: Path, suffix: str, read: Any, columns: Any) -> Dataset:
         parts = [_columns(read(path / f"{part}{suffix}"), columns, str(path)) for part in ("train", "test")]
         return _dataset(path.name, str(path), parts)
     rows = read(path)
-    if rows and "split" in rows[0]:
+    if any("split" in row for row in rows):
         _refuse_nothing([row.get("split") for row in rows], "split", str(path))
         names = {str(row["split"]) for row in rows}
         test = next((part for part in _TEST if part in names), None)
-        if test is None or "train" not in names:
+        if test is None or "train" not in names or names - {"train", *_TEST}:
             raise DataError(
-                f"{path}: the column 'split' must say train or test, got {', '.join(sorted(names))}"
+                f"{path}: the column 'split' must say train or test, got {', '.join(sorted(names)[:8])}"
             )
+        for name in sorted(names - {"train", test}):
+            say(f"{path}: rows whose split is {name} are left out: the test has those of {test}")
         of_part = [[row for row in rows if row["split"] == part] for part in ("train", test)]
         return _dataset(path.stem, str(path), [_columns(part, columns, str(path)) for part in of_part])
     return _dataset(path.stem, str(path), [_columns(rows, columns, str(path))])
@@ -190,14 +203,29 @@ def _is_text(value: Any) -> bool:
 
 def _image_rows(part: Any, columns: Any, where: str) -> tuple[Any, list[Any], list[Any] | None]:
     def read(positions: list[int]) -> list[np.ndarray]:
-        return [np.asarray(part[position][columns.image].convert("RGB")) for position in positions]
+        return [
+            _pixels(part[position][columns.image], f"{where}: row {position + 1}") for position in positions
+        ]
 
     for name in (columns.label, *([columns.user] if columns.user else [])):
         if name not in part.features:
             raise DataError(f"{where} has no column {name!r}, only {', '.join(part.features)}")
         _refuse_nothing(list(part[name]), name, where)
-    images = LazyImages(read, np.arange(len(part)), f"{where} {part._fingerprint}")
+    images = LazyImages(read, np.arange(len(part)), f"{where} {part._fingerprint} {columns.image}")
     return images, part[columns.label], part[columns.user] if columns.user else None
+
+
+def _pixels(image: Any, where: str) -> np.ndarray:
+    """A picture of the hub as u8[h, w, 3].
+
+    Raises:
+        DataError: there is none, or it has more than 8 bits per channel.
+    """
+    if image is None:
+        raise DataError(f"{where} has no image: leave the row out")
+    if image.mode[0] in "IF":
+        raise DataError(f"{where} has {TOO_DEEP}")
+    return np.asarray(image.convert("RGB"))
 
 
 def _dataset(
@@ -227,13 +255,14 @@ def _dataset(
 
 def _numbered(values: list[Any], what: str) -> tuple[list[str], np.ndarray]:
     """Distinct values as names, and each value's number among them; numbers in the order of numbers."""
-    if any(isinstance(value, list | dict | float) for value in values):
-        raise DataError(f"{what} must be names or whole numbers, got {values[0]!r}")
+    for value in values:
+        if isinstance(value, list | dict | float):
+            raise DataError(f"{what} must be names or whole numbers, got {reprlib.repr(value)}")
     names = [str(value) for value in values]
-    distinct = sorted(set(names), key=lambda name: (0, int(name), "") if _whole(name) else (1, 0, name))
+    distinct = sorted(set(names), key=lambda name: (0, int(name), name) if _whole(name) else (1, 0, name))
     number = {name: i for i, name in enumerate(distinct)}
     return distinct, np.array([number[name] for name in names], np.int64)
 
 
 def _whole(name: str) -> bool:
-    return name.removeprefix("-").isdecimal()
+    return len(name) <= _MOST_DIGITS and name.removeprefix("-").isdecimal()

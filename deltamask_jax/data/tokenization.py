@@ -46,6 +46,10 @@ class Tokenization:
         """
         return _tokenizer(self.tokenizer, self.length).get_vocab_size()
 
+    def largest(self) -> int:
+        """The largest number of a word; numbers may have gaps."""
+        return max(_tokenizer(self.tokenizer, self.length).get_vocab().values(), default=0)
+
     def padding(self) -> int | None:
         """The number of the tokenizer's own padding word; None where it has none of the usual names."""
         tokenizer = _tokenizer(self.tokenizer, self.length)

@@ -42,6 +42,9 @@ _SYSTEM = (
 _SYSTEM += ("$recycle.bin", "system volume information")
 
 
+_DEEPEST, _MOST_LINKS = 100, 4  # folders and links on the way to one: links beside links double with each
+
+
 @dataclass(eq=False)
 class Folder:
     """What a folder holds; hidden and system entries are only counted.
@@ -96,13 +99,22 @@ def shown(name: Any) -> str:
     return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def walk(path: Path) -> Folder:
+def walk(path: Path, above: tuple[Path, ...] = (), links: int = 0) -> Folder:
     """Reads a tree of folders; links are followed, but not in circles.
 
+    Args:
+        above: the real folders that lead here.
+        links: how many links do.
+
     Raises:
-        DataError: a folder cannot be read.
+        DataError: a folder cannot be read, or lies too deep or behind too many links.
     """
-    here = Folder(path)
+    here, above = Folder(path), (*above, path.resolve())
+    if len(above) > _DEEPEST or links > _MOST_LINKS:
+        raise DataError(
+            f"{shown(above[-1])} is reached through {len(above) - 1} folders and {links} links, more than "
+            f"{_DEEPEST - 1} or {_MOST_LINKS}: name a folder nearer to the classes"
+        )
     try:
         with os.scandir(path) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
@@ -112,12 +124,17 @@ def walk(path: Path) -> Folder:
                 elif not entry.is_dir():
                     kind = here.images if entry.name.lower().endswith(EXTENSIONS) else here.others
                     kind.append(below)
-                elif not (entry.is_symlink() and path.resolve().is_relative_to(below.resolve())):
-                    here.folders[entry.name] = folder = walk(below)
+                elif not entry.is_symlink() or not _leads_up(below.resolve(), above):
+                    here.folders[entry.name] = folder = walk(below, above, links + entry.is_symlink())
                     here.hidden += folder.hidden
     except OSError as error:
         raise DataError(f"{shown(error.filename or path)} cannot be read ({error.strerror})") from None
     return here
+
+
+def _leads_up(real: Path, above: tuple[Path, ...]) -> bool:
+    """Whether a folder holds one of those that lead to it."""
+    return any(folder.is_relative_to(real) for folder in above)
 
 
 def find(root: Folder) -> Layout:

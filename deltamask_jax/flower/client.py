@@ -31,12 +31,14 @@ def train(message: Message, context: Context) -> Message:
 
     The message: `round` with phase, round, attempt, the round whose state the server thinks is held here, and
     the last (round, attempt) whose payload it counted; `down` with payloads: the fitted head, the news by
-    round, a snapshot.
+    round, a snapshot; `classes`, how the server's are numbered, for whoever may not know.
 
     Raises:
         ValueError: a message that the server does not write.
     """
     asked = dict(message.content.config_records["round"])
+    if "classes" in message.content:
+        context.state["classes"] = message.content.config_records["classes"]
     answer = _train(asked, records.unpack(message.content, "down"), context)
     return Message(RecordDict({"answer": ConfigRecord(answer)}), reply_to=message)
 
@@ -54,7 +56,9 @@ def _train(asked: dict[str, Any], down: dict[str, bytes], context: Context) -> d
     from deltamask_jax.workdir import environment
     from deltamask_jax.workdir.journal import named_arrays, restore_state
 
-    config = run_config.config_of(context.run_config)
+    config, its_own = run_config.config_of(context.run_config), str(context.node_config.get("data", ""))
+    if its_own and "classes" not in context.state:
+        return {"lacks": True}
     main, held, mine = asked["phase"] == MAIN_PHASE, asked["held"], context.state
     if main and config.head.init != "he":
         if "head" in down:
@@ -69,7 +73,8 @@ def _train(asked: dict[str, Any], down: dict[str, bytes], context: Context) -> d
     environment.check()
     client = _number(context, config)
     config.prefix_cache = _on_disk(config.prefix_cache)
-    problem = set_up_client(config, client, str(context.node_config.get("data", "")))
+    names = mine.config_records["classes"]["names"] if "classes" in mine else ()
+    problem = set_up_client(config, client, its_own, names)
     me = Cohort(config.seed, asked["round"], np.array([client]), asked["phase"], asked["attempt"])
     if asked["phase"] == HEAD_PHASE:
         problem, method = heads.round_of_head(problem)

@@ -253,6 +253,8 @@ class _Telling:
             "counted": federation.counted.get(client, [0, 0]),
         }
         content = RecordDict({"round": ConfigRecord(asked)})
+        if fresh or not main:
+            content["classes"] = ConfigRecord({"names": list(self._problem.class_names)})
         if down:
             content["down"] = records.pack(down)
         return Message(content, node, "train", ttl=deadline + GRACE, group_id=str(cohort.round))

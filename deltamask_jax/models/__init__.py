@@ -209,6 +209,8 @@ def _prepared(
     size = image_size or architecture.image_size
     if size % architecture.stride:
         raise ValueError(f"image_size {size} of {name} must be a multiple of {architecture.stride}")
+    if size < architecture.patch:
+        raise ValueError(f"image_size {size} of {name} must be at least {architecture.patch}, one patch")
     return PREPROCESSING.get(name, PREPROCESSING[architecture.family]).at(size)
 
 
@@ -262,7 +264,7 @@ def _check_masked(model: Model) -> None:
     rule = f"model.masked={model.masked!r}"
     try:
         pattern = re.compile(model.masked)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f"{rule} is not a regular expression: {error}") from None
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     paths = list(flax.traverse_util.flatten_dict(shapes, sep="/"))

@@ -75,6 +75,11 @@ def with_tokenizer(config: Any, model: Model) -> Model:
             f"the tokenizer of {config.checkpoint} knows {prepared.vocabulary():,} words, "
             f"{model.name} {words:,}: choose the model it was trained with"
         )
+    if (largest := prepared.largest()) >= words:
+        raise ValueError(
+            f"the tokenizer of {config.checkpoint} numbers a word {largest:,}, {model.name} has {words:,}: "
+            "choose the model it was trained with"
+        )
     if prepared.padding() not in (None, prepared.pad):
         raise ValueError(
             f"the tokenizer of {config.checkpoint} pads with word {prepared.padding()}, {model.name} with "

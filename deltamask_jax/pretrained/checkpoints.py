@@ -29,6 +29,9 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _MAPS = {*range(0x81, 0x90), 0xDE, 0xDF}  # first byte of a msgpack dict that is not empty
 
 
+_NUMBERED = re.compile(r"checkpoint_(\d+(?:\.\d+)?)")  # as flax.training.checkpoints calls its steps
+
+
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
     """An opened checkpoint.
@@ -68,8 +71,9 @@ def read(checkpoint: str, revision: str = "") -> Checkpoint:
         return _file(path)
     if (path / TENSORS).exists() or (path / INDEX).exists():
         return _huggingface(path, str(path))
-    if numbered := sorted(path.glob("checkpoint_*"), key=lambda p: int(re.sub(r"\D", "", p.name) or 0)):
-        return read(str(numbered[-1]))
+    steps = {found[1]: file for file in path.iterdir() if (found := _NUMBERED.fullmatch(file.name))}
+    if steps:
+        return read(str(steps[max(steps, key=float)]))
     if (path / "_METADATA").exists() or (path / "_CHECKPOINT_METADATA").exists():
         return _tree(path, _orbax(path))
     raise ValueError(f"{path} holds no {TENSORS}, Orbax or flax checkpoint; {_instead(path)}")

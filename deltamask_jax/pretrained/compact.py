@@ -6,6 +6,7 @@ format, the model, the masking rule, d and the SHA-256 of the base parameters.
 """
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from deltamask_jax.models import Model, Params
 from deltamask_jax.pretrained.tensors import Tensor, printable, read_safetensors, write_safetensors
 
 FORMAT = "deltamask-compact-1"
+_PLAIN = re.compile(r"(?:[\w/|()]|\\[^\w]|\\w\+|\.\*?)*")  # no group is repeated, nothing counted
+_MOST = 4  # groups, and as many repetitions
 _NAMED = ("model", "image_size", "masked", "d", "base_sha256")  # metadata beside the format
 
 
@@ -66,7 +69,7 @@ def export_compact(
         "format": FORMAT,
         "model": model.name,
         "image_size": str(model.image_size),
-        "masked": model.masked,
+        "masked": "|".join(map(re.escape, index.paths)),
         "d": str(index.d),
         "base_sha256": params_hash(params),
     }
@@ -101,10 +104,9 @@ def load_compact(path: str | Path, params: Params) -> tuple[Params, dict[str, np
             f"SHA-256 {printable(about['base_sha256'], 17)}, but this base has {found[:16]}…; "
             "load that checkpoint"
         )
-    try:
-        index = FlatIndex.create(params, about["masked"])
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: its rule of what is masked: {error}") from None
+    index = _index(path, params, about["masked"])
+    if about["d"] != str(index.d):
+        raise ValueError(f"{path} is damaged: it masks {printable(about['d'], 17)} weights, not {index.d}")
     packed, size = tensors["mask"]().tobytes(), -(-index.d // 8)
     try:
         if zstandard.frame_content_size(packed) != size:  # before anything is allocated
@@ -121,6 +123,18 @@ def load_compact(path: str | Path, params: Params) -> tuple[Params, dict[str, np
 def _metadata(path: str | Path) -> dict[str, str]:
     with safe_open(path, framework="numpy") as file:
         return file.metadata() or {}
+
+
+def _index(path: str | Path, params: Params, rule: str) -> FlatIndex:
+    """The flat index of a file's rule: names, or what older exports wrote, an expression like
+    'block_(4|5)/.*/kernel'. Others may take for ever to match, and are refused."""
+    try:
+        repeated = rule.count("*") + rule.count("+")
+        if not _PLAIN.fullmatch(rule) or rule.count("(") > _MOST or repeated > _MOST:
+            raise ValueError(f"{printable(rule)} names no parameters")
+        return FlatIndex.create(params, rule)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: its rule of what is masked: {error}") from None
 
 
 def _check(path: str | Path, tensors: dict[str, Tensor]) -> None:

@@ -85,7 +85,7 @@ def _published(checkpoint: Checkpoint, model: Model) -> tuple[dict[str, Tensor],
         what = f"a {found} checkpoint" if found else "no checkpoint of a known family"
         raise ValueError(f"{checkpoint.source} is {what}, but {model.name} needs {layout.title}")
     _check_config(checkpoint, model, layout)
-    return _renamed(checkpoint, roots, lambda key: re.sub(rf"^{layout.prefix}", "", key)), layout.ignored
+    return _renamed(checkpoint, roots, layout.bare), layout.ignored
 
 
 def _renamed(checkpoint: Checkpoint, roots: set[str], rename: Callable[[str], str]) -> dict[str, Tensor]:

@@ -15,8 +15,8 @@ import numpy as np
 
 from deltamask_jax.pretrained import positions
 from deltamask_jax.pretrained.checkpoints import Checkpoint
-from deltamask_jax.pretrained.layouts import WRAPPERS
-from deltamask_jax.pretrained.tensors import Tensor, one_line
+from deltamask_jax.pretrained.layouts import LAYOUTS, WRAPPERS
+from deltamask_jax.pretrained.tensors import Tensor, one_line, printable
 
 _TIMM = {
     r"cls_token": "embeddings.cls_token",
@@ -81,16 +81,23 @@ def translated(checkpoint: Checkpoint, architecture: Any) -> Checkpoint:
     if family == "clip":
         _check_activation(checkpoint, architecture.activation)
     found: dict[str, Tensor] = {}
+
+    def add(name: str, tensor: Tensor) -> None:
+        if name in found and not re.fullmatch(LAYOUTS[family].ignored, name):
+            raise ValueError(f"{checkpoint.source} holds {printable(name)} twice, under names of two formats")
+        found[name] = tensor
+
     for key, tensor in bare.items():
         name = next((m.expand(new) for old, new in names.items() if (m := re.fullmatch(old, key))), key)
         if "{}" in name:
-            found |= {name.format(part): _third(tensor, i) for i, part in enumerate(parts)}
+            for i, part in enumerate(parts):
+                add(name.format(part), _third(tensor, i))
         elif name == "visual_projection.weight":
-            found[name] = _changed(tensor, tensor.shape[::-1], np.transpose)
+            add(name, _changed(tensor, tensor.shape[::-1], np.transpose))
         elif name == "embeddings.position_embeddings":
-            found[name] = _with_cls(tensor)
+            add(name, _with_cls(tensor))
         else:
-            found[name] = tensor
+            add(name, tensor)
     return dataclasses.replace(checkpoint, tensors=found)
 
 
@@ -100,7 +107,9 @@ def _changed(tensor: Tensor, shape: tuple[int, ...], change: Callable[[np.ndarra
 
 def _third(tensor: Tensor, i: int) -> Tensor:
     """Queries, keys or values of a fused tensor [3 c, …]."""
-    rows = tensor.shape[0] // 3 if tensor.shape else 0
+    if not tensor.shape or tensor.shape[0] % 3:
+        raise ValueError(f"{tensor.source}: {[*tensor.shape]} are no queries, keys and values of one size")
+    rows = tensor.shape[0] // 3
     return _changed(tensor, (rows, *tensor.shape[1:]), lambda x: x[i * rows : (i + 1) * rows])
 
 

@@ -118,6 +118,7 @@ class Layout:
             classifier heads, pooler, mask token, CLIP's text tower, counters.
         marker: a name, prefix removed, that only this format has.
         model_types: of the config.json of this format.
+        older: regular expression -> what names that end in it end in today: BERT's own files are of 2018.
     """
 
     title: str
@@ -126,6 +127,14 @@ class Layout:
     ignored: str
     marker: str
     model_types: tuple[str, ...] = ()
+    older: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def bare(self, key: str) -> str:
+        """A name as the format has it today, without prefix."""
+        key = re.sub(rf"^{self.prefix}", "", key)
+        for old, new in self.older.items():
+            key = re.sub(rf"{old}$", new, key)
+        return key
 
     def roots(self, keys: Iterable[str]) -> set[str]:
         """What stands before the names, our prefix not counted, of every such network among `keys`."""
@@ -167,6 +176,7 @@ LAYOUTS = {
             ignored=r"classifier\..*|(bert\.)?pooler\..*|cls\..*|lm_head\..*|embeddings\.position_ids",
             marker="encoder.layer.0.attention.self.query.weight",
             model_types=types,
+            older={r"LayerNorm\.gamma": "LayerNorm.weight", r"LayerNorm\.beta": "LayerNorm.bias"},
         )
         for family, title, types in (
             ("bert", "BERT", ("bert",)),

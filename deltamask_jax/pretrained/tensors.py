@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import io
 import json
 import zipfile
 from collections import Counter
@@ -26,6 +27,7 @@ _CONVERSION = (
     "save_file({{k: v.clone().contiguous() for k, v in torch.load('{file}', weights_only=True).items()}}, "
     "'{to}')\""
 )
+_LONGEST_HEADER = 10_000  # bytes, of an array in an npz; NumPy's own bound on what it evaluates
 # First bytes of files that are often taken for a checkpoint.
 _STARTS = {
     b"version https://git-lfs": "it is a Git LFS pointer, run `git lfs pull`",
@@ -183,6 +185,8 @@ def read_npz(path: Path) -> dict[str, Tensor]:
         with readable(source), archive.open(member) as file:
             shape, dtype = _npy_header(file)
         name = member.removesuffix(".npy")
+        if name in tensors:
+            raise ValueError(f"{path} holds {printable(name)} twice")
         tensors[name] = Tensor(source, shape, dtype, lambda member=member: _npy(archive, member))
     return tensors
 
@@ -191,8 +195,11 @@ def _npy_header(file) -> tuple[tuple[int, ...], str]:
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"npy version {version}")
+    length = file.read(2 if version == (1, 0) else 4)
+    if (size := int.from_bytes(length, "little")) > _LONGEST_HEADER:
+        raise ValueError(f"a header of {size:,} bytes")
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(file)
+    shape, _, dtype = read(io.BytesIO(length + file.read(size)))
     return shape, dtype.name
 
 

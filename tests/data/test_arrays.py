@@ -3,6 +3,7 @@
 import gzip
 import io
 import struct
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -79,6 +80,28 @@ def test_idx_damage(tmp_path, content, message):
     _write_idx(tmp_path, zipped=True)
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(content)
     with pytest.raises(data.DataError, match=message):
+        data.load(f"idx:{tmp_path}")
+
+
+def test_of_a_zipped_file_no_more_is_unpacked_than_it_announces(tmp_path):
+    _write_idx(tmp_path, zipped=True)
+    content = gzip.compress(_idx(LABELS) + bytes(30_000_000))
+    (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(content)
+    tracemalloc.start()
+    with pytest.raises(data.DataError, match=r"truncated or longer: \(7,\) announced, more there"):
+        data.load(f"idx:{tmp_path}")
+    assert tracemalloc.get_traced_memory()[1] < 3_000_000
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("shape", [(2**30, 28, 28), (2**32 - 1,) * 3], ids=str)
+def test_an_idx_file_may_announce_what_no_memory_holds(tmp_path, shape, zipped):
+    _write_idx(tmp_path, zipped)
+    content = struct.pack(">BBBB3I", 0, 0, 8, 3, *shape) + bytes(100)
+    path = tmp_path / f"train-images-idx3-ubyte{'.gz' if zipped else ''}"
+    path.write_bytes(gzip.compress(content) if zipped else content)
+    with pytest.raises(data.DataError, match="truncated or longer"):
         data.load(f"idx:{tmp_path}")
 
 

@@ -1,6 +1,7 @@
 """The frozen-prefix cache: right values, computed once, never a wrong or half-written file."""
 
 import dataclasses
+import io
 from types import SimpleNamespace
 
 import jax
@@ -112,8 +113,56 @@ def test_a_damaged_file_is_computed_again(tmp_path):
     assert prefix.ran == 5
 
 
+def _npz(**arrays) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+def _npy(array) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        _npy(np.zeros((2, 8, 5), np.float32)),
+        _npy(np.zeros((11, 8, 5))),
+        _npy(np.zeros((11, 8, 5), np.int32)),
+        _npz(a=np.zeros(3)),
+    ],
+    ids=["rows", "doubles", "integers", "npz"],
+)
+def test_a_file_of_something_else_is_computed_again(tmp_path, other):
+    def cached():
+        return prefix_features(Prefix(), IMAGES, SMALL, key="k", directory=tmp_path, chunk=64)
+
+    want = np.array(cached())
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(other)
+    got = cached()
+    assert got.dtype == np.float32
+    np.testing.assert_array_equal(got, want)
+
+
+def test_few_lazy_images_are_decoded_at_once(monkeypatch):
+    read = []
+
+    def decode(positions):
+        read.append(len(positions))
+        return [IMAGES[i] for i in positions]
+
+    monkeypatch.setattr(features, "_DECODED", 1)
+    monkeypatch.setattr(features.threads, "count", lambda: 2)
+    got = prefix_features(Prefix(), LazyImages(decode, np.arange(11), "eleven"), SMALL, chunk=5)
+    np.testing.assert_array_equal(got, prefix_features(Prefix(), IMAGES, SMALL, chunk=5))
+    assert max(read) == 2 and sum(read) == 11
+
+
 def test_a_file_that_cannot_be_read_back_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(features, "_stored", lambda path, dtype: None)
+    monkeypatch.setattr(features, "_stored", lambda path, shape, dtype: None)
     with pytest.raises(OSError, match="cannot be read back"):
         prefix_features(Prefix(), IMAGES, SMALL, key="k", directory=tmp_path, chunk=64)
 

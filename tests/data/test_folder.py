@@ -146,6 +146,14 @@ def test_all_bad_files_are_named_before_any_is_used(tmp_path):
     assert "a/10.png" not in str(caught.value)
 
 
+def test_a_picture_that_is_a_line_is_named_before_any_is_used(tmp_path):
+    _write(tmp_path, "a", 5)
+    _write(tmp_path, "b", 5)
+    Image.new("RGB", (1, 5000)).save(tmp_path / "b/line.png")
+    with pytest.raises(data.DataError, match=r"1 of 11 .*b/line.png \(1 × 5,000 pixels are a line, no pict"):
+        data.load(f"folder:{tmp_path}")
+
+
 def test_a_jpeg_damaged_in_its_middle_is_named_when_it_is_used(tmp_path):
     """It ends as it should, so that only decoding finds out."""
     _write(tmp_path, "a", 5)

@@ -112,6 +112,14 @@ def test_impossible_splits_say_what_to_change(monkeypatch):
     refuse("at least 1", "iid", 0)
 
 
+def test_a_large_split_is_drawn_less_often(monkeypatch):
+    for shares, draws in ((36_000, 120), (1, 100), (10**9, 150)):
+        monkeypatch.setattr(partition, "_TRIES", 150)
+        monkeypatch.setattr(partition, "_SHARES", shares)  # of 30 clients and 10 classes
+        with pytest.raises(ValueError, match=f"^{draws} draws"):
+            partition.split("dirichlet", LABELS, 30, alpha=0.01, min_examples=40)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     train=labels_of,

@@ -95,6 +95,17 @@ def test_without_a_split_a_fifth_of_every_class_is_the_test(kind, tmp_path, caps
             '{"text": "a", "label": 1, "split": "train"}\n{"text": "b", "label": 0}\n',
             "row 2 has an empty 'split'",
         ),
+        (
+            "jsonl",
+            '{"text": "a", "label": 1}\n{"text": "b", "label": 0, "split": "train"}\n',
+            "row 1 has an empty 'split'",
+        ),
+        (
+            "csv",
+            "text,label,split\na,1,train\nb,0,test\nc,0,tset\n",
+            "'split' must say train or test, got test, train, tset",
+        ),
+        ("jsonl", '{"text": "a", "label": "b"}\n{"text": "c", "label": 1.5}\n', "whole numbers, got 1.5"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(kind, content, message, tmp_path):
@@ -103,6 +114,33 @@ def test_what_is_wrong_is_said_in_a_line(kind, content, message, tmp_path):
     with pytest.raises(DataError, match=message) as error:
         data.load(f"{kind}:{file}")
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_what_is_of_no_split_that_counts_is_announced(tmp_path, capsys):
+    rows = [row | {"split": part} for part in ("train", "test", "validation") for row in ROWS]
+    (tmp_path / "all.csv").write_text(as_csv(rows), encoding="utf-8")
+    loaded = data.load(f"csv:{tmp_path}/all.csv")
+    assert (len(loaded.train), len(loaded.test)) == (4, 4)
+    said = "rows whose split is validation are left out: the test has those of test"
+    assert said in capsys.readouterr().out
+
+
+def test_names_that_are_the_same_number_are_numbered_alike_in_every_process():
+    names = ["0" * i + "1" for i in reversed(range(9))]  # a set of them has another order in each
+    for values in (names, names[::-1]):
+        assert tables._numbered([*values, "2"], "labels")[0] == [*names, "2"]
+
+
+def test_a_name_of_more_digits_than_python_reads_is_a_name(tmp_path):
+    rows = [{"text": str(i), "label": "9" * 5000 if i % 2 else "1"} for i in range(20)]
+    (tmp_path / "long.csv").write_text(as_csv(rows))
+    assert data.load(f"csv:{tmp_path}/long.csv").class_names == ("1", "9" * 5000)
+
+
+def test_a_value_that_is_refused_is_shown_in_short():
+    with pytest.raises(DataError, match=r"got \[0, 1, 2, .*\.\.\.\]$") as error:
+        tables._numbered(["a", list(range(9999))], "labels")
+    assert len(str(error.value)) < 200
 
 
 ODD = ["", " ", "😀👩‍👩‍👧 🇺🇳", "שלום עולם, مرحبا", "a\u202eb\u0000\ufeff", "x" * 200_000, "word " * 20_000]
@@ -176,6 +214,30 @@ def test_images_of_the_hub_are_decoded_when_they_are_asked_for(monkeypatch):
     hub(monkeypatch, lambda name, offline: found)
     loaded = tables.load_hub("org/name", Columns())
     assert loaded.train.images[np.array([1])][0].tolist() == [[[1] * 3] * 4] * 4
+
+
+def test_another_column_of_images_is_another_source(monkeypatch):
+    image = Image.new("RGB", (4, 4))
+    rows = [{"image": image, "mask": image, "label": i} for i in range(2)]
+    found = {"train": Part(rows, ["a", "b"]), "test": Part(rows, ["a", "b"])}
+    hub(monkeypatch, lambda name, offline: found)
+    loaded = [tables.load_hub("org/name", Columns(image=column)) for column in ("image", "mask")]
+    assert len({dataset.train.images.identity for dataset in loaded}) == 2
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [(None, "row 2 has no image"), (Image.new("I;16", (4, 4)), "row 2 has more than 8 bits a channel")],
+    ids=["none", "16 bits"],
+)
+def test_images_of_the_hub_that_are_none_are_named(monkeypatch, image, message):
+    rows = [{"image": Image.new("RGB", (4, 4)), "label": 0}, {"image": image, "label": 1}]
+    found = {"train": Part(rows, ["a", "b"]), "test": Part(rows, ["a", "b"])}
+    hub(monkeypatch, lambda name, offline: found)
+    images = tables.load_hub("org/name", Columns()).train.images
+    assert images[0].shape == (4, 4, 3)
+    with pytest.raises(DataError, match=f"hf:org/name: {message}"):
+        images[1]
 
 
 def test_what_is_not_cached_is_downloaded(monkeypatch):

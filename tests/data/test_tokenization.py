@@ -31,7 +31,7 @@ def test_texts_are_cut_and_padded():
     assert words.tolist() == [
         [2, 6, 5, 3, 0, 0], [2, 3, 0, 0, 0, 0], [2, 4, 4, 4, 4, 3], [2, 1, 3, 0, 0, 0]
     ]  # fmt: skip
-    assert prepared.vocabulary() == 7
+    assert (prepared.vocabulary(), prepared.largest()) == (7, 6)
 
 
 def test_texts_however_odd_are_as_long_as_all_others():

@@ -100,6 +100,34 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
     assert layout.classes == ("a", "b") and len(list(layout.train.everything())) == 2
 
 
+def test_links_to_each_other_end(tmp_path):
+    for name, other in ("ab", "ba"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.png").touch()
+        (tmp_path / name / "y").symlink_to(f"../{other}")
+    assert len(list(tree.walk(tmp_path).everything())) == 4  # each by its own name and by the other's
+
+
+def test_links_beside_links_are_followed_four_deep_and_refused_beyond(tmp_path):
+    for i in range(6):
+        (tmp_path / f"d{i}").mkdir()
+    (tmp_path / "d5/0.png").touch()
+    for i in range(1, 5):
+        (tmp_path / f"d{i}/on").symlink_to(f"../d{i + 1}")
+    assert len(list(tree.walk(tmp_path).everything())) == 5
+    (tmp_path / "d0/on").symlink_to("../d1")
+    with pytest.raises(DataError, match="and 5 links, more than 99 or 4: name a folder nearer") as caught:
+        tree.walk(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_folders_that_lie_too_deep_are_refused(tmp_path):
+    tmp_path.joinpath(*["a"] * 150).mkdir(parents=True)
+    with pytest.raises(DataError, match="is reached through 100 folders and 0 links") as caught:
+        tree.walk(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))

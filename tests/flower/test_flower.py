@@ -268,6 +268,26 @@ def test_a_node_of_another_config_or_without_a_number_is_asked_for_nothing(play,
     assert asked == [100, 101, 103, 105]  # of two that are client 2, the last that came
 
 
+def test_a_node_learns_the_servers_classes_and_sets_its_own_data_up_by_them(play, nodes, monkeypatch):
+    grid, names, received = nodes(), ("ant", "bee", "cat"), []
+    set_up = setup.set_up_client
+
+    def watched(config, client, data_of_its_own, class_names):
+        received.append((client, data_of_its_own, tuple(class_names)))
+        return set_up(config, client)
+
+    def of_server(*arguments):
+        return dataclasses.replace(set_up(*arguments), class_names=names)
+
+    monkeypatch.setattr(setup, "set_up_client", watched)
+    monkeypatch.setattr(experiment, "set_up_server", of_server)
+    grid.contexts[104].node_config["data"] = "npz:mine.npz"
+    play("flower", grid, rounds=1, head__init="he")
+    for context in grid.contexts.values():
+        assert tuple(context.state.config_records["classes"]["names"]) == names
+    assert received == [(k, "npz:mine.npz" if k == 4 else "", names) for k in range(6)]
+
+
 @pytest.mark.parametrize("name", ["../evil.py", "/tmp/evil.py", "configs/quickstart.py", "a.b"])
 def test_nobody_far_away_chooses_which_file_is_run(name):
     with pytest.raises(ValueError, match="must name a file in configs/ without its folder"):

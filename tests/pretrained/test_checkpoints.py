@@ -6,6 +6,7 @@ import huggingface_hub
 import jax
 import numpy as np
 import pytest
+from flax import serialization
 from safetensors.numpy import save_file
 
 from deltamask_jax import models, pretrained
@@ -133,6 +134,24 @@ def test_folders_for_files_and_files_for_folders(tmp_path):
         checkpoints.read(str(tmp_path / "vit.safetensors" / "model.safetensors"))
 
 
+@pytest.mark.parametrize(
+    "names, chosen",
+    [
+        (("checkpoint_9", "checkpoint_9.bak2", "checkpoint_10"), "checkpoint_10"),
+        (("checkpoint_1.0", "checkpoint_0.75"), "checkpoint_1.0"),
+        (("checkpoint_9.orbax-checkpoint-tmp-0", "checkpoint_10"), "checkpoint_10"),
+        (("checkpoint_best", "checkpoint_0"), "checkpoint_0"),
+    ],
+)
+def test_of_numbered_checkpoints_the_last_is_read(names, chosen, tmp_path):
+    for name in names:
+        if "tmp" in name:
+            (tmp_path / name).mkdir()  # left over by a run that was stopped
+        else:
+            (tmp_path / name).write_bytes(serialization.msgpack_serialize({name: np.zeros(1)}))
+    assert list(checkpoints.read(str(tmp_path)).tensors) == [chosen]
+
+
 def test_a_damaged_orbax_checkpoint_is_refused_in_one_line(tmp_path):
     (tmp_path / "_METADATA").write_text("{")
     (tmp_path / "_CHECKPOINT_METADATA").write_text("[]")
@@ -220,3 +239,11 @@ def test_a_tokenizer_of_another_model_is_refused(changes, message, tmp_path):
         model = models.from_architecture(network, name="tiny_bert", max_length=6, trained_blocks=1)
         with pytest.raises(ValueError, match=message) if refused else contextlib.nullcontext():
             assert pretrained.with_tokenizer(config, model).preprocessing.tokenizer == TOKENIZER
+
+
+def test_a_tokenizer_that_numbers_words_beyond_the_embedding_is_refused(tmp_path):
+    (tmp_path / "tokenizer.json").write_text(TOKENIZER.replace('"not": 6', '"not": 5000'))
+    config = types.SimpleNamespace(checkpoint=str(tmp_path), revision="")
+    model = models.from_architecture(TINY, name="tiny_bert", max_length=6, trained_blocks=1)
+    with pytest.raises(ValueError, match="numbers a word 5,000, tiny_bert has 8: choose the model"):
+        pretrained.with_tokenizer(config, model)

@@ -16,6 +16,7 @@ from deltamask_jax import models, pretrained
 from deltamask_jax.models.convmixer import ConvMixerConfig
 from deltamask_jax.models.vit import ViTConfig
 from deltamask_jax.pretrained import layouts
+from tests.models.tiny_text import TINY
 
 VIT = ViTConfig("vit", width=8, depth=2, heads=2, mlp=12, patch=4, image_size=16)
 MIXER = ConvMixerConfig(6, 2, kernel=3, patch=3, activation="gelu", image_size=20)
@@ -449,6 +450,35 @@ def test_nothing_that_does_not_fit_is_unpacked(tmp_path):
             load(tmp_path / "bomb.npz", vit())
         assert tracemalloc.get_traced_memory()[1] < 20_000_000
         tracemalloc.stop()
+
+
+def bert(old=False):
+    """(model, its tensors below 'bert.'); `old`: by the names of 2018."""
+    model = models.from_architecture(TINY, trained_blocks=1, max_length=6)
+    wanted = layouts.stored(TINY, layouts.parameter_shapes(model))
+    stored = arrays({f"bert.{tensor.key}": tensor.shape for tensor in wanted.values()})
+    for new, name in (("weight", "gamma"), ("bias", "beta")) if old else ():
+        stored = {key.replace(f"LayerNorm.{new}", f"LayerNorm.{name}"): x for key, x in stored.items()}
+    return model, stored
+
+
+def test_norms_of_2018_load_as_those_of_today(tmp_path):
+    (model, stored), (_, old) = bert(), bert(old=True)
+    assert "bert.encoder.layer.1.output.LayerNorm.gamma" in old and "cls.x" not in old
+    save_file(stored, tmp_path / "new.safetensors")
+    save_file(old | {"cls.predictions.transform.LayerNorm.gamma": np.ones(3)}, tmp_path / "old.safetensors")
+    new, loaded = (flat(load(tmp_path / f"{name}.safetensors", model)) for name in ("new", "old"))
+    assert new.keys() == loaded.keys()
+    for path, array in new.items():
+        np.testing.assert_array_equal(loaded[path], array, err_msg=path)
+
+
+def test_a_norm_by_both_its_names_is_refused(tmp_path):
+    model, stored = bert()
+    stored |= {"bert.embeddings.LayerNorm.gamma": np.zeros(16, np.float32)}
+    save_file(stored, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match="holds embeddings.LayerNorm.weight twice"):
+        load(tmp_path / "x.safetensors", model)
 
 
 def test_a_learned_mask_is_no_checkpoint(tmp_path):

@@ -155,6 +155,23 @@ def test_timms_vit_is_not_taken_for_that_of_transformers(tmp_path):
         load(tmp_path / "timm.safetensors", model)
 
 
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        ({"blocks.0.attn.qkv.weight": np.zeros((26, 8), np.float32)}, r"\[26, 8\] are no queries, keys and "),
+        ({"blocks.0.attn.qkv.bias": np.zeros((), np.float32)}, r"\[\] are no queries, keys and values of"),
+        ({"layernorm.weight": np.zeros(8, np.float32)}, "holds layernorm.weight twice, under names of two"),
+    ],
+    ids=["rows", "scalar", "norm"],
+)
+def test_what_is_not_one_tensor_for_one_name_is_refused(more, message, tmp_path):
+    model, _, tensors = network(VIT)
+    save_file(timm(tensors) | more, tmp_path / "theirs.safetensors")
+    with pytest.raises(ValueError, match=message) as error:
+        load(tmp_path / "theirs.safetensors", model)
+    assert "theirs.safetensors" in str(error.value) and str(error.value).isprintable()
+
+
 def test_what_is_missing_is_named_as_hugging_face_does(tmp_path):
     model, _, tensors = network(DINOV2)
     theirs = timm(tensors)

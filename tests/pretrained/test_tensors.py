@@ -89,6 +89,11 @@ CASES = {
     "encrypted.npz": (encrypted(), "encrypted"),
     "text.npz": (npz(**{"README": b"hello there"}), "README cannot be read"),
     "damaged_header.npz": (npz(a_npy=b"\x93NUMPY\x01\x00v\x00{'descr': '<f4'"), "a.npy cannot be read"),
+    "twice.npz": (npz(a=npy(np.zeros(3)), a_npy=npy(np.ones(3))), "holds a twice"),
+    "long_header.npz": (
+        npz(a_npy=b"\x93NUMPY\2\0" + struct.pack("<I", 30_000_000) + bytes(30_000_000)),
+        "a.npy cannot be read: a header of 30,000,000 bytes",
+    ),
     "weights.bin": (b"", "it is a pickle"),
     "weights.pt": (ZIP_OF_TORCH, "convert it to safetensors"),
     "weights.ckpt": (pickle.dumps({}), "convert it to safetensors"),
