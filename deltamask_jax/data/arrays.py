@@ -54,7 +54,7 @@ def _read_idx(path: Path, ndim: int) -> np.ndarray:
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 
-def _at_most(file: IO[bytes], size: int) -> bytes:
+def _at_most(file: IO[bytes] | gzip.GzipFile, size: int) -> bytes:
     """The next bytes of a file, so many or what there is; memory is taken as they come."""
     pieces = []
     while size and (piece := file.read(min(size, 1 << 24))):

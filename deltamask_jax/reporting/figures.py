@@ -27,6 +27,7 @@ _LINES = (("-", "solid"), ("--", "dashed"), (":", "dotted"))  # matplotlib's and
 # Settings of what is learned, by which network and from whose examples: one linear probe.
 _PROBLEM = ("data", "model.name", "model.checkpoint", "model.image_size", "model.max_length", "clients")
 _PROBLEM += ("train_examples", "partition.name", "partition.alpha", "partition.classes_per_client")
+_PROBE = ("rounds", "head.init", "linear_probe.learning_rate", "linear_probe.decay")  # of how it is trained
 _MARKERS = {"-": "o", "--": "s", ":": "^"}
 
 
@@ -153,7 +154,7 @@ def _picture(figure: Figure, caption: str) -> Picture:
 
 def _accuracy(groups, ways: tuple[str, ...] | None, xlabel: str, caption: str) -> Picture:
     figure, axes = _axes()
-    probes, problems = [], set()
+    probes, problems = {}, set()
     for members in groups:
         for run in members.runs:
             problems.add(tuple(str(run.config.get(name)) for name in _PROBLEM))
@@ -163,12 +164,13 @@ def _accuracy(groups, ways: tuple[str, ...] | None, xlabel: str, caption: str) -
             y = [100 * run.records[i]["accuracy"] for i in evaluated]
             axes.plot(x, y, members.style.line, color=members.style.colour, marker=".", markersize=3)
             probe = (run.summary or {}).get("linear_probe_accuracy")
-            probes += [] if probe is None else [100 * probe]
+            if probe is not None:
+                trained = tuple(str(run.config.get(name)) for name in _PROBE)
+                probes.setdefault(trained, []).append(100 * probe)
     if probes and len(problems) == 1:  # else it would be a mean over different ones
-        axes.axhline(np.mean(probes), color="black", linewidth=0.8, linestyle=(0, (6, 4)))
-        axes.annotate(
-            "linear probe", (0.01, np.mean(probes)), xycoords=("axes fraction", "data"), va="bottom"
-        )
+        probe = np.mean(max(probes.values(), key=len))
+        axes.axhline(probe, color="black", linewidth=0.8, linestyle=(0, (6, 4)))
+        axes.annotate("linear probe", (0.01, probe), xycoords=("axes fraction", "data"), va="bottom")
     if ways:
         _log_scale(axes)
     else:

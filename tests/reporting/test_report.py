@@ -1,6 +1,7 @@
 """The report: what runs wrote, on one page that needs nothing else."""
 
 import base64
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ from xml.etree import ElementTree
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 
 from deltamask_jax import config as config_lib
@@ -277,6 +279,14 @@ def test_a_linear_probe_is_drawn_where_there_is_one(changes, drawn):
     with matplotlib.rc_context(figures.RC):
         picture = figures._accuracy(groups, None, "round", "")
     assert (b">linear probe<" in base64.b64decode(picture.uri.partition(",")[2])) == drawn
+
+
+def test_the_probe_that_is_drawn_is_that_of_most_runs(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Axes, "axhline", lambda self, y, **style: drawn.append(float(y)))
+    one = dataclasses.replace(a_run("c", rounds=1), summary={"linear_probe_accuracy": 0.1})
+    figures._accuracy(report.group([a_run("a"), a_run("b", method="fedavg"), one]), None, "round", "")
+    assert drawn == [60.0]
 
 
 @pytest.mark.parametrize(
