@@ -333,7 +333,7 @@ def main() -> None:
     config = config_files.load(options.config)
     config.model.name, config.model.checkpoint = options.model or config.model.name, ""
     config.model.dtype = "bfloat16"
-    mesh, rows, step, steps = devices.mesh(config.cohort.weight_shards, found), [], [], {}
+    mesh, rows, step, of_step = devices.mesh(config.cohort.weight_shards, found), [], [], {}
     for name, program, client_steps in programs(config, mesh, options.chunk, options.examples, chip.memory):
         if name not in (options.only or [name]):
             continue
@@ -341,14 +341,14 @@ def main() -> None:
         print(f"{name}: compiled in {new['compiled in, s']:.0f} s", flush=True)
         rows.append(new)
         if name == "one step":
-            step, steps = operations(text), new
+            step, of_step = operations(text), new
     print(
         f"\n{config.model.name} on {options.target}, {len(found)} chip(s), {options.chunk} client(s) per chip"
     )
     workload.report(rows, None)
     cycles, groups = sum(each["cycles"] or 0 for each in step), by_source(step)
-    share = of_a_product(steps, cycles, found[0]) if cycles else None
-    for what, table in (("operations", step), ("parts", groups)):
+    share = of_a_product(of_step, cycles, found[0]) if cycles else None
+    for what, table in {"operations": step, "parts": groups}.items() if step else ():
         print(f"\nthe costliest {what} of one step, by the compiler's estimate")
         workload.report([{**each, "from": each["from"][-60:]} for each in table[:MOST]], None)
     if share:

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from operator import itemgetter
 from pathlib import Path
 
 import jax
@@ -294,14 +295,9 @@ def main() -> None:
             keep("fault_matrix", fault_matrix(scratch))
         if options.attacks:
             earlier, listed = results.get("attacks", {}), set(attackers.runs())
-            rows = [
-                row
-                for row in earlier.get(
-                    "rows", []
-                )  # a table begun before goes on, one of other rounds does not
-                if earlier.get("rounds") == options.attacks
-                and tuple(row[key] for key in ("uniforms", "attack", "share", "defence")) in listed
-            ]
+            begun = earlier["rows"] if earlier.get("rounds") == options.attacks else []
+            which = itemgetter("uniforms", "attack", "share", "defence")
+            rows = [row for row in begun if which(row) in listed]  # a table begun before goes on
             settings = {"rounds": options.attacks, "seeds": options.seeds}
             keep("attacks", settings | {"rows": rows})
             attackers.attack_table(

@@ -87,9 +87,9 @@ def _row(runs: list[tuple[dict, list[dict]]], targets: dict[str, float]) -> dict
         "curve": _curve([records for _, records in runs]),
     }
     if row["curve"] and any(len(records) != len(runs[0][1]) for _, records in runs):  # a budget ended some
-        ends = {"low": min(accuracy), "high": max(accuracy)}
-        last = {name: row[name] for name in ("accuracy", *row["curve"][-1]) if name in row} | ends
-        row["curve"].append({"round": max(records[-1]["round"] for _, records in runs), **last})
+        last = {name: row[name] for name in row["curve"][-1] if name in row}
+        last |= {"round": max(rs[-1]["round"] for _, rs in runs), "low": min(accuracy), "high": max(accuracy)}
+        row["curve"].append(last)
     if all("final_client_accuracy_worst" in s for s in summaries):
         row["worst_clients_accuracy"] = float(np.mean([s["final_client_accuracy_worst"] for s in summaries]))
     return row

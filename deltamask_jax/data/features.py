@@ -156,7 +156,9 @@ def _compute(prefix_fn, images, preprocessing, chunk, place, features, progress)
 def _prepared(images: Any, preprocessing: Preprocessing | Tokenization, rows: np.ndarray) -> np.ndarray:
     """Network input [k, ...] of the examples at `rows`; of images that are decoded for it, few are whole at
     once."""
-    at_once = _DECODED * threads.count() if isinstance(images, LazyImages) else len(rows)
+    if not isinstance(images, LazyImages):
+        return preprocessing.apply(images[rows])
+    at_once = _DECODED * threads.count()
     parts = [rows[first : first + at_once] for first in range(0, len(rows), at_once)]
     return np.concatenate([preprocessing.apply(images[part]) for part in parts])
 

@@ -161,8 +161,10 @@ def _traffic(lines: list[dict[str, Any]]) -> dict[int, tuple[int, float, float]]
 
 
 def group(runs: list[Run]) -> list[Group]:
-    """Runs by their settings apart from the seed, in order of appearance; named after their folders. Of
-    several of one seed only the first, of those that finished if any did."""
+    """Runs by their settings apart from the seed, in order of appearance; named after their folders.
+
+    Several of one seed count once: the first that finished, or where none did, the first.
+    """
     together: dict[str, dict[Any, Run]] = {}
     for run in runs:
         settings = {name: value for name, value in run.config.items() if name not in _NOT_OF_THE_METHOD}
