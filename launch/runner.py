@@ -31,7 +31,7 @@ from deltamask_jax import config_files, experiment
 from deltamask_jax.federation.rounds import TooFewClients
 from deltamask_jax.paths import expanded
 from deltamask_jax.progress import say
-from deltamask_jax.reporting import report
+from deltamask_jax.reporting import report, table
 from deltamask_jax.workdir import claim, files
 
 # Errors that say by themselves what is wrong.
@@ -211,13 +211,13 @@ def gather(out: Path, jobs: list[Job]) -> None:
             if changed := changed_in(job.workdir, job.config):
                 raise ValueError(f"{job.workdir} holds a run with another {', '.join(changed)}")
             shown.append(job.workdir)
-            loaded.append(report.load(job.workdir, str(job.workdir.relative_to(out))))
+            loaded.append(table.load(job.workdir, str(job.workdir.relative_to(out))))
         except (ValueError, OSError) as error:
             say(f"left out: {error}")
     if not loaded:
         return
-    rows = {members.label: report.summary_row(members) for members in report.group(loaded)}
-    columns = report.columns(list(rows.values()))
+    rows = {members.label: table.summary_row(members) for members in table.group(loaded)}
+    columns = table.columns(list(rows.values()))
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     lines += [
         f"| {label} | " + " | ".join(row[column] for column in columns) + " |" for label, row in rows.items()

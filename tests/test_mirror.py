@@ -22,7 +22,6 @@ ELSEWHERE = {
     "pretrained/layouts": "pretrained/test_convert",
     "pretrained/export": "test_export",
     "report": "reporting/test_report",
-    "reporting/figures": "reporting/test_report",
     "launch/comparison_report": "launch/test_compare",
     "launch/figure_*": "launch/test_runner",
     "launch/table_*": "launch/test_runner",

@@ -1,48 +1,14 @@
 """The report: what runs wrote, on one page that needs nothing else."""
 
 import base64
-import dataclasses
 import json
 import re
-from pathlib import Path
 from xml.etree import ElementTree
 
-import matplotlib
-import numpy as np
 import pytest
-from matplotlib.axes import Axes
-from PIL import Image
 
-from deltamask_jax import config as config_lib
-from deltamask_jax.reporting import figures, report
-from tests.conftest import tiny_config
-
-
-def write_run(workdir, *, seed=0, rounds=3, finished=True, **changes):
-    """A workdir as a run leaves it, without the run."""
-    workdir.mkdir(parents=True)
-    config = tiny_config(seed=seed, rounds=3, **changes)
-    (workdir / "config.json").write_text(json.dumps(config.to_dict()))
-    (workdir / "environment.json").write_text(json.dumps({"jax": "0.10", "commit": "f00", "command": "x"}))
-    lines, diagnostics = [], []
-    for r in range(rounds + 1):
-        sent = {"uplink_bytes": 1000, "uplink_bpp": 0.5, "downlink_bytes": 9000, "downlink_bpp": 2.0}
-        timing = {"seconds": 2.0, "train_seconds": 1.5, "encode_seconds": 0.2}
-        accuracy = None if r == 1 else 0.5 + 0.1 * r + 0.01 * seed
-        line = {"round": r, "accuracy": accuracy, "train_loss": 1.0, "flip_rate": 0.01 if r else None}
-        lines.append(line | sent | timing)
-        layers = {"theta_histogram": {"a/kernel": [r] * 16}, "flip_rate_by_layer": {"a/kernel": 0.01 * r}}
-        diagnostics += [{"round": r, **layers}] if r else []
-    lines = [lines[-1] | {"accuracy": 0.01}, *lines]  # a resumed run repeats rounds: the later line counts
-    clients = [{"round": r, "clients": [0, r % 3], "down": [9, 9], "up": [1, 2]} for r in range(rounds + 1)]
-    for name, rows in (("metrics", lines), ("diagnostics", diagnostics), ("clients", clients)):
-        (workdir / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    if finished:
-        summary = {"linear_probe_accuracy": 0.6, "mean_flip_entropy_bpp": 0.08}
-        (workdir / "summary.json").write_text(json.dumps(summary))
-        clients = [{"examples": 3, "labels": [1, 2], "indices": [0, 1, 2]}] * 4
-        (workdir / "split.json").write_text(json.dumps({"class_names": ["<b>", "b"], "clients": clients}))
-        Image.fromarray(np.arange(90_000, dtype=np.uint8).reshape(100, 900)).save(workdir / "payload.png")
+from deltamask_jax.reporting import figures, report, table
+from tests.reporting.written import a_run, write_run
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +17,7 @@ def page(tmp_path_factory):
     write_run(folder / "mask" / "seed0")
     write_run(folder / "mask" / "seed1", seed=1)
     write_run(folder / "full", rounds=2, finished=False, method="fedavg")
-    return report.render(report.find([folder]))
+    return report.render(table.find([folder]))
 
 
 def test_nothing_outside_the_page_is_needed(page):
@@ -93,7 +59,7 @@ def test_settings_that_differ(page):
 
 def test_a_run_alone_lists_its_settings(tmp_path):
     write_run(tmp_path / "one", finished=False, rounds=0)
-    page = report.render(report.find([tmp_path / "one"]))
+    page = report.render(table.find([tmp_path / "one"]))
     assert "mask.theta_init" in page and "Inside the run" in page
 
 
@@ -111,7 +77,7 @@ def test_client_accuracies_are_drawn_where_the_run_measured_them(tmp_path):
 
 def test_large_payloads_are_cropped(tmp_path):
     write_run(tmp_path / "one")
-    shown = report.payload(report.load(tmp_path / "one", "one"))
+    shown = report.payload(table.load(tmp_path / "one", "one"))
     assert "900 × 100; its top left 512 × 100" in shown["caption"]
 
 
@@ -120,7 +86,7 @@ def test_a_torn_line_ends_what_is_shown_and_is_named(tmp_path, caplog):
     path = tmp_path / "one" / "metrics.jsonl"
     whole = path.read_text()
     path.write_text(whole[:-30])
-    run = report.load(tmp_path / "one", "one")
+    run = table.load(tmp_path / "one", "one")
     assert [r["round"] for r in run.records] == [0, 1, 2, 3]  # the first line is of round 3 as well
     assert run.records[-1]["accuracy"] == 0.01
     assert run.left_out == ["1 damaged line at the end of metrics.jsonl"]
@@ -128,10 +94,10 @@ def test_a_torn_line_ends_what_is_shown_and_is_named(tmp_path, caplog):
     assert "Left out: one: 1 damaged line" in page and "one: 1 damaged line" in caplog.text
     first, second, *rest = whole.encode().splitlines(keepends=True)
     path.write_bytes(first + second + b"\xff\n" + b"".join(rest))
-    run = report.load(tmp_path / "one", "one")
+    run = table.load(tmp_path / "one", "one")
     assert [r["round"] for r in run.records] == [0, 3] and run.left_out[0].startswith("4 damaged lines")
     path.write_text(whole + '{"round": 4}\n')  # JSON, and no line of ours
-    assert len(report.load(tmp_path / "one", "one").left_out) == 1
+    assert len(table.load(tmp_path / "one", "one").left_out) == 1
 
 
 @pytest.mark.parametrize(
@@ -164,44 +130,6 @@ def test_the_command_line_names_what_is_wrong(tmp_path, capsys):
     assert "report.html: 1 run, " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "file, field, value",
-    [
-        ("metrics", "uplink_bytes", "many"),
-        ("metrics", "seconds", None),
-        ("metrics", "accuracy", [1]),
-        ("clients", "down", [1]),
-        ("clients", "up", ["few", "many"]),
-        ("clients", "clients", 3),
-    ],
-)
-def test_numbers_that_are_none_leave_out_their_run_alone(file, field, value, tmp_path):
-    write_run(tmp_path / "whole")
-    write_run(tmp_path / "other")
-    path = tmp_path / "other" / f"{file}.jsonl"
-    changed = [json.loads(line) | {field: value} for line in path.read_text().splitlines()]
-    path.write_text("".join(json.dumps(line) + "\n" for line in changed))
-    runs, left_out = report.load_whole(report.find([tmp_path]))
-    assert [run.workdir.name for run in runs] == ["whole"]
-    assert len(left_out) == 1 and "other" in left_out[0] and left_out[0].isprintable()
-
-
-@pytest.mark.parametrize("file", ["config.json", "summary.json", "split.json", "environment.json"])
-@pytest.mark.parametrize("content", [b"[1]", b"3", b"\xff", b"{"])
-def test_json_that_is_something_else_leaves_out_its_run(file, content, tmp_path):
-    write_run(tmp_path / "one")
-    (tmp_path / "one" / file).write_bytes(content)
-    with pytest.raises(ValueError, match=f"one holds a damaged file: .*{file} is "):
-        report.load(tmp_path / "one", "one")
-
-
-def test_a_summary_that_lacks_all_leaves_out_its_run(tmp_path):
-    write_run(tmp_path / "one")
-    (tmp_path / "one" / "summary.json").write_text("{}")
-    with pytest.raises(ValueError, match="summary.json is damaged.* remove it, and the run's own command"):
-        report.load(tmp_path / "one", "one")
-
-
 def test_what_is_no_folder_of_runs_is_told_in_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     write_run(tmp_path / "one")
@@ -214,25 +142,6 @@ def test_what_is_no_folder_of_runs_is_told_in_one_line(tmp_path):
         with pytest.raises(SystemExit, match="error: ") as stopped:
             report.main([str(tmp_path / arguments[0]), *arguments[1:]])
         assert str(stopped.value).isprintable() and str(tmp_path) in str(stopped.value)
-
-
-def a_run(name, accuracy=0.5, *, finished=True, **changes):
-    """What `load` gives, without a folder."""
-    sent = {"uplink_bytes": 1000, "uplink_bpp": 0.5, "downlink_bytes": 9000, "downlink_bpp": 2.0}
-    line = {"accuracy": accuracy, "train_loss": 1.0, "seconds": 2.0, **sent}
-    return report.Run(
-        name=name,
-        workdir=Path(name),
-        config=config_lib.flatten(tiny_config(**changes)),
-        records=[{"round": r, **line} for r in (0, 1)],
-        summary={"linear_probe_accuracy": 0.6} if finished else None,
-        diagnostics=[],
-        traffic={},
-        environment={},
-        split=None,
-        class_names=[],
-        left_out=[],
-    )
 
 
 def page_of(runs, monkeypatch):
@@ -248,68 +157,12 @@ def page_of(runs, monkeypatch):
     return report.render([]), drawn
 
 
-@pytest.mark.parametrize(
-    "finished, runs, accuracy",
-    [
-        ((True, True, False), "2 of 3", "85.00 ± 7.07"),
-        ((True, True, True), "3", "60.00 ± 43.59"),
-        ((False, False, False), "3 unfinished", "60.00 ± 43.59"),
-    ],
-)
-def test_a_mean_is_over_the_seeds_that_finished(finished, runs, accuracy):
-    seeds = zip((0.8, 0.9, 0.1), finished, strict=True)
-    runs_of_all = [a_run(f"m/seed{i}", a, finished=f, seed=i) for i, (a, f) in enumerate(seeds)]
-    (members,) = report.group(runs_of_all)
-    row = report.summary_row(members)
-    assert (row["runs"], row["final accuracy, %"]) == (runs, accuracy)
-
-
-@pytest.mark.parametrize(
-    "changes, drawn",
-    [
-        ({"method": "fedavg"}, True),
-        ({"data": "tfds:cifar100"}, False),
-        ({"model__name": "glyph_vit"}, False),
-        ({"partition__alpha": 0.1}, False),
-        ({"clients": 5}, False),
-    ],
-)
-def test_a_linear_probe_is_drawn_where_there_is_one(changes, drawn):
-    groups = report.group([a_run("a"), a_run("b", **changes)])
-    with matplotlib.rc_context(figures.RC):
-        picture = figures._accuracy(groups, None, "round", "")
-    assert (b">linear probe<" in base64.b64decode(picture.uri.partition(",")[2])) == drawn
-
-
-def test_the_probe_that_is_drawn_is_that_of_most_runs(monkeypatch):
-    drawn = []
-    monkeypatch.setattr(Axes, "axhline", lambda self, y, **style: drawn.append(float(y)))
-    one = dataclasses.replace(a_run("c", rounds=1), summary={"linear_probe_accuracy": 0.1})
-    figures._accuracy(report.group([a_run("a"), a_run("b", method="fedavg"), one]), None, "round", "")
-    assert drawn == [60.0]
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"resume": "fresh"},
-        {"checkpoint__every": 7},
-        {"checkpoint__keep": 7},
-        {"max_repeats": 7},
-        {"prefix_cache": "off"},
-    ],
-)
-def test_what_a_continuation_may_change_makes_no_group(changes):
-    runs = [a_run("m/seed0"), a_run("m/seed1", seed=1, **changes), a_run("other", rounds=9)]
-    assert [len(members.runs) for members in report.group(runs)] == [2, 1]
-
-
 @pytest.mark.parametrize("finished, counted", [((True, True), "m/seed0"), ((False, True), "m/again")])
 def test_a_seed_that_is_there_twice_counts_once(monkeypatch, finished, counted):
     names = ("m/seed0", "m/again")
     runs = [a_run(name, finished=its) for name, its in zip(names, finished, strict=True)]
     runs.append(a_run("m/seed1", seed=1))
-    (members,) = report.group(runs)
+    (members,) = table.group(runs)
     assert [run.name for run in members.runs] == [counted, "m/seed1"]
     page, _ = page_of(runs, monkeypatch)
     (other,) = {*names} - {counted}
@@ -318,9 +171,9 @@ def test_a_seed_that_is_there_twice_counts_once(monkeypatch, finished, counted):
 
 def test_more_groups_than_styles_are_divided_by_their_folders(monkeypatch):
     runs = [a_run(f"{data}/m{k}/seed0", data=data, rounds=k + 2) for data in "ab" for k in range(20)]
-    (part,) = {members.part for members in report.group(runs[:24])}
+    (part,) = {members.part for members in table.group(runs[:24])}
     assert part == ""
-    groups = report.group(runs)
+    groups = table.group(runs)
     assert len({(members.part, members.style) for members in groups}) == len(groups) == 40
     page, drawn = page_of(runs, monkeypatch)
     assert drawn == [[f"{data}/m{k}" for k in range(20)] for data in "ab"]
@@ -346,16 +199,7 @@ def test_what_is_damaged_or_absent_is_named_and_the_rest_is_shown(file, change, 
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     change(lines if file.endswith("l") else lines[0])
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    page = report.render(report.find([tmp_path]))
+    page = report.render(table.find([tmp_path]))
     named = re.findall("Left out: (.*)", page)
     assert len(named) == bool(said) and all(said in what for what in named)
     assert "<summary>whole</summary>" in page
-
-
-def test_parts_are_small_whatever_the_folders_are():
-    flat = [f"m{i}" for i in range(30)]
-    uneven = [f"a/m{i}" for i in range(30)] + [f"b/x/y{i}" for i in range(3)]
-    assert [len(its) for its in report._parts(flat).values()] == [24, 6]
-    parts = report._parts(uneven)
-    assert {name: len(its) for name, its in parts.items()} == {"a 1": 24, "a 2": 6, "b": 3}
-    assert report._parts(["a/x", "a/y"]) == {"": ["a/x", "a/y"]}
