@@ -90,7 +90,7 @@ def get_config() -> ConfigDict:
 
     config.codec = ConfigDict()
     config.codec.name = "bfuse"  # see deltamask_jax/codecs
-    config.codec.bits = 8  # bits per filter entry; false positives at rate 2^-bits
+    config.codec.bits = 8  # bits per filter entry: 8, 16, bfuse also 32; false positives at rate 2^-bits
     config.codec.arity = 3  # slots per key of 'bfuse'
     config.codec.container = "png"  # around the fingerprints: 'png' (grayscale image, paper), 'zstd', 'raw'
     config.codec.capacity = 0  # flips a filter has room for: one shape for all decodes faster; 0 = its own
