@@ -86,7 +86,7 @@ def get_config() -> ConfigDict:
     config.mask.ranking = "kl"  # which κ of the flips; 'random': an ablation; 'thin': random, votes count 1/κ
     config.mask.aggregator = "beta"  # 'beta': reset every 1/ρ rounds (paper); 'running'; 'control_variate'
     config.mask.lambda0 = 1.0  # votes: the prior α = β = λ₀
-    config.mask.evaluate = "threshold"  # network evaluated: 'threshold' [θ > ½] ⊙ w, or 'mean' θ ⊙ w
+    config.mask.evaluate = "threshold"  # network: 'threshold', the Σθ weights of highest θ; 'mean', θ ⊙ w
 
     config.codec = ConfigDict()
     config.codec.name = "bfuse"  # see deltamask_jax/codecs

@@ -156,7 +156,7 @@ def change(config: ConfigDict, changes: dict[str, Any]) -> None:
     Raises:
         ValueError: an unknown setting, with the nearest that exists, or a value of another type.
     """
-    known = flatten(config)
+    known = flatten(config) | {"codec.clients": ConfigDict()}  # empty by default, and so not in the flat form
     for name, value in changes.items():
         if name not in known:
             raise ValueError(f"unknown setting config.{name}: {nearest(name, known)}")
@@ -183,7 +183,7 @@ def check_names(config: ConfigDict) -> None:
         raise ValueError(f"config: {error}") from None
 
 
-_KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
+_KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text", ConfigDict: "a table"}
 
 
 def _compare(config: ConfigDict, defaults: ConfigDict, section: str) -> None:

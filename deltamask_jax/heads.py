@@ -124,7 +124,9 @@ def linear_probe_accuracy(problem: Problem) -> float:
     method = linear_probe(problem.task, **config.linear_probe, rounds=config.rounds)
     accuracy_of, state = evaluator(problem, method), method.init()
     for number in range(1, config.rounds + 1):
-        clients = partition.cohort(config.clients, config.participation, config.seed, number)
+        clients = partition.cohort(
+            config.clients, config.participation, config.seed, number, sampling=config.client_sampling
+        )
         with contextlib.suppress(TooFewClients):  # a cohort without examples leaves the head as it is
             state, _ = play_round(problem, method, state, Cohort(config.seed, number, clients, PROBE_PHASE))
     return accuracy_of(state)

@@ -47,8 +47,8 @@ def _stop(message: object) -> NoReturn:
 
 def _located(argv: list[str]) -> list[str]:
     """The command line with the config's file found, and `--config FILE` written `--config=FILE`."""
-    at = next((i for i, arg in enumerate(argv) if arg.lstrip("-").split("=")[0] == "config"), None)
-    if at is None or argv[at:] == ["--config"]:
+    at = next((i for i, arg in enumerate(argv) if arg.split("=")[0] in ("-config", "--config")), None)
+    if at is None or (at + 1 == len(argv) and "=" not in argv[at]):
         return argv
     if "=" not in argv[at]:
         argv = [*argv[:at], f"--config={argv[at + 1]}", *argv[at + 2 :]]

@@ -49,9 +49,31 @@ def sample(theta: jax.Array, uniforms: jax.Array) -> jax.Array:
     return uniforms.astype(jnp.float32) < theta * SCALE
 
 
-def threshold(theta: jax.Array, uniforms: jax.Array) -> jax.Array:
-    """The most probable mask: bool[...] = [θ > ½] from float θ f32[...]; the uniforms are not looked at."""
+def above_half(theta: jax.Array, uniforms: jax.Array) -> jax.Array:
+    """FedMask's mask: bool[...] = [θ > ½] from float θ f32[...]; the uniforms are not looked at."""
     return theta > 0.5
+
+
+def least_kept(theta: np.ndarray) -> int:
+    """The threshold of the mask that a device stores: weights of this θ16 and above stay, the others go.
+
+    As many stay as in a drawn mask in the mean, Σθ of them, those with the highest θ, and ties with the last.
+    At ½ hardly a weight would go where all start near 1: what was learnt would not be in the mask
+    (docs/results.md). Edge-Popup (arXiv 1911.13299) keeps the highest scores, too; its share is a setting.
+
+    Args:
+        theta: u16[d].
+
+    Example:
+        >>> theta = np.uint16([60000, 60000, 50000, 40000])  # 3.2 of them stay in the mean
+        >>> (theta >= least_kept(theta)).tolist()
+        [True, True, True, False]
+    """
+    parts = np.array_split(theta, -(-theta.size // 2**22))  # each is widened to count it
+    counts = sum((np.bincount(part, minlength=SCALE) for part in parts), np.zeros(SCALE, np.int64))
+    expected = round(int(counts @ np.arange(SCALE)) / SCALE)
+    at_or_above = np.cumsum(counts[::-1])[::-1]
+    return int(np.flatnonzero(at_or_above >= expected)[-1])
 
 
 def straight_through(grad: jax.Array, weights: jax.Array, theta: jax.Array) -> jax.Array:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import deltamask_jax as dm
+from deltamask_jax.methods.deltamask import flip_codecs
 from tests.conftest import tiny_config
 
 
@@ -35,11 +36,18 @@ def test_the_readme_runs(tmp_path, monkeypatch, capsys):
         ({"rounds": "two"}, "config.rounds='two' .*must be a whole number"),
         ({"rounds": 0}, "config.rounds=0: must be at least 1"),
         ({"codec": 3}, "unknown setting config.codec: did you mean"),
+        ({"codec.clients": 3}, "config.codec.clients=3 .*must be a table"),
     ],
 )
 def test_wrong_changes_are_named(changes, said):
     with pytest.raises(ValueError, match=said):
         dm.load_config("quickstart", changes)
+
+
+def test_clients_of_another_codec_can_be_set_from_python():
+    config = dm.load_config("quickstart", {"codec.clients": {"0-4": {"name": "rice"}}})
+    assert config.codec.clients["0-4"].name == "rice"
+    assert [codec.name for codec in flip_codecs(config)] == ["rice"] * 5 + ["side_info"] * 5
 
 
 def test_modules_come_when_they_are_asked_for():

@@ -11,7 +11,7 @@ from jax._src.monitoring import get_event_duration_listeners
 from PIL import Image
 from safetensors.numpy import load_file
 
-from deltamask_jax import experiment, methods
+from deltamask_jax import experiment, masks, methods
 from deltamask_jax.reporting import report
 from deltamask_jax.workdir import claim
 from deltamask_jax.workdir.claim import MARKER, written
@@ -83,7 +83,7 @@ def test_learned_arrays(finished):
     arrays = load_file(workdir / "deltamask.safetensors")
     assert arrays["theta"].dtype == np.uint16 and arrays["theta"].size == summary["masked_parameters"]
     mask = np.unpackbits(arrays["mask"], count=arrays["theta"].size).astype(bool)
-    np.testing.assert_array_equal(mask, arrays["theta"] > 32768)
+    np.testing.assert_array_equal(mask, arrays["theta"] >= masks.least_kept(arrays["theta"]))
     assert arrays["head/kernel"].shape == (32, 10)
 
 

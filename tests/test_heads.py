@@ -7,6 +7,7 @@ import pytest
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from deltamask_jax import heads
+from deltamask_jax.data import partition
 from deltamask_jax.evaluation import evaluator
 from deltamask_jax.methods import build
 from tests.conftest import tiny_config
@@ -121,6 +122,20 @@ def test_the_linear_probe_keeps_training_for_the_runs_rounds(problem):
         for rounds in (1, 20)
     )
     assert many > few and many > 0.6  # 3 classes
+
+
+def test_the_probe_asks_the_clients_that_the_run_asks(problem, monkeypatch):
+    """So that both brackets meet the same data; of 'poisson' cohorts, too."""
+    asked = []
+    monkeypatch.setattr(
+        heads, "play_round", lambda problem, method, state, cohort: asked.append(cohort) or (state, None)
+    )
+    drawn = with_config(problem, participation=0.5, rounds=4, client_sampling="poisson", head__init="he")
+    heads.linear_probe_accuracy(drawn)
+    for cohort in asked:
+        clients = partition.cohort(6, 0.5, 0, cohort.round, sampling="poisson")
+        np.testing.assert_array_equal(cohort.clients, clients)
+    assert len(asked) == 4 and len({len(cohort) for cohort in asked}) > 1
 
 
 def test_a_cohort_without_examples_does_not_end_the_probe(problem):

@@ -28,6 +28,12 @@ def run(*arguments, **environment):
         (["--config=configs/quickstart.py:smoke"], "takes no options"),
         (["--config=configs/vit_b16.py:alhpa=1"], "did you mean 'alpha'"),
         (["--config=configs/quickstart.py", "stray"], "unexpected argument 'stray'"),
+        (["--config=configs/quickstart.py", "config"], "unexpected argument 'config'"),
+        (["-config"], "config"),
+        (
+            ["--workdir", "config", "--config=configs/quickstart.py", "--config.rounds=0"],
+            "must be at least 1",
+        ),
     ],
 )
 def test_mistakes_are_explained(arguments, message):

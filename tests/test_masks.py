@@ -83,3 +83,19 @@ def test_client_flips_are_where_theta_crossed_its_uniform(kappa):
     kl = np.asarray(masks.bernoulli_kl(theta_k, theta_g))
     if kappa < 1:
         assert kl[kept].min() >= kl[between & ~kept].max()
+
+
+@given(st.lists(st.integers(0, masks.SCALE - 1) | st.sampled_from([1, 40_000, masks.SCALE - 1]), min_size=1))
+def test_as_many_weights_stay_as_theta_expects_those_of_the_highest(values):
+    theta = np.array(values, np.uint16)
+    kept = theta >= masks.least_kept(theta)
+    expected = round(sum(values) / masks.SCALE)
+    assert kept.sum() >= expected
+    if expected:  # without the last of them, and its ties, there were too few
+        assert (theta > theta[kept].min()).sum() < expected
+    else:
+        assert not kept[theta < masks.SCALE - 1].any()
+
+
+def test_a_network_that_has_learnt_nothing_keeps_all_its_weights():
+    assert (np.full(100, 63_570, np.uint16) >= masks.least_kept(np.full(100, 63_570, np.uint16))).all()

@@ -68,6 +68,8 @@ class Federation:
         self._deadline, self._patience = deadline, patience
         self._expected = run_config.fingerprint(config)
         self._client_of: dict[int, int] = {}  # node -> client, or NOBODY
+        self._asked: dict[str, int] = {}  # message id -> node that has not said yet which client it is
+        self._asked_at: dict[int, float] = {}  # node -> when it was asked last
         self._started = False
         self._transport = {"transport_uplink_bytes": 0, "transport_downlink_bytes": 0}
         self.node_of: dict[int, int] = {}  # client -> node
@@ -145,44 +147,55 @@ class Federation:
         )
 
     def _wait_for(self, cohort: Cohort, enough: int) -> None:
-        """Meet every node that has come, until enough of the cohort are there or patience ends."""
-        until = time.monotonic() + self._patience
+        """Meet every node that has come, until enough of the cohort are there or patience ends.
+
+        Nodes that were not there before are waited for; those that were asked in an earlier round and have
+        not answered are not.
+        """
+        until, before = time.monotonic() + self._patience, set(self._asked_at)
+        failed: set[int] = set()
         while True:
-            self._meet(until)
+            self._meet(failed)
             there = sum(int(client) in self.node_of for client in cohort.clients)
-            if there >= enough or time.monotonic() >= until:
+            coming = there < len(cohort) and set(self._asked.values()) - before
+            if (there >= enough and not coming) or time.monotonic() >= until:
                 break
             time.sleep(POLL)
         say(f"round {cohort.round}: {there} of {len(cohort)} clients are there")
 
-    def _meet(self, until: float) -> None:
-        """Ask nodes that are new which client they are.
+    def _meet(self, failed: set[int]) -> None:
+        """Ask nodes that are new which client they are, and take the answers that have come.
 
         Of two that say the same, the last to come counts: a node that was restarted has another number, and
         its old one counts as online for a while.
+
+        Args:
+            failed: nodes that are not asked any more this round; who fails is added to them.
         """
-        online = list(self._grid.get_node_ids())
+        online, now = list(self._grid.get_node_ids()), time.monotonic()
         self._client_of = {node: client for node, client in self._client_of.items() if node in online}
-        new = {
-            node: Message(RecordDict(), node, "query.who", ttl=self._patience + GRACE)
-            for node in online
-            if node not in self._client_of
+        self._asked_at = {node: at for node, at in self._asked_at.items() if node in online}
+        self._asked = {
+            sent: node
+            for sent, node in self._asked.items()
+            if now < self._asked_at.get(node, -np.inf) + self._patience + GRACE / 2
         }
-        waiting = self._send(new)
-        while waiting:
-            for node, reply in self._receive(waiting):
-                about = {} if reply.has_error() else dict(reply.content.config_records.get("who", {}))
-                self._client_of[node] = NOBODY
-                if about.get("config") == self._expected and about.get("client") in range(
-                    self._config.clients
-                ):
-                    self._client_of[node] = int(about["client"])
-                    continue
-                why = reply.error.reason if reply.has_error() else f"it says {about}, not {self._expected}"
-                logging.warning("node %d is asked for nothing: %s", node, why)
-            if not waiting or time.monotonic() >= until:
-                break
-            time.sleep(POLL)
+        known = {*self._client_of, *self._asked.values(), *failed}
+        new = [node for node in online if node not in known]
+        self._asked_at |= dict.fromkeys(new, now)
+        ttl = self._patience + GRACE
+        self._asked |= self._send({node: Message(RecordDict(), node, "query.who", ttl=ttl) for node in new})
+        for node, reply in self._receive(self._asked):
+            if reply.has_error():
+                failed.add(node)
+                logging.warning("node %d does not say who it is: %s", node, reply.error.reason)
+                continue
+            about = dict(reply.content.config_records.get("who", {}))
+            if about.get("config") == self._expected and about.get("client") in range(self._config.clients):
+                self._client_of[node] = int(about["client"])
+                continue
+            self._client_of[node] = NOBODY
+            logging.warning("node %d is asked for nothing: it says %s, not %s", node, about, self._expected)
         self.node_of = {client: node for node, client in self._client_of.items() if client != NOBODY}
 
     def _send(self, messages: dict[int, Message]) -> dict[str, int]:

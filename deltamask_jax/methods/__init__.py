@@ -121,7 +121,8 @@ def check(config) -> None:
             f"config.attack.kind={config.attack.kind!r} changes updates of flips alone: it needs "
             f"mask.client_state='fresh'"
         )
-    if config.mask.ranking == "thin" and config.mask.aggregator != "control_variate":
+    thin = config.method == "deltamask" and config.mask.ranking == "thin"
+    if thin and config.mask.aggregator != "control_variate":
         raise ValueError(
             "config.mask.ranking='thin' weighs votes by 1/κ: it needs mask.aggregator='control_variate'"
         )
@@ -133,7 +134,12 @@ def check(config) -> None:
             f"config.downlink.hold={config.downlink.hold} holds back whole votes: it needs one of "
             f"{', '.join(SEND_FLIPS)} with mask.aggregator='control_variate' and robust.aggregator='mean'"
         )
-    kept = min(config.mask.kappa, config.mask.kappa_final) if config.mask.ranking == "thin" else 1.0
+    if config.downlink.hold > 1 and config.downlink.news == "relay":
+        raise ValueError(
+            f"config.downlink.news='relay' tells what clients sent, and downlink.hold={config.downlink.hold} "
+            "holds some of it back: use 'smaller' or 'tally'"
+        )
+    kept = min(config.mask.kappa, config.mask.kappa_final) if thin else 1.0
     votes = kept * partition.cohort_size(config.clients, config.participation)
     if config.downlink.hold > max(votes, 1):
         raise ValueError(

@@ -82,7 +82,7 @@ def averaging(
     """
     start, unmoved = jax.device_get(weights), unmoved or {}
     vector, unravel = ravel_pytree(weights)
-    n, whole = vector.size, codecs.get("dense", dtype=downlink)
+    vector, n, whole = jax.device_get(vector), vector.size, codecs.get("dense", dtype=downlink)
     server = server or optax.sgd(1.0)
     plain = weight_training(loss_of, optax.scale_by_adam(), proximal, privacy.gradient)
     memoryless = not jax.tree.leaves(server.init(start))

@@ -62,8 +62,11 @@ def deltamask(
         return masking.mask_streams(cohort, shared)
 
     def private(cohort: Cohort):
-        keys = streams(cohort)
-        return masking.stacked(keys * len(cohort) if shared else keys)
+        """Each client's stream of its mask, and another that is its own even where all share the mask's."""
+        own, keys = masking.mask_streams(cohort), streams(cohort)
+        return masking.stacked(keys * len(cohort) if shared else keys), masking.stacked(
+            [k[::-1] for k in own]
+        )
 
     def known(state, cohort: Cohort) -> list[codecs.Context]:
         """What both ends know of each client's payload: step 1 follows from it."""
@@ -73,11 +76,11 @@ def deltamask(
             for context, key in zip(contexts(cohort, d, theta=state.theta), keys, strict=True)
         ]
 
-    def final(theta_k, received, key):
+    def final(theta_k, received, keys):
         """Steps 3 and 4: Δ′ as packed bits, u8[⌈d/8⌉]."""
-        u, score = uniforms(key, d, jnp), None
-        if options.ranking != "kl":  # another stream: the key's words the other way round
-            score = uniforms(key[::-1], d, jnp).astype(jnp.float32)
+        u, score = uniforms(keys[0], d, jnp), None
+        if options.ranking != "kl":
+            score = uniforms(keys[1], d, jnp).astype(jnp.float32)
         return jnp.packbits(masks.client_flips(theta_k, received["theta"], u, received["kappa"], score))
 
     def encode(state, updates, cohort: Cohort) -> list[bytes]:

@@ -36,6 +36,7 @@ def fedmask(task: Task, options: Any, *, start: float, **settings: Any) -> Metho
         codecs.get("bitmap"),
         final=lambda theta_k, received, private: jnp.packbits(theta_k > masks.SCALE // 2),
         start_clip=start,
-        draw=masks.threshold,
+        draw=masks.above_half,
+        least_kept=lambda theta: masks.SCALE // 2 + 1,  # that of the masks that clients trained with
         **settings,
     )

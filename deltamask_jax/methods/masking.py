@@ -91,6 +91,7 @@ def mask_method(
     diagnose: Callable[[State, Any], dict[str, Any]] = lambda state, updates: {},
     schedules: dict[str, optax.Schedule] | None = None,
     start_clip: float | None = None,
+    least_kept: Callable[[np.ndarray], int] = masks.least_kept,
     **training: Any,
 ) -> Method:
     """A method whose clients train mask logits and whose server holds θ_g.
@@ -110,6 +111,7 @@ def mask_method(
         kept: share of the flips that travel, chosen at random, by round (from 0): a vote counts 1 / kept.
         schedules: further numbers that a client starts from, by round (from 0).
         start_clip: clients start from θ_g inside [start_clip, 1 − start_clip]; None: mask.theta_clip.
+        least_kept: θ u16[d] -> the least θ16 of a weight that the thresholded mask keeps.
         training: further settings of `local_training.mask_training`.
     """
     index, d = task.index, task.index.d
@@ -269,19 +271,20 @@ def mask_method(
         return dataclasses.replace(state, theta=clamp(theta), posterior=posterior)
 
     @jax.jit
-    def evaluated(kernels, theta):
+    def evaluated(kernels, theta, least):
         """Kernels of the network that is evaluated, from those of the pretrained one and θ_g u16[d]."""
-        multiplier = index.unravel(evaluated_mask(theta, options.evaluate))
-        return jax.tree.map(jnp.multiply, kernels, multiplier)
+        return jax.tree.map(jnp.multiply, kernels, index.unravel(evaluated_mask(theta, least)))
 
     def network(state: State) -> tuple[Any, dict[str, Any]]:
-        kernels = evaluated(index.kernels(task.params), jnp.asarray(state.theta))
+        least = least_kept(np.asarray(state.theta)) if options.evaluate == "threshold" else None
+        kernels = evaluated(index.kernels(task.params), jnp.asarray(state.theta), least)
         return index.merge(task.params, kernels), task.head
 
     def export(state: State) -> dict[str, Any]:
+        theta = np.asarray(state.theta)
         return {
-            "mask": np.packbits(np.asarray(state.theta) > masks.SCALE // 2),
-            "theta": np.asarray(state.theta),
+            "mask": np.packbits(theta >= least_kept(theta)),
+            "theta": theta,
             "head/kernel": np.asarray(task.head["kernel"]),
             "head/bias": np.asarray(task.head["bias"]),
         }
@@ -336,16 +339,16 @@ def set_positions(updates: list[np.ndarray], d: int) -> Iterator[np.ndarray]:
     return (np.flatnonzero(np.unpackbits(packed, count=d)).astype(np.uint32) for packed in updates)
 
 
-def evaluated_mask(theta: jax.Array, kind: str) -> jax.Array:
+def evaluated_mask(theta: jax.Array, least: jax.Array | int | None) -> jax.Array:
     """What multiplies the weights when the global model is evaluated, f32[d], from θ u16[d].
 
-    'mean' is E[m] = θ, 'threshold' the most probable mask [θ > ½], which is what a device would store.
+    Args:
+        least: `masks.least_kept` of θ, for the thresholded mask, which is what a device would store; None for
+            E[m] = θ, the mean network.
     """
-    means = {
-        "mean": lambda: theta.astype(jnp.float32) / masks.SCALE,
-        "threshold": lambda: (theta > masks.SCALE // 2).astype(jnp.float32),
-    }
-    return look_up("config.mask.evaluate", kind, means)()
+    if least is None:
+        return theta.astype(jnp.float32) / masks.SCALE
+    return (theta >= least).astype(jnp.float32)
 
 
 def mask_streams(cohort: Cohort, shared: bool = False) -> list[Key]:

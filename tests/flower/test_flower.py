@@ -13,7 +13,7 @@ import pytest
 from deltamask_jax import experiment, heads, methods, setup
 from deltamask_jax.federation import engine, faults
 from deltamask_jax.workdir.journal import named_arrays
-from tests.conftest import tiny_config
+from tests.conftest import cohort_of, tiny_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -266,6 +266,44 @@ def test_a_node_of_another_config_or_without_a_number_is_asked_for_nothing(play,
     assert "0.0.1 12345678" in caplog.text
     asked = [node for node, message in grid.sent if message.metadata.message_type == "train"]
     assert asked == [100, 101, 103, 105]  # of two that are client 2, the last that came
+
+
+@pytest.fixture
+def federation(nodes, monkeypatch):
+    """A federation of six nodes and 20 seconds of patience, its grid, and the seconds that it waited."""
+    config, clock = tiny_config(), [0.0]
+    monkeypatch.setattr(run_config, "config_of", lambda run: config)
+    monkeypatch.setattr(server.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(server.time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
+    grid = nodes()
+    return server.Federation(grid, config, deadline=60.0, patience=20.0), grid, clock
+
+
+def test_a_node_that_never_says_who_it_is_is_waited_for_once(federation):
+    its, grid, clock = federation
+    grid.silent = {104}
+    its._wait_for(cohort_of(range(6)), 6)
+    assert sorted(its.node_of) == [0, 1, 2, 3, 5] and clock[0] == 20
+    for number in range(2, 40):
+        clock[0] += 10  # a round; the question of the first goes stale meanwhile
+        its._wait_for(cohort_of(range(6), number), 1)
+    assert clock[0] == 20 + 38 * 10
+    assert 2 < sum(node == 104 for node, _ in grid.sent) <= 9  # it is asked again, now and then
+    grid.start(106, 4)
+    its._wait_for(cohort_of(range(6), 40), 1)
+    assert its.node_of[4] == 106
+
+
+def test_a_node_that_failed_to_say_who_it_is_is_asked_again_in_the_next_round(federation, caplog):
+    its, grid, clock = federation
+    grid.broken = {103}
+    its._wait_for(cohort_of(range(6)), 5)
+    assert 3 not in its.node_of and clock[0] == 0 and "node 103 does not say who it is" in caplog.text
+    its._wait_for(cohort_of(range(6), 2), 6)
+    assert clock[0] == 20 and sum(node == 103 for node, _ in grid.sent) == 2  # once per round
+    grid.broken = set()
+    its._wait_for(cohort_of(range(6), 3), 1)
+    assert its.node_of[3] == 103
 
 
 def test_a_node_learns_the_servers_classes_and_sets_its_own_data_up_by_them(play, nodes, monkeypatch):

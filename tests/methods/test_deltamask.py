@@ -82,7 +82,9 @@ def _final(method, index, theta_k, received, private):
 def test_shared_uniforms_are_one_stream_and_per_client_are_many(problem):
     shared = build(problem).private(build(problem).init(), cohort_of([0, 1]))
     own = build(problem, mask__uniforms="per_client").private(build(problem).init(), cohort_of([0, 1]))
-    assert shared[0][0] == shared[0][1] and own[0][0] != own[0][1]
+    (mask, _), (ranking, _) = shared
+    assert mask[0] == mask[1] and ranking[0] != ranking[1]  # else all would drop the same flips
+    assert own[0][0][0] != own[0][0][1]
 
 
 def test_kappa_follows_a_cosine(problem):
@@ -110,8 +112,8 @@ def test_thinned_votes_count_the_more(problem):
     for number in range(1, 21):
         asked = cohort_of([0], number)
         received, key = some.start(state, asked), some.private(state, asked)
-        private = tuple(words[0] for words in key)
-        u = uniforms(private, d)
+        private = jax.tree.map(lambda words: words[0], key)
+        u = uniforms(private[0], d)
         flips = (u < theta_k) != (u < state.theta)
         packed = np.asarray(final(received, private))
         travelled = np.unpackbits(packed, count=d).astype(bool)
@@ -122,8 +124,9 @@ def test_thinned_votes_count_the_more(problem):
 
 def test_evaluated_networks(problem):
     index = problem.task.index
-    theta = np.linspace(655, 64880, index.d).astype(np.uint16)
-    for kind, multiplier in (("mean", theta / masks.SCALE), ("threshold", theta > 32768)):
+    theta = np.sqrt(np.linspace(1e7, 4.2e9, index.d)).astype(np.uint16)  # about two thirds in the mean
+    kept = theta >= np.sort(theta)[-round(theta.mean() / masks.SCALE * index.d)]
+    for kind, multiplier in (("mean", theta / masks.SCALE), ("threshold", kept)):
         method = build(problem, mask__evaluate=kind)
         state = type(method.init())(theta, None)
         params, head = method.network(state)
@@ -178,6 +181,20 @@ def test_filters_with_room_for_as_many_flips_have_one_shape(problem):
     assert len({len(payload) for payload in payloads}) == 1
     votes, _ = method.up.decode(method.init(), payloads, cohort)
     assert votes.flips >= sum(np.bitwise_count(p).sum() for p in packed)
+
+
+def test_clients_that_share_uniforms_leave_out_flips_each_for_itself(problem):
+    index, cohort = problem.task.index, cohort_of([0, 1])
+    method = build(problem, mask__kappa=0.5, mask__kappa_final=0.5, mask__ranking="random")
+    state, (theta_k, _) = random_round(method, index, cohort.clients)
+    received, private = method.start(state, cohort), method.private(state, cohort)
+    kept = [
+        np.unpackbits(
+            _final(method, index, theta_k, received, jax.tree.map(lambda x, row=row: x[row], private))
+        )
+        for row in (0, 1)
+    ]
+    assert 0.4 < (kept[0] & kept[1]).sum() / kept[0].sum() < 0.6  # chance; the same key would give 1
 
 
 def test_random_ranking_keeps_as_many_flips_but_others(problem):

@@ -1,5 +1,7 @@
 """FedMask: a bit per weight, and no sampling."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,3 +44,16 @@ def test_fedmask_does_not_sample(problem):
         differs[name] = float(jnp.abs(first - second).max())
         assert float(jnp.abs(first - problem.task.index.ravel(start[0])).max()) > 0.05
     assert differs["fedmask"] == 0 < differs["fedpm"]
+
+
+def test_its_thresholded_mask_is_what_its_clients_trained_with(problem):
+    method, index = methods.build(tiny_config(method="fedmask"), problem.task), problem.task.index
+    theta = np.linspace(20_000, 60_000, index.d).astype(np.uint16)  # 0.61 in the mean
+    state = dataclasses.replace(method.init(), theta=theta)
+    kept = np.unpackbits(method.export(state)["mask"], count=index.d).astype(bool)
+    np.testing.assert_array_equal(kept, theta > 32768)
+    network, _ = methods.build(
+        tiny_config(method="fedmask", mask__evaluate="threshold"), problem.task
+    ).network(state)
+    weights = index.ravel(index.kernels(problem.task.params))
+    np.testing.assert_array_equal(index.ravel(index.kernels(network)), np.where(kept, weights, 0))

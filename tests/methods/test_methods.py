@@ -29,6 +29,18 @@ def test_thinning_and_holding_need_votes_that_add_up():
             methods.check(tiny_config(**regime, **{"mask__kappa_final": 0.5} | changes, clients=6))
 
 
+def test_what_is_held_back_cannot_be_relayed():
+    regime = {"mask__aggregator": "control_variate", "downlink__hold": 2}
+    methods.check(tiny_config(**regime, downlink__news="tally"))
+    with pytest.raises(ValueError, match="news='relay' .*downlink.hold=2 holds some of it back"):
+        methods.check(tiny_config(**regime, downlink__news="relay"))
+
+
+@pytest.mark.parametrize("name", ["fedmask", "klms", "fedavg"])
+def test_a_ranking_is_nothing_to_methods_that_rank_no_flips(name):
+    methods.check(tiny_config(method=name, mask__aggregator="beta", mask__ranking="thin"))
+
+
 @pytest.mark.parametrize("name", ["fedmask", "klms"])
 def test_methods_without_public_uniforms_refuse_the_control_variate(name):
     with pytest.raises(ValueError, match="use 'beta' or 'running'"):
