@@ -1,10 +1,13 @@
-"""How the server merges what clients sent: Beta–Bernoulli posterior of masks, weighted means of weights."""
+"""How the server merges what clients sent: Beta–Bernoulli posterior of masks, weighted means of weights.
+
+All of it is NumPy: clients that follow the news compute the same on their own machines, and must come to the
+same bits.
+"""
 
 import dataclasses
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 
@@ -18,40 +21,40 @@ class BetaPosterior:
         beta: f32[d], λ₀ plus the votes for 0.
     """
 
-    alpha: jax.Array
-    beta: jax.Array
+    alpha: np.ndarray
+    beta: np.ndarray
 
 
 def prior(d: int, lambda0: float) -> BetaPosterior:
     """The state at the start and after each reset: α = β = λ₀ votes, f32[d] each."""
-    return BetaPosterior(jnp.full(d, lambda0, jnp.float32), jnp.full(d, lambda0, jnp.float32))
+    return BetaPosterior(np.full(d, lambda0, np.float32), np.full(d, lambda0, np.float32))
 
 
-@jax.jit
-def vote(posterior: BetaPosterior, ones: jax.Array, voters: jax.Array) -> BetaPosterior:
-    """Adds a round's votes: α += Σ m̂, β += K − Σ m̂ (DeltaMask §3, step 7). Jitted.
+def vote(posterior: BetaPosterior, ones: np.ndarray, voters: int) -> BetaPosterior:
+    """Adds a round's votes: α += Σ m̂, β += K − Σ m̂ (DeltaMask §3, step 7).
 
     Args:
         posterior: before the round, f32[d] each.
         ones: Σ m̂ over the round's clients, i32[d].
-        voters: K, the number of clients whose masks arrived, i32[].
+        voters: K, the number of clients whose masks arrived.
 
     Returns:
         The posterior after the round, f32[d] each.
     """
-    return BetaPosterior(posterior.alpha + ones, posterior.beta + (voters - ones))
+    ones = np.asarray(ones, np.float32)
+    return BetaPosterior(posterior.alpha + ones, posterior.beta + (np.float32(voters) - ones))
 
 
-@jax.jit
-def mode(posterior: BetaPosterior, fallback: jax.Array) -> jax.Array:
-    """The posterior's mode θ = (α − 1)/(α + β − 2), a probability: f32[d]. Jitted.
+def mode(posterior: BetaPosterior, fallback: np.ndarray) -> np.ndarray:
+    """The posterior's mode θ = (α − 1)/(α + β − 2), a probability: f32[d].
 
     Args:
         posterior: f32[d] each.
         fallback: θ f32[d] where there is no vote yet (0/0 at λ₀ = 1).
     """
-    votes = posterior.alpha + posterior.beta - 2
-    return jnp.where(votes > 0, (posterior.alpha - 1) / jnp.where(votes > 0, votes, 1), fallback)
+    alpha, beta = np.asarray(posterior.alpha), np.asarray(posterior.beta)
+    votes = alpha + beta - 2
+    return np.divide(alpha - 1, votes, out=np.array(fallback, np.float32), where=votes > 0)
 
 
 def resets_at(round_number: int, participation: float) -> bool:

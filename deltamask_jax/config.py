@@ -48,6 +48,7 @@ RANGES = {
     "mask.kappa": (1e-6, 1.0),
     "mask.kappa_final": (1e-6, 1.0),
     "mask.lambda0": (1.0, 1e9),
+    "mask.hard_rounds": (0, 2**31),
     "fedmask.start": (1e-4, 0.49),
     "klms.bits": (1, 16),
     "klms.block_kl": (1e-3, 100.0),

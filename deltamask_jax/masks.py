@@ -15,14 +15,15 @@ Array = jax.Array | np.ndarray
 SCALE = 65536  # θ16 and u16 count in units of 1/SCALE
 
 
-def theta16(theta: jax.Array) -> jax.Array:
-    """Probabilities f32[...] in 0 … 1 to the integers that travel, u16[...].
+def theta16(theta: Array) -> Array:
+    """Probabilities f32[...] in 0 … 1 to the integers that travel, u16[...]. NumPy arrays stay NumPy.
 
     Example:
         >>> theta16(jnp.array([0.0, 0.25, 1.0])).tolist()
         [0, 16384, 65535]
     """
-    return jnp.clip(jnp.round(theta * SCALE), 0, SCALE - 1).astype(jnp.uint16)
+    xp = np if isinstance(theta, np.ndarray) else jnp
+    return xp.clip(xp.round(theta * SCALE), 0, SCALE - 1).astype(xp.uint16)
 
 
 def logits(theta: jax.Array, clip: float) -> jax.Array:

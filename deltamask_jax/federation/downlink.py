@@ -88,11 +88,12 @@ def tell(method: Method, state: Any, cohort: Cohort, memory: Memory | None) -> T
         memory: None: clients keep nothing, and each is sent a snapshot.
     """
     news = memory.lacking(cohort) if memory else np.full(len(cohort), np.inf)
-    # Where a snapshot rounds, clients that lack nothing hold the rounded state as well, but for the first.
-    if not news.any() and (method.exact or cohort.round == 1):
+    # Where a snapshot rounds, clients that lack nothing hold the rounded state as well; but for the first,
+    # which everybody makes, also who did not answer in an attempt before.
+    if (not news.any() and method.exact) or (memory and not method.exact and cohort.round == 1):
         return Told(state, np.zeros(len(cohort), np.int64), 0)
     snapshot = method.down.encode(state, cohort)
-    received = method.down.decode(snapshot, cohort)
+    received = state if method.exact else method.down.decode(snapshot, cohort)
     each = np.minimum(news, len(snapshot)).astype(np.int64)
     return Told(received, each, int(np.sum(news > len(snapshot))))
 

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from jax.stages import Wrapped
 
 from deltamask_jax import devices
+from deltamask_jax.data import partition
 from deltamask_jax.progress import say
 
 CHUNKS = 4  # a cohort on an accelerator
@@ -38,12 +39,14 @@ class Engine:
         chunk: clients each device trains at once by vmap; 0 = chosen here. It is halved, and the clients
             concerned start again, when a device runs out of memory.
         memory: bytes that a device may use for chosen chunks; 0 = most of what is free.
+        usual: clients of a usual cohort, for which chunks are chosen; 0 = that of the first cohort.
     """
 
     mesh: Mesh
     backend: str = "vmap"
     chunk: int = 1
     memory: int = 0
+    usual: int = 0
     _compiled: dict[Hashable, Wrapped] = dataclasses.field(default_factory=dict, init=False, repr=False)
     _chosen: dict[Hashable, int] = dataclasses.field(default_factory=dict, init=False, repr=False)
     _ceiling: dict[Hashable, int] = dataclasses.field(default_factory=dict, init=False, repr=False)
@@ -77,7 +80,10 @@ class Engine:
         if program not in self._chosen:
             platform = self.mesh.devices.flat[0].platform
             budget = self.memory or int(MEMORY_SHARE * devices.free_memory())
-            chunk = _wanted(most, received, platform)
+            chunk = _wanted(
+                -(-(self.usual or clients) // self.mesh.shape[devices.CLIENTS]), received, platform
+            )
+            chunk = min(chunk, self._ceiling.get(program, chunk))
             while (used := memory_of(chunk)) > budget and chunk > 1:
                 chunk = max(1, min(chunk - 1, chunk * budget // used))
             self._chosen[program] = chunk
@@ -111,7 +117,11 @@ def from_config(config) -> Engine:
     """The engine that `config.cohort` describes, on all devices of this process."""
     cohort = config.cohort
     return Engine(
-        devices.mesh(cohort.weight_shards), cohort.backend, cohort.chunk, int(cohort.memory * 2**30)
+        devices.mesh(cohort.weight_shards),
+        cohort.backend,
+        cohort.chunk,
+        int(cohort.memory * 2**30),
+        partition.cohort_size(config.clients, config.participation),
     )
 
 

@@ -182,7 +182,7 @@ def play_round(
     if memory is not None and main:  # what the head's round comes to travels as a head
         if accepted:
             told = downlink.news_of(method, state, votes, accepted, voters, config.downlink.news)
-        unchanged = 0 if new_state is state else downlink.NOTHING
+        unchanged = 0 if new_state is state and method.exact else downlink.NOTHING  # a snapshot rounds anew
         news = unchanged if told is None else len(told)
     heard.conclude(told)
     marks.append(time.perf_counter())

@@ -20,7 +20,7 @@ from deltamask_jax.methods.fedpm import fedpm
 from deltamask_jax.methods.feedsign import feedsign
 from deltamask_jax.methods.klms import klms
 from deltamask_jax.methods.linear_probe import linear_probe
-from deltamask_jax.methods.masking import check_aggregator
+from deltamask_jax.methods.masking import check_aggregator, check_hard_rounds
 from deltamask_jax.methods.method import Method
 from deltamask_jax.methods.peft import check_kind, peft, tunes_prefix
 from deltamask_jax.methods.qsgd import qsgd
@@ -126,6 +126,8 @@ def check(config) -> None:
         raise ValueError(
             "config.mask.ranking='thin' weighs votes by 1/κ: it needs mask.aggregator='control_variate'"
         )
+    if config.mask.hard_rounds and config.method in MASK_METHODS:
+        check_hard_rounds(config)
     if config.dp.level != "none":
         _check_privacy(config)
     can_hold = config.mask.aggregator == "control_variate" and config.robust.aggregator == "mean"

@@ -118,6 +118,7 @@ def mask_method(
     same_total = told_by_tally and float(options.lambda0).is_integer()  # α + β is, at every position
     keeps, optimizer = options.client_state == "kept", optax.scale_by_adam()
     low, high = (round(p * masks.SCALE) for p in (options.theta_clip, 1 - options.theta_clip))
+    top = min(high, masks.SCALE - 1)
     schedules = {
         "learning_rate": cosine(
             options.learning_rate, options.learning_rate_final / options.learning_rate, rounds
@@ -126,13 +127,13 @@ def mask_method(
     }
 
     def clamp(theta) -> np.ndarray:
-        return np.clip(np.asarray(masks.theta16(theta)), low, min(high, masks.SCALE - 1))
+        return np.clip(masks.theta16(theta), low, top)
 
     def forward(params, head, tokens):
         return task.model.suffix(params, tokens) @ head["kernel"] + head["bias"]
 
     def init() -> State:
-        theta = clamp(jnp.full(d, options.theta_init, jnp.float32))
+        theta = clamp(np.full(d, options.theta_init, np.float32))
         held, moments = np.zeros(d, np.int32) if hold > 1 else None, None
         if keeps:
             fresh = jax.device_get(optimizer.init(jax.tree.map(jnp.zeros_like, index.kernels(task.params))))
@@ -164,7 +165,7 @@ def mask_method(
             beta = rest - alpha if same_total else rest
             if min(alpha.min(), beta.min()) < 0:
                 raise codecs.PayloadError("a snapshot holds a posterior with negative counts")
-            posterior = aggregation.BetaPosterior(jnp.asarray(alpha), jnp.asarray(beta))
+            posterior = aggregation.BetaPosterior(alpha, beta)
         return State(_U16.decode(payload, server_context(cohort, d)), posterior)
 
     def start(state: State, cohort: Cohort) -> dict[str, Any]:
@@ -185,7 +186,10 @@ def mask_method(
         """Every client keeps where its optimiser stands."""
         if state.moments is None:
             return state
-        now = {str(k): update["moments"] for k, update in zip(cohort.clients, updates, strict=True)}
+        now = {  # copies: a view would keep the whole cohort's alive
+            str(client): jax.tree.map(np.copy, update["moments"])
+            for client, update in zip(cohort.clients, updates, strict=True)
+        }
         return dataclasses.replace(state, moments=state.moments | now)
 
     def sent(update):
@@ -261,13 +265,15 @@ def mask_method(
     def merge(state: State, votes: Votes, cohort: Cohort) -> State:
         if options.aggregator == "control_variate":
             change = change_of(state, votes, cohort)
-            theta = _moved(state.theta, change, voters_of(cohort))
-            return dataclasses.replace(state, theta=np.clip(theta, low, min(high, masks.SCALE - 1)))
+            theta = np.clip(_moved(state.theta, change, voters_of(cohort)), low, top)
+            if 0 < options.hard_rounds == rounds - cohort.round:
+                theta = np.where(theta >= least_kept(theta), theta.dtype.type(top), theta.dtype.type(low))
+            return dataclasses.replace(state, theta=theta)
         ones, posterior = ones_of(state, votes, cohort), state.posterior
         if options.aggregator == "beta" and aggregation.resets_at(cohort.round - 1, participation):
             posterior = aggregation.prior(d, options.lambda0)
-        posterior = aggregation.vote(posterior, jnp.asarray(ones), len(cohort))
-        theta = aggregation.mode(posterior, jnp.asarray(state.theta) / masks.SCALE)
+        posterior = aggregation.vote(posterior, np.asarray(ones), len(cohort))
+        theta = aggregation.mode(posterior, _share(state.theta))
         return dataclasses.replace(state, theta=clamp(theta), posterior=posterior)
 
     @jax.jit
@@ -334,6 +340,23 @@ def check_aggregator(config) -> None:
         )
 
 
+def check_hard_rounds(config) -> None:
+    """Refuse θ at its ends where it would not stay there, or where no round trains from it.
+
+    Raises:
+        ValueError: another aggregator than the control variate, or as many rounds as the run has.
+    """
+    if config.mask.aggregator != "control_variate":
+        raise ValueError(
+            f"config.mask.hard_rounds={config.mask.hard_rounds} needs mask.aggregator='control_variate': a "
+            "posterior draws θ back from its ends"
+        )
+    if config.mask.hard_rounds >= config.rounds:
+        raise ValueError(
+            f"config.mask.hard_rounds={config.mask.hard_rounds}: must be fewer than rounds={config.rounds}"
+        )
+
+
 def set_positions(updates: list[np.ndarray], d: int) -> Iterator[np.ndarray]:
     """Positions of the set bits of each client's packed update u8[⌈d/8⌉], u32[n], as codecs take them."""
     return (np.flatnonzero(np.unpackbits(packed, count=d)).astype(np.uint32) for packed in updates)
@@ -362,10 +385,18 @@ def stacked(keys: list[Key]) -> tuple[jax.Array, jax.Array]:
     return jnp.asarray(first), jnp.asarray(second)
 
 
-@jax.jit
-def _moved(theta: jax.Array, change: jax.Array, voters: jax.Array) -> jax.Array:
-    """θ_g + Σ votes / voters, u16[d], from θ_g u16[d] and the votes [d]."""
-    return masks.theta16(theta / masks.SCALE + change / voters)
+def _moved(theta: np.ndarray, change: np.ndarray | jax.Array, voters: float) -> np.ndarray:
+    """θ_g + Σ votes / voters, u16[d], from θ_g u16[d] and the votes [d].
+
+    In NumPy, like the posterior: a server and its clients compute it on machines of their own, and not every
+    accelerator divides as IEEE says.
+    """
+    return masks.theta16(_share(theta) + np.asarray(change, np.float32) / np.float32(voters))
+
+
+def _share(theta: np.ndarray) -> np.ndarray:
+    """θ f32[d], of θ16 u16[d]."""
+    return np.asarray(theta, np.float32) / np.float32(masks.SCALE)
 
 
 @jax.jit

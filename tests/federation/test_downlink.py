@@ -238,6 +238,9 @@ def test_who_lacks_nothing_still_holds_what_a_snapshot_rounded(problem):
     assert_same(told.state, again.state)
     start = downlink.tell(method, state, first, Memory.at_start(2))
     assert start.state is state  # before the first round nobody is told anything
+    silent = Memory.at_start(2).after(first, [1], None)
+    start = downlink.tell(method, state, first, silent)  # its second attempt: they start alike
+    assert start.state is state and not start.bytes.any()
 
 
 def test_the_snapshot_is_sent_where_it_is_smaller(problem):

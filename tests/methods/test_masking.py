@@ -5,11 +5,10 @@ from functools import partial
 from unittest import mock
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deltamask_jax import masks
+from deltamask_jax import masks, methods
 from deltamask_jax.federation.rounds import play_round
 from deltamask_jax.flat_index import FlatIndex
 from deltamask_jax.methods import masking
@@ -18,7 +17,6 @@ from deltamask_jax.public_random import EVERY_CLIENT, MASK, stream_key, uniforms
 from deltamask_jax.task import Task
 from tests.conftest import cohort_of, play, tiny_config
 
-_MOVED = masking._moved
 TRIALS, WIDTH, CLIENTS = 1000, 50, 5  # vectors, their length, masks a vector
 
 
@@ -28,11 +26,6 @@ def vectors(spread: int):
     theta = rng.integers(6000, 59_000, TRIALS * WIDTH)
     moved = theta + rng.normal(spread / 2, spread, (CLIENTS, theta.size))
     return theta.astype(np.uint16), np.clip(np.rint(moved), 0, 65535).astype(np.uint16)
-
-
-def _moved(theta, change, voters):
-    """masking's own outside a compiled program, so that what it clamps can be seen."""
-    return _MOVED.__wrapped__(jnp.asarray(theta), jnp.asarray(change), voters)
 
 
 def estimate(aggregator: str, theta, thetas, shared=False, rounds=1):
@@ -57,10 +50,7 @@ def estimate(aggregator: str, theta, thetas, shared=False, rounds=1):
         change = ones - masks.draw(theta, u).sum(0, dtype=np.int32)
         cohort, merged = cohort_of(range(CLIENTS), number, seed=7), []
         for votes in (masking.Votes(ones=ones), masking.Votes(change=change)):
-            with (
-                mock.patch.object(masking, "_moved", _moved),
-                mock.patch.object(masks, "theta16", wraps=masks.theta16) as clamped,
-            ):
+            with mock.patch.object(masks, "theta16", wraps=masks.theta16) as clamped:
                 after = method.merge(state, votes, cohort)
             merged.append(np.asarray(clamped.call_args.args[0], np.float64))
         np.testing.assert_array_equal(*merged)
@@ -150,3 +140,33 @@ def test_clients_that_keep_their_adam_go_on_where_they_stood(problem):
 def index_of(problem, tree) -> np.ndarray:
     """A tree of kernels as one vector, f32[d]."""
     return np.asarray(problem.task.index.ravel(tree))
+
+
+def test_theta_goes_to_its_ends_before_the_hard_rounds_and_moves_on_from_there(problem):
+    changes = {"mask__aggregator": "control_variate", "mask__hard_rounds": 2, "mask__theta_clip": 0.01}
+    method = methods.build(tiny_config(rounds=5, **changes), problem.task)
+    plain = methods.build(tiny_config(rounds=5, **changes | {"mask__hard_rounds": 0}), problem.task)
+    rng, d = np.random.default_rng(0), problem.task.index.d
+    state = dataclasses.replace(method.init(), theta=rng.integers(20_000, 64_000, d).astype(np.uint16))
+    for number in range(1, 6):
+        votes = masking.Votes(change=rng.integers(-2, 3, d).astype(np.int32))
+        merged = plain.merge(state, votes, cohort_of(range(6), number)).theta
+        state = method.merge(state, votes, cohort_of(range(6), number))
+        if number == 3:
+            kept = merged >= masks.least_kept(merged)
+            np.testing.assert_array_equal(state.theta, np.where(kept, 64881, 655))
+            assert state.theta.dtype == np.uint16
+        else:
+            np.testing.assert_array_equal(state.theta, merged)
+    assert len(np.unique(state.theta)) > 2
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [({}, "needs mask.aggregator='control_variate'"), ({"rounds": 2}, "must be fewer than rounds=2")],
+)
+def test_hard_rounds_that_would_not_be_hard_are_refused(changes, said):
+    regime = {"mask__aggregator": "control_variate" if changes else "beta", "mask__hard_rounds": 2}
+    with pytest.raises(ValueError, match=said):
+        methods.check(tiny_config(**regime | changes))
+    methods.check(tiny_config(method="fedavg", **regime))
