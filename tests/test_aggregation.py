@@ -42,3 +42,8 @@ def test_weighted_mean():
     np.testing.assert_allclose(aggregation.weighted_mean(trees, [2, 1])["w"], [2, 4])
     with pytest.raises(ValueError, match="positive total weight"):
         aggregation.weighted_mean(trees, [0, 0])
+
+
+def test_one_over_rho_is_rounded_to_the_nearest_round():
+    assert [r for r in range(6) if aggregation.resets_at(r, 0.6)] == [0, 2, 4]  # 1/ρ = 1.67
+    assert [r for r in range(8) if aggregation.resets_at(r, 0.15)] == [0, 7]  # 6.67

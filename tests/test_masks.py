@@ -99,3 +99,15 @@ def test_as_many_weights_stay_as_theta_expects_those_of_the_highest(values):
 
 def test_a_network_that_has_learnt_nothing_keeps_all_its_weights():
     assert (np.full(100, 63_570, np.uint16) >= masks.least_kept(np.full(100, 63_570, np.uint16))).all()
+
+
+def test_scores_below_zero_rank_as_zero():
+    kept = _top_kappa(np.ones(4, bool), np.float32([-1, 0, -3, 2]), 0.5)
+    assert kept.tolist() == [True, False, False, True]  # a tie of three, the first of which stays
+
+
+@pytest.mark.parametrize("kappa, flips, keep", [(0.6, 25, 15), (0.5005, 10, 6)])
+def test_no_flip_more_is_kept_where_float32_puts_a_whole_number_above_itself(kappa, flips, keep):
+    """In float32 0.6 · 25 is 15.000001; 5.005 is more than 5."""
+    kept = masks.top_kappa(jnp.ones(flips, bool), jnp.arange(flips, dtype=jnp.float32), jnp.float32(kappa))
+    assert np.flatnonzero(kept).tolist() == list(range(flips - keep, flips))

@@ -35,3 +35,13 @@ def test_fairness_of_known_accuracies():
     nobody = metrics.fairness(np.zeros(4, bool), pair, np.zeros(4, int), np.ones((2, 1), int))
     assert np.isnan(nobody["client_accuracy_minority"])  # equal parts
     assert (nobody["client_accuracy_jain"], nobody["client_accuracy_worst"]) == (1, 0)
+
+
+def test_bits_per_parameter_of_one_client():
+    assert metrics.bits_per_parameter(100, 1, 400) == 2
+
+
+def test_a_minority_class_is_rare_among_the_classes_that_its_client_holds():
+    """Of 5 and 3 examples an equal part is 4; a class it holds nothing of is rare as well."""
+    got = metrics.fairness(np.array([True, False, True]), [np.arange(3)], np.arange(3), np.array([[5, 3, 0]]))
+    assert got["client_accuracy_minority"] == 0.5

@@ -12,7 +12,7 @@ import optax
 import pytest
 from scipy import stats
 
-from deltamask_jax import experiment, methods, privacy
+from deltamask_jax import experiment, heads, methods, privacy
 from deltamask_jax.data import partition
 from deltamask_jax.federation import cohort
 from deltamask_jax.federation.downlink import Memory
@@ -390,3 +390,64 @@ def test_an_audit_finds_no_more_than_is_claimed_and_finds_missing_noise(batch_si
         for z in (1.0, 1e-3)
     }
     assert least < found[1.0] < claimed < found[1e-3], (found, claimed)
+
+
+def test_the_heads_round_is_counted_by_its_own_epochs():
+    config = tiny_config(dp__level="example", local_epochs=2, head__epochs=5)
+    assert privacy.releases(config, np.full(6, 16), 3) == {((0.5, 5 * 2 + 3 * 2 * 2),)}
+
+
+def test_a_mechanism_takes_its_numbers_from_the_config(monkeypatch):
+    monkeypatch.setattr(privacy, "noisy_mean", lambda *numbers: numbers)
+    monkeypatch.setattr(privacy, "noisy_gradient", lambda *numbers: numbers)
+    numbers = {"dp__clip": 0.7, "dp__noise_multiplier": 1.3, "dp__microbatch": 4, "participation": 0.4}
+    fixed = privacy.mechanism(tiny_config(dp__level="client", **numbers))
+    poisson = privacy.mechanism(tiny_config(dp__level="client", client_sampling="poisson", **numbers))
+    assert fixed.mean == (0.7, 1.3, 2, 6) and poisson.mean == (0.7, 1.3, pytest.approx(2.4), 6)
+    example = privacy.mechanism(tiny_config(dp__level="example", **numbers))
+    assert example.gradient == (0.7, 1.3, 8, 4)  # of batches of 8
+
+
+def test_noise_is_apart_from_what_else_a_step_draws():
+    noise, _ = gradients_of(np.zeros((4, 3), np.float32), np.ones(4, np.float32), 1.0, noise_multiplier=1.0)
+    assert noise.all() and not np.allclose(noise, jax.random.normal(KEY(0), 3), rtol=0.01)
+
+
+class Private(Exception):
+    """What the mechanism's own functions raise, to be seen."""
+
+
+@pytest.fixture
+def raising(monkeypatch):
+    def raises(*_):
+        raise Private
+
+    for name in ("noisy_gradient", "noisy_mean"):
+        monkeypatch.setattr(privacy, name, lambda *_: raises)
+
+
+def step(method):
+    received = method.start(method.init(), cohort_of([0]))
+    carry = method.client.init(method.frozen, received, ())
+    return method.client.step(method.frozen, received, carry, {}, KEY(0))
+
+
+@pytest.mark.parametrize("name", [*methods.MASK_METHODS, *methods.SEND_VALUES])
+def test_whatever_trains_takes_its_gradients_from_the_mechanism(problem, raising, name):
+    method = methods.build(tiny_config(method=name, peft__kind="bias", **EXAMPLE), problem.task)
+    with pytest.raises(Private):
+        step(method)
+
+
+@pytest.mark.parametrize("name", methods.SEND_VALUES)
+def test_whatever_the_server_averages_goes_through_the_mechanism(problem, raising, name):
+    method = methods.build(tiny_config(method=name, peft__kind="bias", **CLIENT), problem.task)
+    with pytest.raises(Private):
+        method.merge(method.init(), [], cohort_of([]))
+
+
+def test_the_round_of_the_head_is_as_private_as_the_others(problem, raising):
+    for level, use in ((EXAMPLE, step), (CLIENT, lambda its: its.merge(its.init(), [], cohort_of([])))):
+        _, method = heads.round_of_head(dataclasses.replace(problem, config=tiny_config(**level)))
+        with pytest.raises(Private):
+            use(method)

@@ -151,3 +151,28 @@ def test_flips_where_nobody_else_flips_hardly_count(problem, who):
     lies = np.bincount(np.minimum(apart[lie] // robust.BAND, robust.BANDS - 1))
     much = np.minimum(lies, 2).sum()  # and honest counts that chance put above what the cohort may flip
     assert np.abs(votes.change - expected).sum() == pytest.approx(much, abs=0.02 * near.sum())
+
+
+def test_a_hundredth_of_the_weights_is_all_that_is_allowed_where_hardly_anybody_flips():
+    *allowed, refused = robust.check_flips([0, 0, 0, 100, 101], 10_000, 0.0)
+    assert allowed == [0, 0, 0, 100] and refused.reason == robust.TOO_MANY
+
+
+def test_rejected_payloads_do_not_lower_the_cohorts_median():
+    """Otherwise a few clients of damaged bytes would have the honest ones rejected."""
+    rejected = PayloadError("earlier", reason="checksum")
+    assert robust.check_flips([*[rejected] * 4, 600, 610, 590], 10_000, 0.0)[4:] == [600, 610, 590]
+
+
+@pytest.mark.parametrize("who", ["shared", "per_client"])
+def test_a_payload_of_too_many_flips_leaves_no_vote(problem, who):
+    """Under shared uniforms it is counted together with the others before anybody knows."""
+    config = tiny_config(mask__uniforms=who, codec__name="rice", robust__max_flip_rate=0.2)
+    method, d = methods.build(config, problem.task), problem.task.index.d
+    state, cohort = method.init(), cohort_of([0, 1, 4])
+    packed = [np.packbits(np.arange(d) % step == 0) for step in (10, 2, 15)]
+    payloads = method.up.encode(state, packed, cohort)
+    votes, rejected = method.up.decode(state, payloads, cohort)
+    honest, _ = method.up.decode(state, payloads[::2], cohort.of([0, 2]))
+    assert list(rejected) == [1] and votes.flips == honest.flips
+    np.testing.assert_array_equal(votes.change, honest.change)

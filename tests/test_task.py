@@ -28,3 +28,10 @@ def test_every_round_phase_and_seed_has_keys_of_its_own():
 def test_a_cohort_that_has_not_trained_has_no_weights():
     with pytest.raises(ValueError, match="has not trained"):
         cohort_of([1, 2]).weights()
+
+
+def test_clients_and_the_server_have_keys_of_their_own():
+    cohort = cohort_of([0, 3, 5], 2)
+    words = [jax.random.key_data(cohort.key(client)).tolist() for client in cohort.clients]
+    assert jax.random.key_data(cohort.keys()).tolist() == words
+    assert len({*map(str, words), str(jax.random.key_data(cohort.server_key()).tolist())}) == 4

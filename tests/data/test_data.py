@@ -62,3 +62,9 @@ def test_importing_data_loads_nothing_heavy():
     code = f"import sys, deltamask_jax.data.partition; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_another_seed_holds_out_other_validation_examples():
+    digits = data.load("digits")
+    first, second = (data.subset(digits, seed=seed, validation_examples=100).test for seed in (0, 1))
+    assert not np.array_equal(first.images, second.images)

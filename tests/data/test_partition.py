@@ -202,3 +202,28 @@ def test_class_names_are_text_and_not_markup(tmp_path):
 def test_dirichlet_wants_a_positive_finite_alpha(alpha):
     with pytest.raises(ValueError, match="alpha must be positive and finite, got .*'iid'"):
         partition.split("dirichlet", LABELS, 5, alpha=alpha)
+
+
+def test_another_attempt_asks_another_cohort():
+    cohorts = [partition.cohort(30, 0.2, 0, 3, attempt).tolist() for attempt in (0, 1, 2)]
+    assert len({*map(str, cohorts)}) == 3
+
+
+def test_poisson_cohorts_hold_each_client_at_its_rate():
+    """Amplification by sampling is counted at this rate."""
+    cohorts = [partition.cohort(20, 0.1, 0, number, sampling="poisson") for number in range(500)]
+    asked = np.bincount(np.concatenate(cohorts), minlength=20) / 500
+    np.testing.assert_allclose(asked, 0.1, atol=5 * np.sqrt(0.09 / 500))
+    assert {len(cohort) for cohort in cohorts} >= {0, 1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("rho, size", [(0.01, 1), (0.24, 2), (0.25, 3), (0.34, 3), (1.0, 10)])
+def test_cohorts_of_fixed_size_are_rounded_half_up(rho, size):
+    assert partition.cohort_size(10, rho) == len(partition.cohort(10, rho, 0, 1)) == size
+
+
+def test_the_largest_users_are_dealt_first_so_that_clients_come_out_alike():
+    users = np.repeat(np.arange(9), [1, 1, 1, 1, 8, 1, 1, 1, 1])
+    for seed in range(10):
+        parts = partition.split("users", np.zeros(16, int), 2, users=users, seed=seed)
+        assert [len(part) for part in parts] == [8, 8]

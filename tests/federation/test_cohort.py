@@ -13,6 +13,7 @@ from deltamask_jax.federation import cohort
 from deltamask_jax.federation.engine import Engine
 from deltamask_jax.local_training import cross_entropy, mask_training, weight_training
 from deltamask_jax.public_random import MASK, stream_key
+from deltamask_jax.task import PROBE_PHASE
 from tests.conftest import cohort_of
 
 
@@ -203,3 +204,10 @@ def test_rounds_do_not_compile_again(problem, training, place):
     for clients in ([0, 1], [4, 2]):  # other sizes, same program
         run(problem, training, np.array(clients), "vmap", place=place, engine=engine)
     assert engine.compiled(cohort._train_chunk, training, ONE_DEVICE)._cache_size() == 1
+
+
+@pytest.mark.parametrize("draw", [cohort.schedule, partial(cohort.poisson_schedule, microbatch=4)])
+def test_every_round_phase_and_seed_draws_batches_of_its_own(draw):
+    asked = cohort_of([0]), cohort_of([0], 2), cohort_of([0], phase=PROBE_PHASE), cohort_of([0], seed=2**32)
+    drawn = [draw([np.arange(20)], its, epochs=2, batch_size=8).batches for its in asked]
+    assert len({batches.tobytes() for batches in drawn}) == len(asked)

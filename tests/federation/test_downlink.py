@@ -414,3 +414,18 @@ def test_a_round_of_one_voter_loses_no_held_vote(problem):
     after, told = method.release(dataclasses.replace(state, held=held), nothing, cohort_of([3]))
     np.testing.assert_array_equal(after.held, held)
     assert not told.change.any()
+
+
+def test_news_of_accepted_payloads_are_not_judged_by_another_median(problem):
+    """Who was rejected is not in the news, and without them the largest would flip too many."""
+    settings = {"codec__name": "rice", "faults__dropout": 0.0, "participation": 1.0}
+    problem, method = build(problem, **settings)
+    state, d, sizes = method.init(), problem.task.index.d, [200, 200, 250, 1200, 9000, 9000, 9000]
+    asked = cohort_of(np.arange(len(sizes)), examples=np.ones(len(sizes), int))
+    payloads = method.up.encode(state, [np.packbits(np.arange(d) < size) for size in sizes], asked)
+    votes, rejected = method.up.decode(state, payloads, asked)
+    assert list(rejected) == [4, 5, 6]
+    voters = asked.of(np.arange(4))
+    news = downlink.news_of(method, state, votes, payloads[:4], voters, "relay")
+    told = downlink.follow(method, state, news, cohort_of(np.arange(CLIENTS)))
+    assert_same(told, method.merge(state, votes, voters))

@@ -166,3 +166,17 @@ def test_failures_are_for_the_main_phase_alone(problem):
     assert result.merged == 6
     with pytest.raises(TooFewClients, match="6 no answer"):
         play(problem, method)
+
+
+def test_luck_and_speed_follow_the_seed():
+    full = cohort.Schedule(np.zeros((40, 1, 1), np.int32), np.ones(40, np.int32), 1)
+    configs = [tiny_config(seed=seed, faults__dropout=0.5) for seed in (0, 1)]
+    first, second = (set(faults.draw(config, full, cohort_of(np.arange(40)))[1]) for config in configs)
+    assert first != second
+    assert faults.slowness(configs[0], 3) != faults.slowness(configs[1], 3)
+
+
+def test_a_client_that_needs_just_the_deadline_is_in_time():
+    full = cohort.Schedule(np.zeros((2, 4, 1), np.int32), np.array([3, 4], np.int32), 4)
+    config = tiny_config(faults__deadline=3.0, faults__step_seconds=1.0, faults__speed_spread=0.0)
+    assert faults.draw(config, full, cohort_of([0, 1]))[1] == {1: faults.LATE}

@@ -211,3 +211,32 @@ def test_random_ranking_keeps_as_many_flips_but_others(problem):
         assert kept[ranking].sum() == np.ceil(flips.sum() / 2) and not (kept[ranking] & ~flips).any()
     shared = (kept["kl"] & kept["random"]).sum() / kept["kl"].sum()
     assert 0.4 < shared < 0.6  # chance
+
+
+def test_a_thinned_vote_counts_by_the_kappa_of_its_own_round(problem):
+    regime = {"mask__uniforms": "per_client", "mask__aggregator": "control_variate", "rounds": 2}
+    thin = {"mask__ranking": "thin", "mask__kappa": 0.5, "mask__kappa_final": 0.25}
+    some, every = build(problem, **regime, **thin), build(problem, **regime)
+    state = dataclasses.replace(some.init(), theta=np.full(problem.task.index.d, 30_000, np.uint16))
+    votes = masking.Votes(change=np.ones(problem.task.index.d, np.int32))
+    for number, times in ((1, 2), (2, 4)):
+        moved, whole = (
+            method.merge(state, votes, cohort_of(range(60), number)).theta[0] - 30_000.0
+            for method in (some, every)
+        )
+        assert moved == pytest.approx(times * whole, abs=times)  # roundings to 1/65536
+
+
+@pytest.mark.parametrize("ranking", ["random", "thin"])
+def test_which_flips_are_kept_at_random_does_not_follow_from_their_uniforms(problem, ranking):
+    index, cohort = problem.task.index, cohort_of([0])
+    settings = {"mask__kappa": 0.5, "mask__kappa_final": 0.5, "mask__aggregator": "control_variate"}
+    method = build(problem, **settings, mask__ranking=ranking)
+    state, (theta_k,) = random_round(method, index, cohort.clients)
+    private = jax.tree.map(lambda x: x[0], method.private(state, cohort))
+    packed = _final(method, index, theta_k, method.start(state, cohort), private)
+    u = uniforms(stream_key(0, 1, EVERY_CLIENT, MASK), index.d).astype(float)
+    flips = (u < theta_k) != (u < state.theta)
+    kept = np.unpackbits(packed, count=index.d).astype(bool)
+    error = np.std(u[flips]) / np.sqrt(kept.sum())
+    assert abs(u[kept].mean() - u[flips].mean()) < 4 * error

@@ -1,8 +1,10 @@
 """FedAvg: which weights are trained, and the server's optimisers."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -99,3 +101,20 @@ def test_a_head_that_is_not_trained_stays_and_does_not_travel(problem):
     moved, before = (index.ravel(index.kernels(params)) for params in (params, problem.task.params))
     assert (np.asarray(moved) != np.asarray(before)).mean() > 0.9
     np.testing.assert_array_equal(method.export(state)["head/kernel"], problem.task.head["kernel"])
+
+
+@pytest.mark.parametrize("name", methods.WEIGHT_METHODS)
+def test_the_proximal_term_of_the_config_pulls_every_weight_back(name):
+    """Under a large μ Adam's first step goes toward the broadcast, whatever the loss."""
+    params = {"kernel": jnp.full((4, 3), 0.5)}
+    model = SimpleNamespace(suffix=lambda params, inputs: inputs @ params["kernel"])
+    head = {"kernel": jnp.eye(3), "bias": jnp.zeros(3)}
+    task = Task(model, params, head, FlatIndex.create(params, "kernel"))
+    config = tiny_config(method=name, fedavg__proximal=1e6, fedavg__learning_rate=0.25)
+    method = methods.build(config, task)
+    received = method.start(method.init(), TWO)
+    weights, adam = method.client.init(method.frozen, received, ())
+    away = jax.tree.map(lambda w: w + 1, weights)
+    batch = {"inputs": jnp.eye(4)[:2], "labels": jnp.array([0, 1]), "weights": jnp.ones(2)}
+    (after, _), _ = method.client.step(method.frozen, received, (away, adam), batch, jax.random.key(0))
+    jax.tree.map(lambda w, moved: np.testing.assert_allclose(moved, w + 0.75, rtol=1e-4), weights, after)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deltamask_jax import methods
+from deltamask_jax import masks, methods
 from tests.conftest import cohort_of, tiny_config
 from tests.methods.test_fedpm import CLIENTS, COHORT, D, build, some_round, updates
 
@@ -57,3 +57,19 @@ def test_its_thresholded_mask_is_what_its_clients_trained_with(problem):
     ).network(state)
     weights = index.ravel(index.kernels(problem.task.params))
     np.testing.assert_array_equal(index.ravel(index.kernels(network)), np.where(kept, weights, 0))
+
+
+def test_a_weight_at_exactly_one_half_is_off_in_training_on_the_wire_and_in_what_is_stored(problem):
+    """θ is ½ where half of an even cohort votes 1."""
+    assert masks.above_half(jnp.array([0.5, 0.500001]), None).tolist() == [False, True]
+    method = build(problem, "fedmask")
+    zeros = {"kernel": jnp.zeros(D)}  # logits of ½
+    assert not np.any(method.client.final(None, {}, (zeros, None), ()))
+    half = dataclasses.replace(method.init(), theta=np.full(D, 32768, np.uint16))
+    assert not method.export(half)["mask"].any()
+
+
+def test_clients_start_as_near_the_threshold_as_the_config_says(problem):
+    method = build(problem, "fedmask", fedmask__start=0.3, mask__theta_init=0.97)
+    start, _ = method.client.init(method.frozen, method.start(method.init(), COHORT), ())
+    np.testing.assert_allclose(jax.nn.sigmoid(start["kernel"][:5]), 0.7, rtol=1e-5)

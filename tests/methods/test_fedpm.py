@@ -1,6 +1,7 @@
 """FedPM: bits on the wire, sums of masks, gradients."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from deltamask_jax import masks, methods
 from deltamask_jax.flat_index import FlatIndex
 from deltamask_jax.metrics import binary_entropy
 from deltamask_jax.public_random import MASK, stream_key, uniforms
+from deltamask_jax.task import Task
 from tests.conftest import cohort_of, tiny_config
 
 D = 400_001
@@ -102,3 +104,22 @@ def test_the_straight_through_variant_of_the_public_code():
     theta = jax.nn.sigmoid(s)
     grad = jax.grad(loss)(bernoulli(theta) * w)
     np.testing.assert_allclose(masks.straight_through_times_p(grad, w, theta), expected, rtol=1e-5)
+
+
+def test_the_gradient_is_the_one_that_the_config_names():
+    """Adam's first step hides the factor p; its first moment does not."""
+    params = {"kernel": jnp.full((4, 3), 0.5)}
+    model = SimpleNamespace(suffix=lambda params, inputs: inputs @ params["kernel"])
+    head = {"kernel": jnp.eye(3), "bias": jnp.zeros(3)}
+    task = Task(model, params, head, FlatIndex.create(params, "kernel"))
+    batch = {"inputs": jnp.eye(4)[:2] + 1, "labels": jnp.array([0, 1]), "weights": jnp.ones(2)}
+    moments = {}
+    for name in ("sigmoid", "times_p"):
+        config = tiny_config(method="fedpm", fedpm__straight_through=name, mask__theta_init=0.75)
+        method = methods.build(config, task)
+        received = method.start(method.init(), COHORT)
+        start = method.client.init(method.frozen, received, ())
+        (_, adam), _ = method.client.step(method.frozen, received, start, batch, jax.random.key(0))
+        moments[name] = np.asarray(adam.mu["kernel"])
+    assert moments["sigmoid"].any()
+    np.testing.assert_allclose(moments["times_p"], 0.75 * moments["sigmoid"], rtol=1e-4)

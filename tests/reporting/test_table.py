@@ -1,5 +1,6 @@
 """A table of runs: what is read, what is left out, and which runs are one row."""
 
+import dataclasses
 import json
 
 import pytest
@@ -84,3 +85,42 @@ def test_parts_are_small_whatever_the_folders_are():
     parts = table._parts(uneven)
     assert {name: len(its) for name, its in parts.items()} == {"a 1": 24, "a 2": 6, "b": 3}
     assert table._parts(["a/x", "a/y"]) == {"": ["a/x", "a/y"]}
+
+
+def test_a_row_has_the_numbers_of_its_records():
+    """Bytes of all rounds, bits and seconds of those after the head's."""
+    names = ("round", "accuracy", "uplink_bytes", "uplink_bpp", "downlink_bytes", "downlink_bpp", "seconds")
+    lines = [
+        (0, 0.5, 1_000_000, 9.0, 2_000_000, 8.0, 90.0),
+        (1, 0.9, 3_000_000, 0.5, 4_000_000, 1.0, 1.0),
+        (2, 0.7, 3_000_000, 1.5, 4_000_000, 3.0, 2.0),
+        (3, None, 3_000_000, 1.0, 4_000_000, 2.0, 30.0),
+    ]
+    records = [dict(zip(names, line, strict=True)) for line in lines]
+    records[1] |= {"client_accuracy_worst": 0.2, "client_accuracy_jain": 0.7}
+    records[2] |= {"client_accuracy_worst": 0.4, "client_accuracy_jain": 0.8}
+    run = dataclasses.replace(a_run("m/seed0", clients=4), records=records)
+    row = table.summary_row(*table.group([run]))
+    expected = {
+        "final accuracy, %": "70.00",
+        "best, %": "90.00",
+        "up and down, MB": "24.00",
+        "per client, MB": "6.000",
+        "up, bpp": "1.0000",
+        "down, bpp": "2.000",
+        "up, MB": "10.00",
+        "down, MB": "14.00",
+        "s a round": "2.00",
+        "rounds": "3",
+        "worst tenth of clients, %": "40.00",
+        "Jain's index": "0.800",
+    }
+    assert {name: row[name] for name in expected} == expected
+
+
+def test_traffic_of_a_client_is_of_all_rounds_and_its_count_of_those_after_the_head_s(tmp_path):
+    write_run(tmp_path / "one")  # whose rounds 0 … 3 ask client 0, and client round mod 3
+    asked, down, up = table.load(tmp_path / "one", "one").traffic[1]
+    assert (asked, down, up) == (1, pytest.approx(9e-6), pytest.approx(2e-6))
+    asked, down, up = table.load(tmp_path / "one", "one").traffic[0]
+    assert (asked, down, up) == (4, pytest.approx(54e-6), pytest.approx(8e-6))
