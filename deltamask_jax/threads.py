@@ -3,6 +3,8 @@
 A cohort's payloads are encoded side by side, and each of them works on its positions side by side. There are
 two pools for that in a process, one for the outer work and one for what that work divides in turn. Deeper
 calls run on the thread that makes them, so that no thread waits for a pool it fills itself.
+
+jax knows a default device for each thread. A pool's threads work on that of the thread that asks.
 """
 
 import contextlib
@@ -11,6 +13,8 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
+
+import jax
 
 LEVELS = 2  # pools; 2 × count() threads at most
 
@@ -45,25 +49,38 @@ def pool(threads: int | None = None) -> Generator[Pool]:
         yield _shared(level)
 
 
+class _Threads(ThreadPoolExecutor):
+    def map(self, fn: Callable, *iterables: Iterable, **options: Any) -> Iterator[Any]:
+        device = jax.config.jax_default_device  # ty: ignore[missing-attribute]
+        if device is None:
+            return super().map(fn, *iterables, **options)
+
+        def there(*arguments):
+            with jax.default_device(device):
+                return fn(*arguments)
+
+        return super().map(there, *iterables, **options)
+
+
 class _Inline:
     def map(self, function: Callable, /, *iterables: Iterable) -> Iterator[Any]:
         return map(function, *iterables)
 
 
 _here = threading.local()  # level: how many pools this thread is inside of
-_pools: dict[int, ThreadPoolExecutor] = {}
+_pools: dict[int, _Threads] = {}
 _lock = threading.Lock()
 
 
-def _shared(level: int) -> ThreadPoolExecutor:
+def _shared(level: int) -> _Threads:
     with _lock:
         if level not in _pools:
             _pools[level] = _started(count(), level + 1)
         return _pools[level]
 
 
-def _started(threads: int, level: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, "host", lambda: setattr(_here, "level", level))
+def _started(threads: int, level: int) -> _Threads:
+    return _Threads(threads, "host", lambda: setattr(_here, "level", level))
 
 
 def _forget() -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 
+import jax
 import numpy as np
 import pytest
 
@@ -54,6 +55,22 @@ def test_pools_nest_to_any_depth(three, own):
     before = threading.active_count()
     assert total(4) == 4**4
     assert threading.active_count() - before <= 2 * threads.count()
+
+
+@pytest.mark.parametrize("own", [None, 2])
+def test_threads_work_on_the_callers_device(three, own):
+    """jax's default device is a thread's own, and a codec's work belongs on the host (`devices.host`)."""
+
+    def seen(depth):
+        if not depth:
+            return {jax.config.jax_default_device}
+        with threads.pool(own) as pool:
+            return set().union(*pool.map(seen, [depth - 1] * 4))
+
+    host = jax.devices("cpu")[0]
+    with jax.default_device(host):
+        assert seen(3) == {host}
+    assert seen(3) == {None}
 
 
 def test_an_error_in_a_thread_reaches_the_caller_and_the_pool_goes_on(three):
