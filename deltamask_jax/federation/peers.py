@@ -232,7 +232,7 @@ def _hello(connection: Connection) -> tuple[int, int, str] | None:
         if said["hello"] != _HELLO or said["kind"] not in _KINDS:
             return None
         return int(said["process"]), int(said["processes"]), said["kind"]
-    except (EOFError, OSError, ValueError, KeyError, TypeError):
+    except (EOFError, OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 

@@ -2,6 +2,7 @@
 
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -85,6 +86,20 @@ def test_processes_that_count_otherwise_are_refused_and_strangers_are_not_heard(
         with pytest.raises(ValueError, match=message):
             peers.listen("localhost", port, 2, patience=60)
         coming.result()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"[" * 4000,  # deeper than Python follows
+        b'{"hello": "deltamask_jax peers 1", "kind": "data", "process": Infinity, "processes": 2}',
+    ],
+)
+def test_json_without_a_process_is_a_strangers(said):
+    ours, theirs = socket.socketpair()
+    with theirs, peers.Connection(ours.detach()) as connection:
+        theirs.sendall(struct.pack("!i", len(said)) + said)
+        assert peers._hello(connection) is None
 
 
 def test_a_taken_port_is_named():
