@@ -74,12 +74,18 @@ def unpack(payload: bytes, context: Context, parts: int | None = None) -> Bundle
     """
     received = envelope.unpack(payload, codec_id=_ID, d=context.d, round=context.round, client=context.client)
     kind, n, body = received.flags, received.n, received.body
-    if kind > TALLY or (parts is not None and n != parts):
-        raise PayloadError(f"bundle of kind {kind} with {n} parts, expected {parts}")
     k, gap_bytes, bits = _HEAD.unpack_from(body) if len(body) >= _HEAD.size else (MOST_CLIENTS + 1, 0, 0)
+    its = {RELAY: k, TALLY: 1}.get(kind, n)
+    if kind > TALLY or n != its or parts not in (None, n):
+        raise PayloadError(
+            f"bundle of kind {kind} with {n} parts, expected {its if parts is None else parts}"
+        )
     start, told = _HEAD.size + gap_bytes, k if kind == RELAY else 0
     if k > MOST_CLIENTS or len(body) < start + 4 * (told + n):
         raise PayloadError("bundle is too short for the clients and parts that it announces")
+    # With the remainder bits that `rice` chooses, quotients add up to no more than 3 per client.
+    if gap_bytes > (4 * k + 7) // 8 + (k * bits + 7) // 8:
+        raise PayloadError("bundle has a longer gap code than its clients need")
     clients = rice.unpack_gaps(body[_HEAD.size : start], k, bits, 1 << 32).astype(np.int64)
     numbers = np.frombuffer(body[start : start + 4 * (told + n)], "<u4").astype(np.int64)
     examples, lengths = np.split(numbers, [told])

@@ -81,9 +81,12 @@ def unpack_gaps(data: Bytes, n: int, k: int, limit: int) -> np.ndarray:
     if (split - 1) * 8 >= n + (limit >> k):
         raise PayloadError(f"gap code of {len(data)} bytes reaches beyond position {limit - 1}")
     packed = np.frombuffer(data, np.uint8)
+    held = int(np.bitwise_count(packed[:split]).sum())  # before each of them takes memory
+    if held != n:
+        raise PayloadError(f"gap code holds {held} gaps, header says {n}")
     ends = np.flatnonzero(np.unpackbits(packed[:split]))
-    if len(ends) != n or (split - 1) * 8 > (ends[-1] if n else -1):
-        raise PayloadError(f"gap code holds {len(ends)} gaps, header says {n}")
+    if (split - 1) * 8 > (ends[-1] if n else -1):
+        raise PayloadError(f"gap code of {len(data)} bytes is longer than its {n} gaps need")
     tail = np.unpackbits(packed[split:])
     if tail[n * k :].any():
         raise PayloadError("gap code is not padded with zeros")

@@ -49,6 +49,7 @@ def test_bytes_of_format_version_1_are_read_and_written():
 def test_any_parts_and_clients_survive(parts, kind, clients):
     ids = np.array(sorted(clients), np.int64)
     examples = np.array([clients[client] for client in ids], np.int64)
+    parts = (parts + [b""] * 9)[: {bundle.RELAY: len(ids), bundle.TALLY: 1}.get(kind, len(parts))]
     payload = bundle.pack(parts, CONTEXT, kind, ids, examples)
     held = bundle.unpack(payload, CONTEXT, parts=len(parts))
     assert (held.kind, held.parts) == (kind, parts)
@@ -61,8 +62,8 @@ def test_any_parts_and_clients_survive(parts, kind, clients):
 def test_nobody_asked_for_clients_or_examples():
     held = bundle.unpack(bundle.pack(PARTS, CONTEXT), CONTEXT)
     assert held.kind == bundle.SNAPSHOT and not held.clients.size and not held.examples.size
-    held = bundle.unpack(bundle.pack([], CONTEXT, bundle.TALLY, IDS), CONTEXT)
-    assert held.parts == [] and held.examples.tolist() == [0, 0, 0]
+    held = bundle.unpack(bundle.pack([b"sums"], CONTEXT, bundle.TALLY, IDS), CONTEXT)
+    assert held.parts == [b"sums"] and held.examples.tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("cut", range(len(GOLDEN)))
@@ -107,6 +108,27 @@ def test_a_forged_number_of_parts_is_refused(n):
     payload = sealed(GOLDEN[:12] + struct.pack("<I", n) + GOLDEN[16:])
     with pytest.raises(PayloadError):
         bundle.unpack(payload, CONTEXT)
+
+
+@pytest.mark.parametrize("kind", [bundle.RELAY, bundle.TALLY])
+def test_news_have_one_part_per_client_or_one_alone(kind):
+    for parts in (PARTS[:2], []):
+        with pytest.raises(PayloadError, match="parts, expected"):
+            bundle.unpack(bundle.pack(parts, CONTEXT, kind, IDS), CONTEXT)
+
+
+def test_a_gap_code_of_nothing_but_zeros_takes_no_memory():
+    d = 1 << 17
+    gaps = bytes(10 * d) + b"\x01"
+    body = bundle._HEAD.pack(1, len(gaps), 0) + gaps
+    payload = envelope.pack(envelope.CODEC_IDS["bundle"], 0, d, 0, 258, SERVER, body)
+    tracemalloc.start()
+    try:
+        with pytest.raises(PayloadError, match="longer gap code"):
+            bundle.unpack(payload, dataclasses.replace(CONTEXT, d=d))
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("bits", [0, 7, 9, 31, 32, 255])

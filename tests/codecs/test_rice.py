@@ -1,5 +1,7 @@
 """Rice-coded gaps: size near the entropy, every bound checked."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -44,8 +46,20 @@ def test_known_bytes():
         (b"\x94\x40", 3, 32, 10, "short"),
         (b"", 1, 0, 10, "short"),
         (bytes(1000) + b"\x01", 1, 0, 10, "beyond position 9"),  # before the unary code takes memory
+        (b"\x80\x00", 1, 0, 20, "longer than its 1 gaps need"),
     ],
 )
 def test_anything_else_is_refused(data, n, k, limit, message):
     with pytest.raises(codecs.PayloadError, match=message):
         rice.unpack_gaps(data, n, k, limit)
+
+
+def test_more_gaps_than_announced_take_no_memory():
+    data = b"\xff" * 1_000_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(codecs.PayloadError, match="holds 8000000 gaps, header says 1"):
+            rice.unpack_gaps(data, 1, 0, 1 << 32)
+        assert tracemalloc.get_traced_memory()[1] < 2 * len(data)
+    finally:
+        tracemalloc.stop()
