@@ -47,7 +47,11 @@ def _encode(levels: int, bucket: int, vector: np.ndarray, context: Context) -> b
     n = vector.size
     size = np.abs(np.pad(vector, (0, -n % bucket))).reshape(-1, bucket).astype(np.float64)
     norms = np.sqrt(np.sum(size * size, axis=1)).astype(np.float32)
-    scaled = (size * (levels / np.where(norms > 0, norms, 1))[:, None]).reshape(-1)[:n]
+    with np.errstate(over="ignore"):
+        per_norm = levels / np.where(norms > 0, norms, 1)
+    tiny = np.isinf(per_norm)  # s / r is beyond float32
+    per_norm = np.where(tiny, levels / np.where(tiny, norms, 1).astype(np.float64), per_norm)
+    scaled = (size * per_norm[:, None]).reshape(-1)[:n]
     level = np.floor(scaled)
     up = (uniforms(context.stream(QUANTISE), n) + 0.5) / 65536 < scaled - level
     level = np.minimum(level + up, levels).astype(np.uint8)

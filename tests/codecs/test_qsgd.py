@@ -34,6 +34,14 @@ def test_a_claim_of_many_levels_costs_no_memory():
         qsgd_of(255).decode(payload, context_of(n))
 
 
+@pytest.mark.parametrize("size", [1e-38, 1e-39, 1e-41])
+def test_values_below_what_float32_inverts_survive(size):
+    x = np.float32(size) * np.linspace(-1, 1, 8, dtype=np.float32)
+    codec, context = qsgd_of(255, 8), context_of(8)
+    decoded = codec.decode(codec.encode(x, context), context)
+    np.testing.assert_allclose(decoded, x, rtol=0, atol=2.5 * size / 100)
+
+
 @pytest.mark.parametrize("levels", range(1, 256))
 def test_qsgd_values_are_finite_for_every_level_count(levels):
     """s · (r / s) rounds to infinity for some s where r is the largest float."""
