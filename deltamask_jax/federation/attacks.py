@@ -70,7 +70,7 @@ def strike(
         if kind in LIES:
             if kind not in COLLUDE:
                 rate = 1.0 if kind == "all_flip" else config.attack.flip_rate
-                updates[row] = np.packbits(rng.random(8 * updates.shape[1]) < rate)
+                updates[row] = np.packbits(rng.random(problem.task.index.d) < rate)
             (payloads[row],) = method.up.encode(state, [updates[row]], liar)
         elif kind == "replay":
             mine = jax.tree.map(lambda x, row=row: x[row], updates)
@@ -101,7 +101,7 @@ def most_damaging(problem: Problem, theta: np.ndarray, updates: np.ndarray, coho
     honest = np.unpackbits(updates, axis=1, count=index.d).astype(bool)
     budget = int(config.attack.flip_rate * index.d)
     most = config.robust.max_flip_rate * index.d or robust.most_flips(honest.sum(1), index.d)
-    budget = min(budget, int(0.95 * most))
+    budget = min(budget, int(0.95 * most), index.d - 1)
     lies, ranked = [], {}
     for k, client in enumerate(cohort.clients):
         word = EVERY_CLIENT if config.mask.uniforms == "shared" else int(client)

@@ -1,5 +1,7 @@
 """Clients that lie: what they send, what is rejected, and what the ledger says."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from deltamask_jax import methods
 from deltamask_jax.codecs import distance, envelope
 from deltamask_jax.federation import attacks
+from deltamask_jax.flat_index import FlatIndex
 from deltamask_jax.public_random import EVERY_CLIENT, MASK, stream_key, uniforms
 from tests.conftest import cohort_of, tiny_config
 from tests.federation.test_faults import EVERYONE, build, play
@@ -80,3 +83,24 @@ def test_colluders_send_the_flips_that_hurt_most_within_the_bounds(problem, kind
     assert harm > 2 * abs(noise)
     _, rejected = method.up.decode(state, payloads, liars)
     assert not rejected
+
+
+def test_colluders_that_flip_all_flip_what_hurts(problem):
+    settings = {"method": "deltamask", "codec__name": "rice", "attack__kind": "collude", "attack__share": 1.0}
+    problem, method = build(problem, **settings, attack__flip_rate=1.0)
+    updates = np.full((1, -(-problem.task.index.d // 8)), 0x55, np.uint8)  # five times as many are all
+    lies = attacks.most_damaging(problem, method.init().theta, updates, cohort_of([4]))
+    assert 0.2 * problem.task.index.d < np.bitwise_count(lies).sum() < problem.task.index.d
+
+
+@pytest.mark.parametrize("kind", ["all_flip", "random_flip"])
+def test_lies_leave_the_padding_alone(problem, kind):
+    settings = {"method": "deltamask", "codec__name": "rice", "attack__kind": kind, "attack__share": 1.0}
+    problem, _ = build(problem, **settings, attack__flip_rate=0.9)
+    params = {"kernel": jnp.zeros((11, 3))}
+    task = dataclasses.replace(problem.task, params=params, index=FlatIndex.create(params, ".*"))
+    problem = dataclasses.replace(problem, task=task)
+    method, nothing = methods.build(problem.config, task), np.zeros((6, 5), np.uint8)
+    sent, _ = attacks.strike(problem, method, method.init(), nothing, [b""] * 6, cohort_of(EVERYONE))
+    bits = np.unpackbits(sent, axis=1)
+    assert bits[:, :33].any() and not bits[:, 33:].any()
