@@ -9,7 +9,8 @@ from deltamask_jax.codecs.codec import PayloadError
 MAGIC = b"DMJX"
 VERSION = 1
 SIZE = 32  # bytes
-MOST_BYTES = (8, 1 << 16)  # of a body: this many per position, and this many more; no codec needs as much
+# Of a body: this many per position, and this many more. A snapshot whose posterior has fractions takes 10.
+MOST_BYTES = (12, 1 << 16)
 
 # One table for all payload kinds; a number is never reused.
 CODEC_IDS = {

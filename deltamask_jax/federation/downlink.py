@@ -20,6 +20,7 @@ from deltamask_jax.methods.method import server_context
 from deltamask_jax.task import Cohort
 
 TINY = 0.01  # bits per parameter: news of the cohort's own payloads that are not worth a tally's work
+HEAVY = 8  # bytes per parameter: the cohort's own payloads are no news then, a snapshot is smaller
 NOTHING = -1
 
 
@@ -117,9 +118,9 @@ def news_of(
         return None
     d = envelope.unpack(payloads[0]).d
     context = server_context(cohort, d)
-    sent, most = sum(map(len, payloads)), envelope.MOST_BYTES[0] * d
+    sent = sum(map(len, payloads))
     can_tally = method.tally is not None and kind != "relay"
-    can_relay = method.release is None and sent < most and (kind != "tally" or not method.tally)
+    can_relay = method.release is None and sent < HEAVY * d and (kind != "tally" or not method.tally)
     told = []
     if can_relay:
         told.append(bundle.pack(payloads, context, bundle.RELAY, cohort.clients, cohort.examples))

@@ -75,7 +75,7 @@ def test_side_info_and_qsgd_cannot_choose_few_lanes(monkeypatch):
 
 
 def test_a_payload_longer_than_any_codec_makes_is_refused():
-    long = envelope.pack(4, 0, 10, 1, 0, 0, bytes(8 * 10 + 65536 + 1))
+    long = envelope.pack(4, 0, 10, 1, 0, 0, bytes(12 * 10 + 65536 + 1))
     with pytest.raises(PayloadError, match="longer") as error:
         codecs.get("rice").decode(long, codecs.Context(10))
     assert error.value.reason == "too long"

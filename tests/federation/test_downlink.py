@@ -165,7 +165,7 @@ def test_methods_whose_snapshot_is_rounded_or_lacks_the_optimiser_have_no_news(p
         assert (told.bytes == len(method.down.encode(played.after, asked))).all()
 
 
-def test_news_that_weigh_more_than_any_payload_may_are_not_sent(problem):
+def test_news_that_weigh_too_much_are_not_sent(problem):
     """Float32 weights of three clients or more: a snapshot is smaller anyway."""
     _, method = build(problem, method="linear_probe")
     state, everyone = method.init(), cohort_of(np.arange(6), examples=np.ones(6, int))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from deltamask_jax import masks, methods
+from deltamask_jax.aggregation import BetaPosterior
 from deltamask_jax.federation.rounds import play_round
 from deltamask_jax.flat_index import FlatIndex
 from deltamask_jax.methods import masking
@@ -112,6 +113,31 @@ def test_the_running_posterior_averages_over_rounds_and_the_reset_one_does_not()
     }
     assert noise["running", 1] / noise["running", 4] == pytest.approx(4, rel=0.05)
     assert noise["beta", 1] / noise["beta", 4] == pytest.approx(1, rel=0.05)
+
+
+def test_a_snapshot_of_any_posterior_is_within_the_envelopes_bound():
+    """θ, α and β take 10 bytes per position where they are as irregular as can be."""
+    d, rng = 1 << 16, np.random.default_rng(0)
+    method = masking.mask_method(
+        "masks",
+        Task(None, None, None, FlatIndex(("kernel",), ((d,),), (0,), d)),
+        tiny_config(mask__aggregator="running").mask,
+        rounds=2,
+        clients=CLIENTS,
+        participation=1.0,
+        final=None,
+        up=Link(None, None),
+        report=None,
+        told_by_tally=False,
+    )
+    theta = rng.integers(0, 1 << 16, d).astype(np.uint16)
+    alpha, beta = rng.integers(0, 0x7F800000, (2, d), np.uint32).view(np.float32)
+    state = dataclasses.replace(method.init(), theta=theta, posterior=BetaPosterior(alpha, beta))
+    asked = cohort_of(range(CLIENTS), 2)
+    payload = method.down.encode(state, asked)
+    assert len(payload) > 9.5 * d
+    read = method.down.decode(payload, asked)
+    jax.tree.map(np.testing.assert_array_equal, read, state)
 
 
 def test_clients_that_keep_their_adam_go_on_where_they_stood(problem):
