@@ -220,12 +220,9 @@ def mask_method(
         return expected_ones(state, cohort) + votes.change
 
     def known(state: State, cohort: Cohort) -> codecs.Context:
-        keys = streams(cohort)
-        if hold > 1 and len(keys) == 1:  # votes of earlier rounds may point both ways where masks are shared
-            keys = keys * len(cohort)
-        return server_context(
-            cohort, d, theta=state.theta, streams=tuple(keys), voters=len(cohort) + hold - 1
-        )
+        """Of a tally. Fewer than `hold` votes of earlier rounds add to this one's: they turn no sum."""
+        keys = tuple(streams(cohort))
+        return server_context(cohort, d, theta=state.theta, streams=keys, voters=len(cohort) + hold - 1)
 
     def encode_tally(state: State, votes: Votes, cohort: Cohort) -> bytes:
         sum_of = ones_of if whole and not streams(cohort) else change_of
