@@ -1,7 +1,7 @@
 """Several payloads in one: the parts of a snapshot, or a round's news with the clients it is about.
 
 Body (little-endian): u32 clients k, u32 bytes G and u8 remainder bits of the gap code (codecs/rice.py) of
-their ids, ascending; u8[G] that code; of a relay u32[k] their example counts (0 where nobody asked); u32[n]
+their ids, ascending; u8[G] that code; of a relay u32[k] their example counts (a follower refuses 0); u32[n]
 lengths of the parts; the parts. The envelope's n is the number of parts; its flags say what they are:
 0 snapshot, 1 the clients' own payloads (relay), 2 a tally of their votes.
 """

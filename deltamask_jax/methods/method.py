@@ -45,7 +45,8 @@ class Method:
         private: (state, cohort) -> pytree with leading axis k, handed to `client.init` and `client.final`.
         up: what clients send. encode: (state, k updates, cohort) -> k payloads; decode: (state, k payloads,
             cohort, accepted=False) -> votes of the valid ones, and why others were rejected. Every payload
-            is decoded once. `accepted`: these are a cohort's valid payloads, so that nothing is judged again.
+            is decoded once; with shared u, one of too many flips twice. `accepted`: these are a cohort's
+            valid payloads, so that nothing is judged again.
         merge: (state, votes, cohort) -> state.
         network: (state) -> (params, head) of the network that is evaluated.
         exact: whether `down.decode` gives the state bit for bit, so that clients may follow by news.
