@@ -388,7 +388,8 @@ def _moved(theta: np.ndarray, change: np.ndarray | jax.Array, voters: float) -> 
     In NumPy, like the posterior: a server and its clients compute it on machines of their own, and not every
     accelerator divides as IEEE says.
     """
-    return masks.theta16(_share(theta) + np.asarray(change, np.float32) / np.float32(voters))
+    moved = _share(theta) + np.asarray(change, np.float32) / np.float32(voters)
+    return np.asarray(masks.theta16(moved))
 
 
 def _share(theta: np.ndarray) -> np.ndarray:
