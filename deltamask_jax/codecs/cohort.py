@@ -76,11 +76,11 @@ def decode_counts(
         payloads, contexts: one per client, at least one; all contexts have the same d.
 
     Returns:
-        Counts u16[d] over the valid payloads; and of each payload how many positions it holds, or what is
-        wrong with it.
+        Counts over the valid payloads, u16[d], of 65,536 payloads and more u32[d]; and of each payload how
+        many positions it holds, or what is wrong with it.
     """
     per_client = [codec] * len(payloads) if isinstance(codec, Codec) else list(codec)
-    counts = np.zeros(contexts[0].d, np.uint16)
+    counts = np.zeros(contexts[0].d, np.uint32 if len(payloads) >> 16 else np.uint16)
     sizes: Sizes = [0] * len(payloads)
     together: dict[Codec, list[int]] = {}
     for client, its_codec in enumerate(per_client):

@@ -38,7 +38,7 @@ _NONE, _SHARED, _EACH = range(3)  # the envelope's flags: streams
 _CHUNK = 1 << 16  # positions a jitted call
 _SMALL = 1 << 16  # up to so many positions NumPy is faster than compiling
 _TOGETHER = 256  # voters whose weights, up to 255, add up in 16 bits
-_MOST_VOTERS = (1 << 16) - 1
+MOST_VOTERS = (1 << 16) - 1
 _MOST_LANES_LOG2 = 13
 _FIRST = 256  # positions of the first pass, at most
 _PART = 1 << 22  # positions that answer together, at most: what is remembered of them is 64-bit integers
@@ -194,9 +194,9 @@ def _check(context: Context) -> int:
         ValueError: it lacks theta u16[d] or voters, or has more streams than this codec adds up.
     """
     context.check(streams=False)
-    if not 1 <= context.voters <= _MOST_VOTERS or len(context.streams) > _MOST_VOTERS:
+    if not 1 <= context.voters <= MOST_VOTERS or len(context.streams) > MOST_VOTERS:
         raise ValueError(
-            f"this codec needs 1 … {_MOST_VOTERS} context.voters and at most as many streams, "
+            f"this codec needs 1 … {MOST_VOTERS} context.voters and at most as many streams, "
             f"got {context.voters} and {len(context.streams)}"
         )
     return min(len(context.streams), 2)

@@ -8,6 +8,7 @@ To add one, write a file with a function that returns a `Method` and add a line 
 from collections.abc import Callable
 from typing import Any
 
+from deltamask_jax.codecs.tally import MOST_VOTERS
 from deltamask_jax.data import partition
 from deltamask_jax.methods.deepreduce import deepreduce
 from deltamask_jax.methods.deltamask import deltamask, flip_codecs
@@ -142,7 +143,14 @@ def check(config) -> None:
             "holds some of it back: use 'smaller' or 'tally'"
         )
     kept = min(config.mask.kappa, config.mask.kappa_final) if thin else 1.0
-    votes = kept * partition.cohort_size(config.clients, config.participation)
+    voters = partition.cohort_size(config.clients, config.participation)
+    most = MOST_VOTERS + 1 - config.downlink.hold
+    if config.method in MASK_METHODS and voters > most:
+        raise ValueError(
+            f"config.participation={config.participation:g}: a round asks {voters:,} clients, whose votes "
+            f"are counted up to {most:,}; lower it"
+        )
+    votes = kept * voters
     if config.downlink.hold > max(votes, 1):
         raise ValueError(
             f"config.downlink.hold={config.downlink.hold} is never reached by rounds of {votes:g} votes, "

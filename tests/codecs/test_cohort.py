@@ -48,6 +48,15 @@ def test_counts_equal_decoding_one_by_one(settings):
     np.testing.assert_array_equal(counts, one_by_one(codec, payloads, contexts))
 
 
+def test_counts_have_room_for_every_payload():
+    codec = dataclasses.replace(
+        codecs.get("bfuse"), count=lambda payloads, contexts, counts: [0] * len(payloads)
+    )
+    for clients, dtype in ((65_535, np.uint16), (65_536, np.uint32)):
+        counts, _ = codecs.decode_counts(codec, [b""] * clients, [codecs.Context(8)] * clients)
+        assert counts.dtype == dtype
+
+
 @pytest.mark.parametrize("clients", [3, 32, 33, 64, 67])
 def test_any_number_of_clients_shares_rows(clients, monkeypatch):
     monkeypatch.setattr(membership, "_SORTED_CHUNK", 1 << 10)  # so that there are several, the last one short

@@ -29,6 +29,13 @@ def test_thinning_and_holding_need_votes_that_add_up():
             methods.check(tiny_config(**regime, **{"mask__kappa_final": 0.5} | changes, clients=6))
 
 
+def test_more_voters_than_are_counted_are_refused():
+    methods.check(tiny_config(clients=65_535))
+    methods.check(tiny_config(method="fedavg", clients=65_536))
+    with pytest.raises(ValueError, match="a round asks 65,536 clients, .* up to 65,535; lower it"):
+        methods.check(tiny_config(clients=65_536))
+
+
 def test_what_is_held_back_cannot_be_relayed():
     regime = {"mask__aggregator": "control_variate", "downlink__hold": 2}
     methods.check(tiny_config(**regime, downlink__news="tally"))
