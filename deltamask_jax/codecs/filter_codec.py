@@ -25,7 +25,6 @@ _WINDOW = struct.Struct("<H")
 
 
 class _Received(NamedTuple):
-    n: int  # keys, as announced
     filter: Filter
     farthest: int  # the window; 0 without one
 
@@ -96,7 +95,7 @@ def filter_codec(
         table = containers.unpack(received.body[head:], size, container)
         fingerprints = np.frombuffer(table, f"<u{bits // 8}").astype(f"u{bits // 8}")
         farthest = _WINDOW.unpack_from(received.body, _HEAD.size)[0] if window else 0
-        return _Received(received.n, Filter(shape, seed, fingerprints), farthest)
+        return _Received(Filter(shape, seed, fingerprints), farthest)
 
     def decode(payload: bytes, context: Context) -> np.ndarray:
         if window:
@@ -116,8 +115,8 @@ def filter_codec(
         with threads.pool() as pool:  # unpacking the containers takes its time
             received = list(pool.map(lambda *pair: attempt(read, *pair), payloads, contexts))
         full = [k for k, item in enumerate(received) if isinstance(item, _Received)]
-        filters, announced = [received[k].filter for k in full], [received[k].n for k in full]
-        sizes = dict(zip(full, membership.count_all(filters, announced, counts), strict=True))
+        filters = [received[k].filter for k in full]
+        sizes = dict(zip(full, membership.count_all(filters, counts), strict=True))
         return [sizes.get(k, item or 0) for k, item in enumerate(received)]
 
     name = f"{family}{bits}{'' if arity == 3 else '-4wise'}-{container}{'-window' if window else ''}"

@@ -13,7 +13,6 @@ rows lie in.
 """
 
 import functools
-import math
 from collections.abc import Sequence
 
 import jax
@@ -49,15 +48,11 @@ def query_all(filter: Filter, d: int) -> np.ndarray:
         return np.concatenate(list(pool.map(hits, range(0, d, CHUNK))))
 
 
-def count_all(filters: Sequence[Filter], announced: Sequence[int], counts: np.ndarray) -> list[int]:
+def count_all(filters: Sequence[Filter], counts: np.ndarray) -> list[int]:
     """Adds to counts u16[d] the number of filters that contain each position.
 
-    Args:
-        announced: how many keys each filter is said to have.
-
     Returns:
-        How many positions each filter contains, true and false. For filters that are decoded together it is
-        what the announced number lets expect; where their sum shows that somebody lied, it is counted.
+        How many positions each filter contains, true and false.
 
     Filters of equal seed, shape and width are decoded together where there are many positions, others one
     by one. Memory: 4 * bits bytes per slot of a filter, and on a CPU 64 MB of scratch per core; up to `KEPT`
@@ -67,19 +62,13 @@ def count_all(filters: Sequence[Filter], announced: Sequence[int], counts: np.nd
     for k, filter in enumerate(filters):
         key = (filter.geometry, filter.seed, filter.fingerprints.itemsize)
         alike.setdefault(key, []).append(k)
-    sizes, d = list(announced), len(counts)
+    sizes, d = [0] * len(filters), len(counts)
     for group in alike.values():
         for first in range(0, len(group), COHORT):
             places = group[first : first + COHORT]
             if len(places) > 2 and d > SMALL:
-                cohort = [filters[k] for k in places]
-                hits = _count_cohort(cohort, counts)
-                rate = 2.0 ** (-8 * cohort[0].fingerprints.itemsize)
-                false = [rate * (d - announced[k]) for k in places]
-                honest = sum(announced[k] for k in places) + sum(false)
-                lied = hits > honest + 6 * math.sqrt(sum(false)) + 6
-                for k, expected in zip(places, false, strict=True):
-                    sizes[k] = len(query_all(filters[k], d)) if lied else announced[k] + round(expected)
+                for k, hits in zip(places, _count_cohort([filters[k] for k in places], counts), strict=True):
+                    sizes[k] = hits
             else:
                 for k in places:
                     found = query_all(filters[k], d)
@@ -88,8 +77,8 @@ def count_all(filters: Sequence[Filter], announced: Sequence[int], counts: np.nd
     return sizes
 
 
-def _count_cohort(cohort: list[Filter], counts: np.ndarray) -> int:
-    """Adds the hits of up to 32 filters of equal seed, shape and width to counts u16[d]; their number."""
+def _count_cohort(cohort: list[Filter], counts: np.ndarray) -> list[int]:
+    """Adds the hits of up to 32 filters of equal seed, shape and width to counts u16[d]; those of each."""
     on_cpu, d = jax.default_backend() == "cpu", len(counts)
     table = jnp.asarray(pad_table(client_rows([filter.fingerprints for filter in cohort])))
     present = jnp.arange(table.shape[1]) < len(cohort)
@@ -98,18 +87,18 @@ def _count_cohort(cohort: list[Filter], counts: np.ndarray) -> int:
     usual = cohort[0].seed == FIRST_SEED  # others have none kept: a sender chooses its seed
     orders = _orders(d, chunk) if on_cpu and usual and d <= KEPT else {}
 
-    def add(start: int) -> int:
+    def add(start: int) -> np.ndarray:
+        size = min(chunk, d - start)
         if on_cpu:
             order = orders[start] if orders else _order(cohort[0].seed, start, chunk)
-            hits = _count_sorted(cohort[0], table, present, start, order)
+            hits, each = _count_sorted(cohort[0], table, present, start, size, order)
         else:
-            hits = _count_in_order(cohort[0], table, present, start, chunk)
-        hits = hits[: d - start]
-        counts[start : start + chunk] += hits
-        return int(hits.sum())
+            hits, each = _count_in_order(cohort[0], table, present, start, size, chunk)
+        counts[start : start + size] += hits[:size]
+        return each.astype(np.int64)
 
     with threads.pool() as pool:
-        return sum(pool.map(add, range(0, d, chunk)))
+        return np.sum(list(pool.map(add, range(0, d, chunk))), axis=0)[: len(cohort)].tolist()
 
 
 def client_rows(tables: list[np.ndarray]) -> np.ndarray:
@@ -125,17 +114,18 @@ def client_rows(tables: list[np.ndarray]) -> np.ndarray:
 
 
 def _count_sorted(
-    filter: Filter, table: jax.Array, present: jax.Array, start: int, order: np.ndarray
-) -> np.ndarray:
+    filter: Filter, table: jax.Array, present: jax.Array, start: int, size: int, order: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Hits of positions start + 0 … chunk−1, u8[chunk], taken in the order u32[chunk] and hashed in the
-    CPU's 64-bit words; table and present as of `_count_matches`."""
+    CPU's 64-bit words, none from start + size on; and of each lane, u32[32]. Table and present as of
+    `_count_matches`."""
     shape, hashing = filter.geometry, (np.uint64(start), np.uint64(filter.seed))
     lengths = np.uint64(shape.segment_length), np.uint64(shape.start_length)
     with jax.enable_x64(True):
-        found = _count_at(table, present, order, *hashing, *lengths, kind=shape.kind)
+        found, each = _count_at(table, present, order, np.uint32(size), *hashing, *lengths, kind=shape.kind)
     hits = np.empty(len(order), np.uint8)
     hits[order.astype(np.intp)] = found
-    return hits
+    return hits, np.asarray(each)
 
 
 @functools.lru_cache(maxsize=1)
@@ -155,11 +145,12 @@ def _order(seed: int, start: int, chunk: int) -> np.ndarray:
 
 
 def _count_in_order(
-    filter: Filter, table: jax.Array, present: jax.Array, start: int, chunk: int
-) -> np.ndarray:
-    """The same on an accelerator, in 32-bit words and the positions' own order: u8[chunk]."""
-    hashing = np.uint32(start), *_hashing(filter)
-    return np.asarray(_count_chunk(table, present, *hashing, chunk=chunk, kind=filter.geometry.kind))
+    filter: Filter, table: jax.Array, present: jax.Array, start: int, size: int, chunk: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same on an accelerator, in 32-bit words and the positions' own order: u8[chunk], u32[32]."""
+    hashing, kind = (np.uint32(start), *_hashing(filter)), filter.geometry.kind
+    hits, each = _count_chunk(table, present, np.uint32(size), *hashing, chunk=chunk, kind=kind)
+    return np.asarray(hits), np.asarray(each)
 
 
 def _hashing(filter: Filter) -> tuple[np.ndarray, np.uint32, np.uint32]:
@@ -201,38 +192,57 @@ def _regions(start, seed, *, chunk: int) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames="kind")
-def _count_at(table, present, order, start, seed, segment_length, start_length, *, kind: str) -> jax.Array:
-    """Hits of positions start + order, u8[chunk], from order u32[chunk] and four u64[]; table and present as
-    of `_count_matches`."""
+def _count_at(
+    table, present, order, size, start, seed, segment_length, start_length, *, kind: str
+) -> tuple[jax.Array, jax.Array]:
+    """Hits of positions start + order, none where order ≥ size, as `_count_matches` gives them; from order
+    u32[chunk], size u32[] and four u64[]; table and present as there."""
     h = mix64(order.astype(jnp.uint64) + start + seed)
     where = [slot.astype(jnp.uint32) for slot in slots64(h, kind, segment_length, start_length)]
-    return _count_matches(table, present, h ^ h >> np.uint64(32), where)
+    return _count_matches(table, present, order < size, h ^ h >> np.uint64(32), where)
 
 
 @functools.partial(jax.jit, static_argnames=("chunk", "kind"))
 def _count_chunk(
-    table, present, start, seed, segment_length, start_length, *, chunk: int, kind: str
-) -> jax.Array:
-    """Hits of positions start + 0 … chunk−1, u8[chunk]; numbers as of `_contains_chunk`, table and present
-    as of `_count_matches`."""
+    table, present, size, start, seed, segment_length, start_length, *, chunk: int, kind: str
+) -> tuple[jax.Array, jax.Array]:
+    """Hits of positions start + 0 … chunk−1, none from start + size on, as `_count_matches` gives them;
+    numbers as of `_contains_chunk`, table and present as of `_count_matches`."""
     low, high = hash_positions(start, seed, chunk)
     where = _slots(low, high, segment_length, start_length, kind)
-    return _count_matches(table, present, low ^ high, where)
+    return _count_matches(table, present, jax.lax.iota(jnp.uint32, chunk) < size, low ^ high, where)
 
 
-def _count_matches(table, present, prints, where) -> jax.Array:
-    """Clients whose slots XOR to the fingerprint: u8[count].
+def _count_matches(table, present, inside, prints, where) -> tuple[jax.Array, jax.Array]:
+    """Clients whose slots XOR to the fingerprint: their number at each position, u8[count], and the positions
+    of each lane, u32[32].
 
     Args:
         table: u8, u16 or u32 [slots, lanes] as from `client_rows`.
         present: bool[lanes], whether a lane has a client.
+        inside: bool[count], whether a position is one; count is a power of two.
         prints: u32[count] or u64[count], fingerprints in the low bits.
         where: slots, 3 or 4 times u32[count] or i32[count].
     """
     differs = prints.astype(table.dtype)[:, None]
     for slot in where:
         differs ^= table.at[slot].get(mode="promise_in_bounds")
-    return ((differs == 0) & present).sum(1, dtype=jnp.uint8)
+    bit = jnp.uint32(1) << jnp.arange(table.shape[1], dtype=jnp.uint32)
+    who = jnp.where((differs == 0) & present, bit, jnp.uint32(0)).sum(1, dtype=jnp.uint32)
+    who = jnp.where(inside, who, jnp.uint32(0))
+    return jax.lax.population_count(who).astype(jnp.uint8), _per_bit(who)
+
+
+def _per_bit(words: jax.Array) -> jax.Array:
+    """How many of u32[n] words have each bit set, u32[32], lowest first; n is a power of two.
+
+    Eight words are added at once in fields of four bits, 16 of their sums in fields of eight.
+    """
+    u32, few = jnp.uint32, min(8, len(words))
+    by = [jnp.arange(0, stop, step, dtype=u32)[:, None, None] for stop, step in ((4, 1), (8, 4), (32, 8))]
+    fours = (words.reshape(few, -1) >> by[0] & u32(0x11111111)).sum(1, dtype=u32)
+    eights = (fours >> by[1] & u32(0x0F0F0F0F)).reshape(8, min(16, fours.shape[1]), -1).sum(1, dtype=u32)
+    return (eights >> by[2] & u32(0xFF)).sum(2, dtype=u32).reshape(32)
 
 
 def hash_positions(start: jax.Array, seed: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:

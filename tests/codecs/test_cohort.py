@@ -77,11 +77,26 @@ def test_the_accelerators_path_counts_the_same(settings, monkeypatch):
     codec = codecs.get(**{"name": "bfuse", "capacity": 300} | settings)
     positions, contexts = cohort(5, [300], d=5000)
     payloads = codecs.encode_cohort(codec, positions, contexts)
-    expected, _ = codecs.decode_counts(codec, payloads, contexts)
+    expected, expected_sizes = codecs.decode_counts(codec, payloads, contexts)
     monkeypatch.setattr(membership, "SMALL", 0)
     monkeypatch.setattr(membership.jax, "default_backend", lambda: "tpu")
     monkeypatch.setattr(membership, "_COHORT_CHUNK", 1 << 11)
-    np.testing.assert_array_equal(codecs.decode_counts(codec, payloads, contexts)[0], expected)
+    counts, sizes = codecs.decode_counts(codec, payloads, contexts)
+    np.testing.assert_array_equal(counts, expected)
+    assert sizes == expected_sizes
+
+
+def test_sizes_are_what_filters_hold_not_what_they_announce(monkeypatch):
+    """Two senders whose announced numbers cancel: one holds 900 keys and says 20, the other the reverse."""
+    codec = codecs.get("bfuse", capacity=1000, container="raw")
+    positions, contexts = cohort(7, [100, 100, 900, 20], d=5000)
+    payloads = codecs.encode_cohort(codec, positions, contexts)
+    for liar, says in ((2, 20), (3, 900)):
+        payloads[liar] = sealed(payloads[liar][:12] + says.to_bytes(4, "little") + payloads[liar][16:])
+    held = [len(codec.decode(*pair)) for pair in zip(payloads, contexts, strict=True)]
+    monkeypatch.setattr(membership, "SMALL", 0)
+    monkeypatch.setattr(membership, "_SORTED_CHUNK", 1 << 10)
+    assert codecs.decode_counts(codec, payloads, contexts)[1] == held
 
 
 def test_orders_that_are_too_long_to_keep_are_made_anew(monkeypatch):
@@ -130,12 +145,12 @@ def test_each_payload_is_decoded_once(monkeypatch):
 
 
 def test_a_filter_with_more_keys_than_it_announces_shows_in_its_size(monkeypatch):
-    """Cohorts are counted together, at what they announce, until their sum does not fit."""
+    """Cohorts are counted together, and each by what it holds."""
     monkeypatch.setattr(membership, "SMALL", 0)
     codec = codecs.get("bfuse", capacity=2000, container="raw")  # there is room for more
     positions, contexts = cohort(6, [300], d=70_000)
     _, honest = codecs.decode_counts(codec, codecs.encode_cohort(codec, positions, contexts), contexts)
-    assert all(abs(size - 300 - 70_000 / 256) < 2 for size in honest)
+    assert all(abs(size - 300 - 70_000 / 256) < 100 for size in honest)
     positions[2] = np.arange(300, dtype=np.uint32)
     payloads = codecs.encode_cohort(codec, positions, contexts)
     full = codec.encode(np.arange(2000, dtype=np.uint32), contexts[2])
