@@ -433,3 +433,17 @@ def test_news_of_accepted_payloads_are_not_judged_by_another_median(problem):
     news = downlink.news_of(method, state, votes, payloads[:4], voters, "relay")
     told = downlink.follow(method, state, news, cohort_of(np.arange(CLIENTS)))
     assert_same(told, method.merge(state, votes, voters))
+
+
+def test_news_of_one_client_without_examples_are_refused(problem):
+    _, method = build(problem, method="linear_probe")
+    state, asked = method.init(), cohort_of([0, 1], examples=np.array([3, 2]))
+    n = sum(leaf.size for leaf in jax.tree.leaves(state.weights))
+    payloads = method.up.encode(state, list(np.ones((2, n), np.float32)), asked)
+    context = Context(n, round=1, client=SERVER)
+    seen, unseen = (
+        bundle.pack(payloads, context, bundle.RELAY, asked.clients, counts) for counts in ([3, 2], [3, 0])
+    )
+    downlink.follow(method, state, seen, asked)
+    with pytest.raises(PayloadError, match="seen no example"):
+        downlink.follow(method, state, unseen, asked)

@@ -1,6 +1,7 @@
 """Files of JSON: whole, and read by every program whatever the numbers."""
 
 import json
+import os
 
 import pytest
 from hypothesis import given, settings
@@ -43,3 +44,15 @@ def test_what_is_not_finite_is_null_and_does_not_count_in_a_mean():
         "b": [None, 2, None, True, "NaN"],
     }
     assert metrics.mean([1.0, None, 3.0]) == 2 and metrics.mean([]) is None
+
+
+def test_what_is_written_is_on_the_disk_and_a_file_is_replaced_whole(tmp_path, monkeypatch):
+    synced, path = [], tmp_path / "s.json"
+    monkeypatch.setattr(os, "fsync", lambda number: synced.append(os.fstat(number).st_size))
+    files.write_json(path, {"a": 1})
+    first = path.stat()
+    files.write_json(path, {"a": 12})
+    assert synced == [first.st_size, first.st_size + 1] and path.stat().st_ino != first.st_ino
+    for length in (1, 2):
+        files.append(tmp_path / "m.jsonl", {"r": 1})
+        assert synced.pop() == length * len('{"r": 1}\n')

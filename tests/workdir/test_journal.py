@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -487,3 +488,20 @@ def test_a_full_disk_is_named_in_the_words_of_the_system(tmp_path):
     error = ValueError("RESOURCE_EXHAUSTED: Error writing: No space left on device [tensorstore_spec='{…}']")
     with journal.Journal(tmp_path, tiny_config()) as kept:
         assert ": No space left on device; mend that" in kept._cannot("write the checkpoint", error)
+
+
+def test_a_problem_is_known_by_labels_split_and_weights():
+    def problem(labels=(0, 1), parts=((0,), (1,)), weight=1.0):
+        its = {"labels": [np.array(labels)], "parts": [np.array(part) for part in parts], "examples": "e"}
+        return SimpleNamespace(**its, task=SimpleNamespace(params={"w": np.float32(weight)}))
+
+    found = {
+        journal.identity(its)["problem"]
+        for its in (problem(), problem(labels=(1, 1)), problem(parts=((1,), (0,))), problem(weight=2.0))
+    }
+    assert len(found) == 4 and journal.identity(problem()) == journal.identity(problem())
+
+
+def test_an_array_that_a_checkpoint_lacks_is_named():
+    with pytest.raises(ValueError, match=r"the checkpoint has no state/theta of uint16\[3\], .*--workdir"):
+        journal.restore_state({"theta": np.zeros(3, np.uint16)}, {})
