@@ -77,7 +77,7 @@ def _problem(
         data_of_its_own, class_names: as of `set_up_client`.
     """
     model = models.build(config.model)  # what needs nothing is checked before anything is read
-    run = engine.from_config(config)
+    run = engine.from_config(config, partition.cohort_size(config.clients, config.participation))
     mesh = run.mesh
     dataset = data.load(
         data_of_its_own or config.data, cache_dir=config.data_dir or None, columns=config.columns

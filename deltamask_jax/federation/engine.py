@@ -17,7 +17,6 @@ from jax.sharding import Mesh
 from jax.stages import Wrapped
 
 from deltamask_jax import devices
-from deltamask_jax.data import partition
 from deltamask_jax.progress import say
 
 CHUNKS = 4  # a cohort on an accelerator
@@ -113,15 +112,19 @@ class Engine:
         return chunk // 2
 
 
-def from_config(config) -> Engine:
-    """The engine that `config.cohort` describes, on all devices of this process."""
+def from_config(config, usual: int = 0) -> Engine:
+    """The engine that `config.cohort` describes, on all devices of this process.
+
+    Args:
+        usual: as of `Engine`.
+    """
     cohort = config.cohort
     return Engine(
         devices.mesh(cohort.weight_shards),
         cohort.backend,
         cohort.chunk,
         int(cohort.memory * 2**30),
-        partition.cohort_size(config.clients, config.participation),
+        usual,
     )
 
 
