@@ -8,13 +8,16 @@ import numpy as np
 import optax
 import pytest
 
-from deltamask_jax import methods
+from deltamask_jax import codecs, methods
 from deltamask_jax.codecs import distance, envelope
-from deltamask_jax.federation import attacks
+from deltamask_jax.federation import attacks, clients
+from deltamask_jax.federation.rounds import play_round
 from deltamask_jax.flat_index import FlatIndex
 from deltamask_jax.public_random import EVERY_CLIENT, MASK, stream_key, uniforms
+from deltamask_jax.task import PROBE_PHASE
 from tests.conftest import cohort_of, tiny_config
 from tests.federation.test_faults import EVERYONE, build, play
+from tests.methods.test_averaging import perceptron
 
 REASONS = {
     "corrupt": {"checksum", "foreign", "other version", "wrong length"},
@@ -104,3 +107,29 @@ def test_lies_leave_the_padding_alone(problem, kind):
     sent, _ = attacks.strike(problem, method, method.init(), nothing, [b""] * 6, cohort_of(EVERYONE))
     bits = np.unpackbits(sent, axis=1)
     assert bits[:, :33].any() and not bits[:, 33:].any()
+
+
+def test_another_seed_has_other_hostile_clients():
+    few = {"clients": 40, "attack__kind": "corrupt", "attack__share": 0.5}
+    first, again, second = (
+        attacks.hostile_clients(tiny_config(**few, seed=seed)).tolist() for seed in (0, 0, 1)
+    )
+    assert first == again != second and len(first) == len(second) == 20
+
+
+def test_attacks_are_for_the_main_phase_alone(problem):
+    hostile, method = build(problem, attack__kind="truncate", attack__share=1.0)
+    asked = cohort_of(EVERYONE, phase=PROBE_PHASE)
+    _, result = play_round(hostile, method, method.init(), asked)
+    assert result.merged == 6 and not result.rejected
+
+
+def test_a_client_whose_payload_was_damaged_keeps_what_its_own_lost(problem):
+    hostile, _ = build(problem, attack__kind="truncate", attack__share=1.0, min_clients=1)
+    method = perceptron(codec=codecs.get("signs"), error_feedback=True)
+    heard = clients.ask(hostile, method, method.init(), cohort_of([1, 4]))
+    for row, client in enumerate(("1", "4")):
+        whole = method.up.encode(method.init(), [heard.updates[row]], cohort_of([int(client)]))
+        assert len(heard.payloads[row]) < len(whole[0])
+        (arrived,), _ = method.up.decode(method.init(), whole, cohort_of([int(client)]))
+        np.testing.assert_array_equal(heard.state.residuals[client], heard.updates[row] - arrived)
