@@ -86,7 +86,7 @@ def get_config() -> ConfigDict:
     config.mask.ranking = "kl"  # which κ of the flips; 'random': an ablation; 'thin': random, votes count 1/κ
     config.mask.aggregator = "beta"  # 'beta': reset every 1/ρ rounds (paper); 'running'; 'control_variate'
     config.mask.lambda0 = 1.0  # votes: the prior α = β = λ₀
-    config.mask.hard_rounds = 0  # before the last so many rounds θ goes to its ends, 0.01 or 0.99; 0 = never
+    config.mask.hard_rounds = 0  # before the last so many rounds θ goes to the ends of its clip; 0 = never
     config.mask.evaluate = "threshold"  # network: 'threshold', the Σθ weights of highest θ; 'mean', θ ⊙ w
 
     config.codec = ConfigDict()

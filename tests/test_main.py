@@ -29,7 +29,7 @@ def run(*arguments, **environment):
         (["--config=configs/vit_b16.py:alhpa=1"], "did you mean 'alpha'"),
         (["--config=configs/quickstart.py", "stray"], "unexpected argument 'stray'"),
         (["--config=configs/quickstart.py", "config"], "unexpected argument 'config'"),
-        (["-config"], "config"),
+        (["-config"], "Missing value for flag -config"),
         (
             ["--workdir", "config", "--config=configs/quickstart.py", "--config.rounds=0"],
             "must be at least 1",

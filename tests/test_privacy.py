@@ -14,12 +14,12 @@ from scipy import stats
 
 from deltamask_jax import experiment, heads, methods, privacy
 from deltamask_jax.data import partition
-from deltamask_jax.federation import cohort
+from deltamask_jax.federation import clients, cohort, faults
 from deltamask_jax.federation.downlink import Memory
 from deltamask_jax.federation.rounds import play_round
 from deltamask_jax.flat_index import FlatIndex
 from deltamask_jax.local_training import mask_training, weight_training
-from deltamask_jax.task import HEAD_PHASE
+from deltamask_jax.task import HEAD_PHASE, MAIN_PHASE, PROBE_PHASE
 from tests.conftest import cohort_of, play, tiny_config
 from tests.federation.test_cohort import ONE_DEVICE, Engine
 
@@ -451,3 +451,29 @@ def test_the_round_of_the_head_is_as_private_as_the_others(problem, raising):
         _, method = heads.round_of_head(dataclasses.replace(problem, config=tiny_config(**level)))
         with pytest.raises(Private):
             use(method)
+
+
+def test_batches_of_the_head_and_of_rounds_are_drawn_as_they_are_counted(problem, monkeypatch):
+    def draws(error):
+        def draw(*_, **__):
+            raise error
+
+        return draw
+
+    monkeypatch.setattr(cohort, "poisson_schedule", draws(Private))
+    monkeypatch.setattr(cohort, "schedule", draws(LookupError))
+    config = tiny_config(method="linear_probe", **EXAMPLE)
+    private, method = dataclasses.replace(problem, config=config), methods.build(config, problem.task)
+    drawn = {HEAD_PHASE: Private, MAIN_PHASE: Private, PROBE_PHASE: LookupError}  # the bracket is not private
+    for phase, error in drawn.items():
+        with pytest.raises(error):
+            play_round(private, method, method.init(), cohort_of([1, 4], phase=phase))
+
+
+def test_a_client_s_weight_says_how_many_examples_it_has_and_not_how_many_were_drawn(problem):
+    config = tiny_config(method="linear_probe", **EXAMPLE)
+    private, method = dataclasses.replace(problem, config=config), methods.build(config, problem.task)
+    asked = cohort_of([1, 4])  # of 20 and 16 examples, in batches of 8
+    plan = cohort.poisson_schedule(problem.parts, asked, epochs=1, batch_size=8, microbatch=4)
+    assert (faults.examples_seen(plan) != [20, 16]).any()
+    assert clients.ask(private, method, method.init(), asked).cohort.weights() == [20, 16]

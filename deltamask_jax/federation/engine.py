@@ -72,17 +72,19 @@ class Engine:
             received: what each client starts from; its size stands for that of a client's state.
             memory_of: (chunk) -> bytes on each device, beside what lies there already.
         """
-        most = -(-clients // self.mesh.shape[devices.CLIENTS])
-        most = min(most, self._ceiling.get(program, most))
+
+        def share(clients: int) -> int:
+            """Of each device, at most."""
+            its = -(-clients // self.mesh.shape[devices.CLIENTS])
+            return min(its, self._ceiling.get(program, its))
+
+        most = share(clients)
         if self.chunk:
             return min(self.chunk, most)
         if program not in self._chosen:
             platform = self.mesh.devices.flat[0].platform
             budget = self.memory or int(MEMORY_SHARE * devices.free_memory())
-            chunk = _wanted(
-                -(-(self.usual or clients) // self.mesh.shape[devices.CLIENTS]), received, platform
-            )
-            chunk = min(chunk, self._ceiling.get(program, chunk))
+            chunk = _wanted(share(self.usual or clients), received, platform)
             while (used := memory_of(chunk)) > budget and chunk > 1:
                 chunk = max(1, min(chunk - 1, chunk * budget // used))
             self._chosen[program] = chunk

@@ -63,10 +63,9 @@ def deltamask(
 
     def private(cohort: Cohort):
         """Each client's stream of its mask, and another that is its own even where all share the mask's."""
-        own, keys = masking.mask_streams(cohort), streams(cohort)
-        return masking.stacked(keys * len(cohort) if shared else keys), masking.stacked(
-            [k[::-1] for k in own]
-        )
+        own = masking.mask_streams(cohort)
+        keys = streams(cohort) * len(cohort) if shared else own
+        return masking.stacked(keys), masking.stacked([key[::-1] for key in own])
 
     def known(state, cohort: Cohort) -> list[codecs.Context]:
         """What both ends know of each client's payload: step 1 follows from it."""

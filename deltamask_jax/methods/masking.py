@@ -264,7 +264,7 @@ def mask_method(
             change = change_of(state, votes, cohort)
             theta = np.clip(_moved(state.theta, change, voters_of(cohort)), low, top)
             if 0 < options.hard_rounds == rounds - cohort.round:
-                theta = np.where(theta >= least_kept(theta), theta.dtype.type(top), theta.dtype.type(low))
+                theta = np.where(theta >= least_kept(theta), top, low).astype(np.uint16)
             return dataclasses.replace(state, theta=theta)
         ones, posterior = ones_of(state, votes, cohort), state.posterior
         if options.aggregator == "beta" and aggregation.resets_at(cohort.round - 1, participation):
