@@ -14,7 +14,8 @@ from hypothesis.extra import numpy as arrays
 
 from deltamask_jax import codecs
 from deltamask_jax.codecs import envelope, rans
-from deltamask_jax.public_random import MASK, Key, stream_key
+from deltamask_jax.codecs.codec import SERVER
+from deltamask_jax.public_random import EVERY_CLIENT, MASK, Key, stream_key, uniforms
 
 # Of each of these `golden` keeps a payload.
 KEPT = (
@@ -220,3 +221,28 @@ def cost(decode, *arguments) -> tuple[int, int]:
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
     return steps, peak
+
+
+def keys_of(mode: str, voters: int) -> tuple:
+    words = {"none": [], "shared": [EVERY_CLIENT], "each": range(voters)}[mode]
+    return tuple(stream_key(7, 3, word, MASK) for word in words)
+
+
+def voted(mode: str, d: int, voters: int, spread: float, seed: int = 0) -> tuple[np.ndarray, codecs.Context]:
+    """Votes of voters whose logits moved by `spread`, and what both ends know."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(2, 2, d)
+
+    def theta16(x):
+        return np.clip(np.rint(65536 / (1 + np.exp(-x))), 0, 65535).astype(np.uint16)
+
+    theta, keys = theta16(logits), keys_of(mode, voters)
+    context = codecs.Context(d, theta, tuple(keys), 3, SERVER, voters=voters)
+    if mode == "none":
+        return rng.binomial(voters, theta / 65536).astype(np.int32), context
+    votes = np.zeros(d, np.int32)
+    for voter in range(voters):
+        u = uniforms(keys[voter % len(keys)], d)
+        moved = theta16(logits + spread * rng.normal(size=d))
+        votes += (u < moved).astype(np.int32) - (u < theta)
+    return votes, context

@@ -10,39 +10,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from deltamask_jax.codecs import Context, PayloadError, distance, envelope, rans, tally
+from deltamask_jax.codecs import Context, PayloadError, envelope, rans, tally, tally_classes, tally_model
 from deltamask_jax.codecs.codec import SERVER
-from deltamask_jax.public_random import EVERY_CLIENT, MASK, stream_key, uniforms
-from tests.codecs.cases import cost, sealed
+from deltamask_jax.public_random import uniforms
+from tests.codecs.cases import cost, keys_of, sealed, voted
 
 GOLDEN = Path(__file__).parent / "golden"
 MODES = ("none", "shared", "each")
 CODEC = tally.tally()
-
-
-def keys_of(mode: str, voters: int) -> tuple:
-    words = {"none": [], "shared": [EVERY_CLIENT], "each": range(voters)}[mode]
-    return tuple(stream_key(7, 3, word, MASK) for word in words)
-
-
-def cohort(mode: str, d: int, voters: int, spread: float, seed: int = 0) -> tuple[np.ndarray, Context]:
-    """Votes of voters whose logits moved by `spread`, and what both ends know."""
-    rng = np.random.default_rng(seed)
-    logits = rng.normal(2, 2, d)
-
-    def theta16(x):
-        return np.clip(np.rint(65536 / (1 + np.exp(-x))), 0, 65535).astype(np.uint16)
-
-    theta, keys = theta16(logits), keys_of(mode, voters)
-    context = Context(d, theta, tuple(keys), 3, SERVER, voters=voters)
-    if mode == "none":
-        return rng.binomial(voters, theta / 65536).astype(np.int32), context
-    votes = np.zeros(d, np.int32)
-    for voter in range(voters):
-        u = uniforms(keys[voter % len(keys)], d)
-        moved = theta16(logits + spread * rng.normal(size=d))
-        votes += (u < moved).astype(np.int32) - (u < theta)
-    return votes, context
 
 
 def arbitrary(mode: str, d: int, voters: int, share: float, seed: int) -> tuple[np.ndarray, Context]:
@@ -88,7 +63,7 @@ def test_any_votes_come_back(mode, d, voters, share, seed):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("d", [0, 1, 70_000])
 def test_no_votes_cost_a_header(mode, d):
-    _, context = cohort(mode, d, 3, 0.1)
+    _, context = voted(mode, d, 3, 0.1)
     payload = CODEC.encode(np.zeros(d, np.int64), context)
     assert len(payload) == envelope.SIZE
     assert not CODEC.decode(payload, context).any()
@@ -96,7 +71,7 @@ def test_no_votes_cost_a_header(mode, d):
 
 @pytest.mark.parametrize("mode, spread, share", [("each", 0.1, 0.7), ("shared", 0.1, 0.5), ("none", 0, 0.75)])
 def test_what_both_ends_know_saves_bits(mode, spread, share):
-    votes, context = cohort(mode, 100_000, 10, spread)
+    votes, context = voted(mode, 100_000, 10, spread)
     payload = CODEC.encode(votes, context)
     assert 8 * len(payload) / context.d < share * entropy(votes)
     np.testing.assert_array_equal(CODEC.decode(payload, context), votes)
@@ -109,35 +84,10 @@ def test_votes_without_structure_cost_little_more_than_their_entropy():
     assert 8 * len(CODEC.encode(votes, context)) < 1.02 * 60_000 * entropy(votes) + 4000
 
 
-@pytest.mark.parametrize("voters", [2, 5, 300])
-def test_classes_of_chunks_equal_those_of_the_whole(voters, monkeypatch):
-    _, context = cohort("each", tally._CHUNK + 1234, 1, 0.1)
-    context = dataclasses.replace(context, streams=keys_of("each", voters), voters=voters)
-    edges, weights = (100, 300, 600, 900), (255, 140, 50, 9, 1)
-    codes = tally._voter_codes(context, edges, weights)
-    up, down = np.zeros((2, context.d), np.int64)
-    for key in context.streams:
-        u = uniforms(key, context.d)
-        weight = np.array(weights)[np.searchsorted(edges, distance.between(u, context.theta), "right")]
-        up += np.where(u >= context.theta, weight, 0)
-        down += np.where(u >= context.theta, 0, weight)
-
-    def bucket(total):
-        mantissa, exponent = np.frexp(total)
-        return np.where(total > 0, np.floor(8 * mantissa - 4) + 4 * (exponent - 1) + 1, 0)
-
-    np.testing.assert_array_equal(codes, 128 * bucket(up) + bucket(down))
-    shared = dataclasses.replace(context, streams=context.streams[:1])
-    of_chunks = tally._shared_codes(shared, 6)
-    monkeypatch.setattr(tally, "_SMALL", 1 << 20)
-    np.testing.assert_array_equal(tally._voter_codes(context, edges, weights), codes)
-    np.testing.assert_array_equal(tally._shared_codes(shared, 6), of_chunks)
-
-
 @pytest.mark.parametrize("mode", MODES)
 def test_long_passes_go_in_parts(mode, monkeypatch):
     """So what is remembered of a pass is bounded."""
-    votes, context = cohort(mode, 6_000, 4, 0.3)
+    votes, context = voted(mode, 6_000, 4, 0.3)
     whole = CODEC.encode(votes, context)
     monkeypatch.setattr(tally, "_PART", 700)
     for m in (1, 699, 700, 701, 6_000, 300_000):
@@ -151,23 +101,23 @@ def test_long_passes_go_in_parts(mode, monkeypatch):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_any_number_of_threads_at_either_end(mode, monkeypatch):
-    votes, context = cohort(mode, 3 * tally._CHUNK + 77, 4, 0.2)
-    payloads, real = [], tally.threads.pool
+    votes, context = voted(mode, 3 * tally_classes._CHUNK + 77, 4, 0.2)
+    payloads, real = [], tally_classes.threads.pool
     for count in (1, 3):
         pool = functools.partial(real, count)
-        monkeypatch.setattr(tally, "threads", types.SimpleNamespace(pool=pool))
+        monkeypatch.setattr(tally_classes, "threads", types.SimpleNamespace(pool=pool))
         payloads.append(CODEC.encode(votes, context))
         np.testing.assert_array_equal(CODEC.decode(payloads[0], context), votes)
     assert payloads[0] == payloads[1]
 
 
 def test_votes_that_the_context_rules_out_are_a_callers_error():
-    votes, context = cohort("shared", 500, 3, 0.5)
+    votes, context = voted("shared", 500, 3, 0.5)
     assert votes.any()
     for wrong in (-votes, votes * 4, votes[:-1], votes.astype(np.float32)):
         with pytest.raises(ValueError, match="votes"):
             CODEC.encode(wrong, context)
-    votes, context = cohort("none", 500, 3, 0)
+    votes, context = voted("none", 500, 3, 0)
     with pytest.raises(ValueError, match="votes"):
         CODEC.encode(votes - 1, context)
     for change in ({"voters": 0}, {"voters": 65536}, {"theta": None}, {"theta": context.theta[:-1]}):
@@ -178,7 +128,7 @@ def test_votes_that_the_context_rules_out_are_a_callers_error():
 @settings(deadline=None, max_examples=150)
 @given(mode=st.sampled_from(MODES), data=st.data())
 def test_tampered_bytes_give_votes_or_a_payload_error(mode, data):
-    votes, context = cohort(mode, 600, 5, 0.5)
+    votes, context = voted(mode, 600, 5, 0.5)
     payload = bytearray(CODEC.encode(votes, context))
     for _ in range(data.draw(st.integers(1, 4))):
         payload[data.draw(st.integers(4, len(payload) - 1))] = data.draw(st.integers(0, 255))
@@ -193,7 +143,7 @@ def test_tampered_bytes_give_votes_or_a_payload_error(mode, data):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_every_header_byte_is_checked(mode):
-    votes, context = cohort(mode, 3000, 5, 0.3)
+    votes, context = voted(mode, 3000, 5, 0.3)
     payload = CODEC.encode(votes, context)
     for at in (6, 7, *range(12, 16), *range(envelope.SIZE, envelope.SIZE + 12)):
         for value in {0, 1, 2, 60, 127, 255} - {payload[at]}:
@@ -206,7 +156,7 @@ def test_every_header_byte_is_checked(mode):
 
 
 def test_a_payload_for_other_streams_is_refused():
-    votes, context = cohort("each", 3000, 5, 0.3)
+    votes, context = voted("each", 3000, 5, 0.3)
     payload = CODEC.encode(votes, context)
     for streams in ((), context.streams[:1], context.streams[::-1][:3]):
         with pytest.raises(PayloadError):
@@ -226,7 +176,7 @@ def test_the_dearest_payload_takes_bounded_time_and_memory(mode, d):
     payload = CODEC.encode(votes, context)
     CODEC.decode(payload, context)
     steps, peak = cost(CODEC.decode, payload, context)
-    most_bits = 2 + tally._LEVELS + 2 * 16  # decisions a position
+    most_bits = 2 + tally_model.LEVELS + 2 * 16  # decisions a position
     assert steps < 20 * (d * most_bits >> tally._lanes_log2(d)) + 20_000
     assert peak < 48 * d + (16 << 20)
 
