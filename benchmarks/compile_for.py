@@ -42,7 +42,7 @@ from deltamask_jax.evaluation import EVALUATION_CHUNK
 from deltamask_jax.federation import cohort
 from deltamask_jax.federation.engine import Engine
 from deltamask_jax.flat_index import FlatIndex
-from deltamask_jax.methods import masking
+from deltamask_jax.methods.votes import global_ones, mask_streams, stacked
 from deltamask_jax.task import Cohort, Task
 
 CLASSES = 100
@@ -227,8 +227,8 @@ def programs(
     inputs = divided(jax.ShapeDtypeStruct((EVALUATION_CHUNK * lanes, *tokens.shape[1:]), dtype))
     yield "evaluation", lowered(predict, spread(params), spread(head), inputs), 0
 
-    keys = masking.stacked(masking.mask_streams(Cohort(config.seed, 1, np.arange(config.clients))))
-    yield "Σ m_g", lowered(masking.global_ones, spread(received["theta"], one), spread(keys, one)), 0
+    keys = stacked(mask_streams(Cohort(config.seed, 1, np.arange(config.clients))))
+    yield "Σ m_g", lowered(global_ones, spread(received["theta"], one), spread(keys, one)), 0
 
 
 def row(name: str, program: Any, client_steps: float, chip: Chip) -> tuple[dict, str]:

@@ -43,7 +43,7 @@ from deltamask_jax.evaluation import in_chunks  # noqa: E402
 from deltamask_jax.federation import clients  # noqa: E402
 from deltamask_jax.federation.rounds import play_round  # noqa: E402
 from deltamask_jax.heads import with_head  # noqa: E402
-from deltamask_jax.methods.masking import Votes  # noqa: E402
+from deltamask_jax.methods.votes import Votes  # noqa: E402
 from deltamask_jax.progress import say  # noqa: E402
 from deltamask_jax.setup import set_up  # noqa: E402
 from deltamask_jax.task import Cohort, Problem  # noqa: E402

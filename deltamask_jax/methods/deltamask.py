@@ -24,6 +24,7 @@ from deltamask_jax.local_training import cosine
 from deltamask_jax.methods import masking
 from deltamask_jax.methods.diagnostics import mask_diagnostics
 from deltamask_jax.methods.method import Link, Method, contexts
+from deltamask_jax.methods.votes import Votes, mask_streams, set_positions, stacked
 from deltamask_jax.metrics import binary_entropy
 from deltamask_jax.public_random import uniforms
 from deltamask_jax.registry import look_up
@@ -59,13 +60,13 @@ def deltamask(
     shared = options.uniforms == "shared"
 
     def streams(cohort: Cohort):
-        return masking.mask_streams(cohort, shared)
+        return mask_streams(cohort, shared)
 
     def private(cohort: Cohort):
         """Each client's stream of its mask, and another that is its own even where all share the mask's."""
-        own = masking.mask_streams(cohort)
+        own = mask_streams(cohort)
         keys = streams(cohort) * len(cohort) if shared else own
-        return masking.stacked(keys), masking.stacked([key[::-1] for key in own])
+        return stacked(keys), stacked([key[::-1] for key in own])
 
     def known(state, cohort: Cohort) -> list[codecs.Context]:
         """What both ends know of each client's payload: step 1 follows from it."""
@@ -84,7 +85,7 @@ def deltamask(
 
     def encode(state, updates, cohort: Cohort) -> list[bytes]:
         """Step 5."""
-        flips = masking.set_positions(updates, d)
+        flips = set_positions(updates, d)
         return codecs.encode_cohort([codec_of[k] for k in cohort.clients], flips, known(state, cohort))
 
     def decode(state, payloads, cohort: Cohort, accepted: bool = False):
@@ -120,9 +121,9 @@ def deltamask(
             ups[flips[~ones]] += votes[~ones]
             downs[flips[ones]] += votes[ones]
         change = robust.total_change(bounds.aggregator, bounds.trim, ups, downs, len(valid))
-        return masking.Votes(change=change, flips=sum(valid)), rejected
+        return Votes(change=change, flips=sum(valid)), rejected
 
-    def report(packed, votes: masking.Votes) -> dict[str, float]:
+    def report(packed, votes: Votes) -> dict[str, float]:
         """Flips that travelled, per client and weight; H of that rate beside it; how many more arrived."""
         flips = float(np.bitwise_count(packed).sum()) / (len(packed) * d)
         return {

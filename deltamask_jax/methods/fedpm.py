@@ -23,6 +23,7 @@ import numpy as np
 from deltamask_jax import codecs, masks
 from deltamask_jax.methods import masking
 from deltamask_jax.methods.method import Link, Method, contexts
+from deltamask_jax.methods.votes import Votes, mask_streams, set_positions, stacked
 from deltamask_jax.metrics import binary_entropy
 from deltamask_jax.public_random import uniforms
 from deltamask_jax.registry import look_up
@@ -50,8 +51,8 @@ def fedpm(task: Task, options: Any, *, coding: str, straight_through: str, **set
         codecs.get("arithmetic"),
         given_theta=given_theta,
         final=final,
-        private=lambda cohort: masking.stacked(masking.mask_streams(cohort)),
-        streams=masking.mask_streams,
+        private=lambda cohort: stacked(mask_streams(cohort)),
+        streams=mask_streams,
         straight_through=look_up("config.fedpm.straight_through", straight_through, gradients),
         **settings,
     )
@@ -81,13 +82,13 @@ def whole_mask_method(
         return contexts(cohort, d, theta=state.theta if given_theta else None)
 
     def encode(state, updates, cohort: Cohort) -> list[bytes]:
-        return codecs.encode_cohort(codec, masking.set_positions(updates, d), known(state, cohort))
+        return codecs.encode_cohort(codec, set_positions(updates, d), known(state, cohort))
 
     def decode(state, payloads, cohort: Cohort, accepted: bool = False):
         counts, sizes = codecs.decode_counts(codec, payloads, known(state, cohort))
-        return masking.Votes(ones=counts.astype(np.int32)), codecs.valid_and_rejected(sizes)[1]
+        return Votes(ones=counts.astype(np.int32)), codecs.valid_and_rejected(sizes)[1]
 
-    def report(packed, votes: masking.Votes) -> dict[str, float]:
+    def report(packed, votes: Votes) -> dict[str, float]:
         """Share of ones in the masks that travelled, and H of that share."""
         ones = float(np.bitwise_count(packed).sum()) / (len(packed) * d)
         return {"mask_rate": ones, "mask_entropy_bpp": binary_entropy(ones)}

@@ -22,6 +22,7 @@ import numpy as np
 from deltamask_jax import codecs, masks
 from deltamask_jax.methods import masking
 from deltamask_jax.methods.method import Link, Method, contexts
+from deltamask_jax.methods.votes import Votes
 from deltamask_jax.task import Cohort, Task
 
 
@@ -52,7 +53,7 @@ def klms(task: Task, options: Any, *, bits: int, block_kl: float, **settings: An
                 ones += codec.decode(payloads[place], context)
             except codecs.PayloadError as error:
                 rejected[place] = error
-        return masking.Votes(ones=ones), rejected
+        return Votes(ones=ones), rejected
 
     return masking.mask_method(
         "klms",

@@ -13,8 +13,7 @@ Such a method (`deltamask`, `fedpm`, `fedmask`, `deepreduce`, `klms`) adds what 
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,11 +26,11 @@ from deltamask_jax.codecs import bundle
 from deltamask_jax.data import partition
 from deltamask_jax.local_training import cosine, mask_training
 from deltamask_jax.methods.method import Link, Method, server_context
-from deltamask_jax.public_random import EVERY_CLIENT, MASK, Key, uniforms
-from deltamask_jax.registry import look_up
+from deltamask_jax.methods.votes import Votes, hold_back, sums_of
+from deltamask_jax.public_random import Key
 from deltamask_jax.task import Cohort, Task
 
-_U16, _F32, _TALLY = codecs.get("dense", dtype="uint16"), codecs.get("dense"), codecs.get("tally")
+_U16, _F32 = codecs.get("dense", dtype="uint16"), codecs.get("dense")
 
 
 @jax.tree_util.register_dataclass
@@ -53,22 +52,6 @@ class State:
     posterior: aggregation.BetaPosterior
     held: np.ndarray | None = None
     moments: dict[str, Any] | None = None
-
-
-@partial(jax.tree_util.register_dataclass, data_fields=["change", "ones"], meta_fields=["flips"])
-@dataclasses.dataclass(frozen=True)
-class Votes:
-    """What a cohort's masks add up to; one of the two is given.
-
-    Attributes:
-        change: Σ m̂_k − Σ m_g,k, i32[d]; f32[d] from aggregators that weigh clients.
-        ones: Σ m̂_k, i32[d].
-        flips: how many flips arrived.
-    """
-
-    change: np.ndarray | None = None
-    ones: np.ndarray | None = None
-    flips: int = 0
 
 
 def mask_method(
@@ -115,6 +98,7 @@ def mask_method(
         training: further settings of `local_training.mask_training`.
     """
     index, d = task.index, task.index.d
+    sums = sums_of(d, streams, whole, hold)
     same_total = told_by_tally and float(options.lambda0).is_integer()  # α + β is, at every position
     keeps, optimizer = options.client_state == "kept", optax.scale_by_adam()
     low, high = (round(p * masks.SCALE) for p in (options.theta_clip, 1 - options.theta_clip))
@@ -199,42 +183,6 @@ def mask_method(
     def encode(state: State, updates, cohort: Cohort) -> list[bytes]:
         return up.encode(state, list(map(sent, updates)), cohort)
 
-    def expected_ones(state: State, cohort: Cohort) -> jax.Array:
-        """Σ m_g,k, i32[d]."""
-        keys = streams(cohort)
-        ones = global_ones(jnp.asarray(state.theta), stacked(keys))
-        return ones * (len(cohort) // len(keys))
-
-    def change_of(state: State, votes: Votes, cohort: Cohort) -> jax.Array | np.ndarray:
-        """Σ m̂_k − Σ m_g,k, [d]."""
-        if votes.change is not None:
-            return votes.change
-        return ones_of(state, votes, cohort) - expected_ones(state, cohort)
-
-    def ones_of(state: State, votes: Votes, cohort: Cohort) -> jax.Array | np.ndarray:
-        """Σ m̂_k, [d]."""
-        if votes.ones is not None:
-            return votes.ones
-        if votes.change is None:
-            raise ValueError("votes without a sum of masks or of flips")
-        return expected_ones(state, cohort) + votes.change
-
-    def known(state: State, cohort: Cohort) -> codecs.Context:
-        """Of a tally. Fewer than `hold` votes of earlier rounds add to this one's: they turn no sum."""
-        keys = tuple(streams(cohort))
-        return server_context(cohort, d, theta=state.theta, streams=keys, voters=len(cohort) + hold - 1)
-
-    def encode_tally(state: State, votes: Votes, cohort: Cohort) -> bytes:
-        sum_of = ones_of if whole and not streams(cohort) else change_of
-        sums = sum_of(state, votes, cohort)
-        return _TALLY.encode(np.asarray(sums), known(state, cohort))
-
-    def decode_tally(state: State, payload: bytes, cohort: Cohort) -> Votes:
-        sums = _TALLY.decode(payload, known(state, cohort))
-        if not whole:
-            return Votes(change=sums)
-        return Votes(ones=np.asarray(sums + expected_ones(state, cohort)) if streams(cohort) else sums)
-
     def voters_of(cohort: Cohort) -> float:
         """How many voters one vote is one of, when all flips had travelled."""
         return share_kept(cohort) * len(cohort)
@@ -243,30 +191,26 @@ def mask_method(
         return float(np.asarray(kept(cohort.round - 1)))
 
     def release(state: State, votes: Votes, cohort: Cohort) -> tuple[State, Votes]:
-        """Votes travel once they amount to `hold`; until then the server keeps them.
-
-        Those that would move θ beyond its clip are dropped, as `merge` drops them; a round of few voters
-        drops no more than one of the usual size.
-        """
+        """Small votes wait. Those that would move θ beyond its clip are dropped, as `merge` drops them; a
+        round of few voters drops no more than one of the usual size."""
         usual = partition.cohort_size(clients, participation)
-        voters = max(len(cohort), usual) * share_kept(cohort)
+        votes_of_all = max(len(cohort), usual) * share_kept(cohort)  # they move θ from 0 to 1
+        theta = state.theta.astype(np.int32)
         up, down = (
-            np.ceil(room * (voters / masks.SCALE)).astype(np.int32)
-            for room in (high - state.theta.astype(np.int32), state.theta.astype(np.int32) - low)
+            np.ceil(room * (votes_of_all / masks.SCALE)).astype(np.int32)
+            for room in (high - theta, theta - low)
         )
-        held = 0 if state.held is None else state.held
-        total = np.clip(held + change_of(state, votes, cohort), -down, up).astype(np.int32)
-        told = np.where(np.abs(total) >= hold, total, 0)
-        return dataclasses.replace(state, held=total - told), dataclasses.replace(votes, change=told)
+        told, held = hold_back(sums.change(state, votes, cohort), state.held, (up, down), hold)
+        return dataclasses.replace(state, held=held), dataclasses.replace(votes, change=told)
 
     def merge(state: State, votes: Votes, cohort: Cohort) -> State:
         if options.aggregator == "control_variate":
-            change = change_of(state, votes, cohort)
+            change = sums.change(state, votes, cohort)
             theta = np.clip(_moved(state.theta, change, voters_of(cohort)), low, top)
             if 0 < options.hard_rounds == rounds - cohort.round:
                 theta = np.where(theta >= least_kept(theta), top, low).astype(np.uint16)
             return dataclasses.replace(state, theta=theta)
-        ones, posterior = ones_of(state, votes, cohort), state.posterior
+        ones, posterior = sums.ones(state, votes, cohort), state.posterior
         if options.aggregator == "beta" and aggregation.resets_at(cohort.round - 1, participation):
             posterior = aggregation.prior(d, options.lambda0)
         posterior = aggregation.vote(posterior, np.asarray(ones), len(cohort))
@@ -312,51 +256,13 @@ def mask_method(
         up=Link(encode, up.decode),
         merge=merge,
         network=network,
-        tally=Link(encode_tally, decode_tally) if told_by_tally else None,
+        tally=sums.tally if told_by_tally else None,
         release=release if hold > 1 else None,
         remember=remember,
         report=lambda updates, votes: report(sent(updates), votes),
         export=export,
         diagnose=lambda state, updates: diagnose(state, sent(updates)),
     )
-
-
-def check_aggregator(config) -> None:
-    """Refuse an aggregator of masks that the method does not have.
-
-    Raises:
-        ValueError: unknown name, or a control variate for a method whose masks are not drawn from uniforms
-            that the server knows.
-    """
-    names = dict.fromkeys(("beta", "running", "control_variate"))
-    look_up("config.mask.aggregator", config.mask.aggregator, names)
-    if config.mask.aggregator == "control_variate" and config.method in ("fedmask", "klms"):
-        raise ValueError(
-            f"config.mask.aggregator='control_variate' needs masks drawn from public uniforms, which "
-            f"{config.method} does not have: use 'beta' or 'running'"
-        )
-
-
-def check_hard_rounds(config) -> None:
-    """Refuse θ at its ends where it would not stay there, or where no round trains from it.
-
-    Raises:
-        ValueError: another aggregator than the control variate, or as many rounds as the run has.
-    """
-    if config.mask.aggregator != "control_variate":
-        raise ValueError(
-            f"config.mask.hard_rounds={config.mask.hard_rounds} needs mask.aggregator='control_variate': a "
-            "posterior draws θ back from its ends"
-        )
-    if config.mask.hard_rounds >= config.rounds:
-        raise ValueError(
-            f"config.mask.hard_rounds={config.mask.hard_rounds}: must be fewer than rounds={config.rounds}"
-        )
-
-
-def set_positions(updates: list[np.ndarray], d: int) -> Iterator[np.ndarray]:
-    """Positions of the set bits of each client's packed update u8[⌈d/8⌉], u32[n], as codecs take them."""
-    return (np.flatnonzero(np.unpackbits(packed, count=d)).astype(np.uint32) for packed in updates)
 
 
 def evaluated_mask(theta: jax.Array, least: jax.Array | int | None) -> jax.Array:
@@ -369,17 +275,6 @@ def evaluated_mask(theta: jax.Array, least: jax.Array | int | None) -> jax.Array
     if least is None:
         return theta.astype(jnp.float32) / masks.SCALE
     return (theta >= least).astype(jnp.float32)
-
-
-def mask_streams(cohort: Cohort, shared: bool = False) -> list[Key]:
-    """The public streams that masks are drawn from: one that all share, or one per client."""
-    return [cohort.stream(MASK, client) for client in ([EVERY_CLIENT] if shared else cohort.clients)]
-
-
-def stacked(keys: list[Key]) -> tuple[jax.Array, jax.Array]:
-    """The two words of each of k streams, u32[k] each, as devices take them."""
-    first, second = zip(*keys, strict=True)
-    return jnp.asarray(first), jnp.asarray(second)
 
 
 def _moved(theta: np.ndarray, change: np.ndarray | jax.Array, voters: float) -> np.ndarray:
@@ -395,13 +290,3 @@ def _moved(theta: np.ndarray, change: np.ndarray | jax.Array, voters: float) -> 
 def _share(theta: np.ndarray) -> np.ndarray:
     """θ f32[d], of θ16 u16[d]."""
     return np.asarray(theta, np.float32) / np.float32(masks.SCALE)
-
-
-@jax.jit
-def global_ones(theta: jax.Array, keys: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Σ m_g over the given streams, i32[d], from θ_g u16[d] and words u32[k]."""
-
-    def add(total, key):
-        return total + masks.draw(theta, uniforms(key, theta.size, jnp)), None
-
-    return jax.lax.scan(add, jnp.zeros(theta.size, jnp.int32), keys)[0]

@@ -14,7 +14,7 @@ from deltamask_jax.federation import attacks, cohort, downlink, faults
 from deltamask_jax.federation.downlink import NOTHING, Memory
 from deltamask_jax.federation.rounds import play_round, play_until_enough
 from deltamask_jax.flat_index import FlatIndex
-from deltamask_jax.methods.masking import Votes
+from deltamask_jax.methods.votes import Votes
 from tests.codecs.cases import sealed
 from tests.conftest import cohort_of, tiny_config
 from tests.methods.test_golden_rounds import drawn

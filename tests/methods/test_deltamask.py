@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from deltamask_jax import masks, methods
-from deltamask_jax.methods import masking
+from deltamask_jax.methods.votes import Votes
 from deltamask_jax.public_random import EVERY_CLIENT, MASK, stream_key, uniforms
 from tests.conftest import cohort_of, tiny_config
 
@@ -101,7 +101,7 @@ def test_thinned_votes_count_the_more(problem):
     some, every = build(problem, **regime, **thin), build(problem, **regime, mask__kappa=1.0)
     state, moves = some.init(), rng.integers(-2, 3, d).astype(np.int32)
     state = dataclasses.replace(state, theta=rng.integers(20_000, 40_000, d).astype(np.uint16))
-    votes, cohort = masking.Votes(change=moves), cohort_of(range(60))
+    votes, cohort = Votes(change=moves), cohort_of(range(60))
     moved, whole = (
         method.merge(state, votes, cohort).theta.astype(int) - state.theta for method in (some, every)
     )
@@ -218,7 +218,7 @@ def test_a_thinned_vote_counts_by_the_kappa_of_its_own_round(problem):
     thin = {"mask__ranking": "thin", "mask__kappa": 0.5, "mask__kappa_final": 0.25}
     some, every = build(problem, **regime, **thin), build(problem, **regime)
     state = dataclasses.replace(some.init(), theta=np.full(problem.task.index.d, 30_000, np.uint16))
-    votes = masking.Votes(change=np.ones(problem.task.index.d, np.int32))
+    votes = Votes(change=np.ones(problem.task.index.d, np.int32))
     for number, times in ((1, 2), (2, 4)):
         moved, whole = (
             method.merge(state, votes, cohort_of(range(60), number)).theta[0] - 30_000.0

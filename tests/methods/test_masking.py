@@ -14,6 +14,7 @@ from deltamask_jax.federation.rounds import play_round
 from deltamask_jax.flat_index import FlatIndex
 from deltamask_jax.methods import masking
 from deltamask_jax.methods.method import Link
+from deltamask_jax.methods.votes import Votes, mask_streams
 from deltamask_jax.public_random import EVERY_CLIENT, MASK, stream_key, uniforms
 from deltamask_jax.task import Task
 from tests.conftest import cohort_of, play, tiny_config
@@ -41,7 +42,7 @@ def estimate(aggregator: str, theta, thetas, shared=False, rounds=1):
         final=None,
         up=Link(None, None),
         report=None,
-        streams=partial(masking.mask_streams, shared=shared),
+        streams=partial(mask_streams, shared=shared),
     )
     state = dataclasses.replace(method.init(), theta=theta)
     for number in range(1, rounds + 1):
@@ -50,7 +51,7 @@ def estimate(aggregator: str, theta, thetas, shared=False, rounds=1):
         ones = masks.draw(thetas, u).sum(0).astype(np.int32)
         change = ones - masks.draw(theta, u).sum(0, dtype=np.int32)
         cohort, merged = cohort_of(range(CLIENTS), number, seed=7), []
-        for votes in (masking.Votes(ones=ones), masking.Votes(change=change)):
+        for votes in (Votes(ones=ones), Votes(change=change)):
             with mock.patch.object(masks, "theta16", wraps=masks.theta16) as clamped:
                 after = method.merge(state, votes, cohort)
             merged.append(np.asarray(clamped.call_args.args[0], np.float64))
@@ -175,7 +176,7 @@ def test_theta_goes_to_its_ends_before_the_hard_rounds_and_moves_on_from_there(p
     rng, d = np.random.default_rng(0), problem.task.index.d
     state = dataclasses.replace(method.init(), theta=rng.integers(20_000, 64_000, d).astype(np.uint16))
     for number in range(1, 6):
-        votes = masking.Votes(change=rng.integers(-2, 3, d).astype(np.int32))
+        votes = Votes(change=rng.integers(-2, 3, d).astype(np.int32))
         merged = plain.merge(state, votes, cohort_of(range(6), number)).theta
         state = method.merge(state, votes, cohort_of(range(6), number))
         if number == 3:
@@ -185,14 +186,3 @@ def test_theta_goes_to_its_ends_before_the_hard_rounds_and_moves_on_from_there(p
         else:
             np.testing.assert_array_equal(state.theta, merged)
     assert len(np.unique(state.theta)) > 2
-
-
-@pytest.mark.parametrize(
-    "changes, said",
-    [({}, "needs mask.aggregator='control_variate'"), ({"rounds": 2}, "must be fewer than rounds=2")],
-)
-def test_hard_rounds_that_would_not_be_hard_are_refused(changes, said):
-    regime = {"mask__aggregator": "control_variate" if changes else "beta", "mask__hard_rounds": 2}
-    with pytest.raises(ValueError, match=said):
-        methods.check(tiny_config(**regime | changes))
-    methods.check(tiny_config(method="fedavg", **regime))
