@@ -39,7 +39,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 from benchmarks import workload
 from deltamask_jax import config_files, devices, methods, models
 from deltamask_jax.evaluation import EVALUATION_CHUNK
-from deltamask_jax.federation import cohort
+from deltamask_jax.federation import batches, cohort
 from deltamask_jax.federation.engine import Engine
 from deltamask_jax.flat_index import FlatIndex
 from deltamask_jax.methods.votes import global_ones, mask_streams, stacked
@@ -173,8 +173,8 @@ def programs(
     asked = Cohort(config.seed, 1, np.arange(clients))
     state = method.init()
     received, private = method.start(state, asked), method.private(state, asked)
-    steps = cohort.num_steps(examples, config.local_epochs, config.batch_size)
-    batches = np.broadcast_to(np.int32(0), (clients, steps, config.batch_size))
+    steps = batches.num_steps(examples, config.local_epochs, config.batch_size)
+    plan = np.broadcast_to(np.int32(0), (clients, steps, config.batch_size))
     count = np.ones(clients, np.int32)
 
     def rows(*leading):
@@ -194,7 +194,7 @@ def programs(
             spread(received),
             shared,
             own,
-            *divided((count, batches, private, asked.keys())),
+            *divided((count, plan, private, asked.keys())),
         ),
         clients * steps,
     )

@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks import workload
 from deltamask_jax import devices, methods
-from deltamask_jax.federation import cohort
+from deltamask_jax.federation import batches, cohort
 from deltamask_jax.federation.rounds import play_round
 from deltamask_jax.task import Cohort
 
@@ -35,7 +35,7 @@ def measure(model: str, clients: int, examples: int, batch: int, dtype: str, rou
     compile_seconds = compilations.lap()
     best = 1 + int(np.argmin(seconds[1:]))
     training = train_seconds(problem, method, state, min(clients, 2 * jax.device_count()))
-    steps = cohort.num_steps(examples, 1, batch)
+    steps = batches.num_steps(examples, 1, batch)
     return {
         "model": model,
         "dtype": dtype,
@@ -62,7 +62,7 @@ def train_seconds(problem, method, state, clients: int, engine=None, repeats: in
     config, engine = problem.config, engine or problem.engine
     asked = Cohort(config.seed, 1, np.arange(clients))
     received = method.start(state, asked)
-    plan = cohort.schedule(problem.parts, asked, epochs=1, batch_size=config.batch_size)
+    plan = batches.schedule(problem.parts, asked, epochs=1, batch_size=config.batch_size)
     examples = {"inputs": problem.inputs["tokens"][0], "labels": problem.labels[0]}
     private, keys = method.private(state, asked), asked.keys()
 

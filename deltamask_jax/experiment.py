@@ -29,14 +29,13 @@ from deltamask_jax.federation.rounds import Round, play_until_enough
 from deltamask_jax.heads import linear_probe_accuracy, with_head
 from deltamask_jax.paths import expanded
 from deltamask_jax.progress import say
-from deltamask_jax.reporting import pictures
+from deltamask_jax.reporting import ledger, pictures
 from deltamask_jax.reporting.trackers import Tracker, open_trackers
 from deltamask_jax.setup import set_up, set_up_server
 from deltamask_jax.task import Problem
 from deltamask_jax.workdir import environment, files
-from deltamask_jax.workdir.journal import Journal, Progress, restore_state
-
-SECONDS = ("compile_seconds", "codec_seconds", "codec_exposed_seconds")
+from deltamask_jax.workdir.checkpoint import Progress, restore_state
+from deltamask_jax.workdir.journal import Journal
 
 
 def run(config, workdir: str | Path, ask: Callable[..., Any] | None = None) -> dict[str, Any]:
@@ -79,7 +78,7 @@ def run(config, workdir: str | Path, ask: Callable[..., Any] | None = None) -> d
                     journal.summary = _run(config, workdir, ask, journal, trackers, started)
         else:
             say(f"{workdir} is finished already; --config.resume=fresh runs it again")
-        say(_closing_table(journal.summary, workdir))
+        say(ledger.closing_table(journal.summary, workdir))
         return journal.summary
 
 
@@ -141,33 +140,14 @@ def _run(
         return {"accuracy": float(np.mean(correct)), **per_client}
 
     def record(number: int, result: Round, evaluation: dict[str, float], seconds: float, last: bool) -> None:
-        line = files.finite(
-            {
-                "round": number,
-                "accuracy": None,
-                **evaluation,
-                "train_loss": result.train_loss,
-                **({"epsilon": account.epsilon(number)} if account else {}),
-                "flip_rate": None,
-                "clients": result.clients,
-                "merged": result.merged,
-                "lost": result.lost,
-                "rejected": result.rejected,
-                "repeats": result.repeats,
-                "total_bytes": result.uplink_bytes + result.downlink_bytes,
-                "uplink_bytes": result.uplink_bytes,
-                "uplink_bpp": metrics.bits_per_parameter(result.uplink_bytes, result.senders, d),
-                "downlink_bytes": result.downlink_bytes,
-                "downlink_bpp": metrics.bits_per_parameter(result.downlink_bytes, result.clients, d),
-                "snapshots": result.snapshots,
-                "news_bpp": result.news_bytes and metrics.bits_per_parameter(result.news_bytes, 1, d),
-                "seconds": seconds,
-                "compile_seconds": compilations.lap(),
-                "codec_seconds": result.codec_seconds,
-                "codec_exposed_seconds": result.codec_exposed_seconds,
-                **result.seconds,
-                **result.details,
-            }
+        line = ledger.line_of(
+            number,
+            result,
+            evaluation,
+            d,
+            seconds=seconds,
+            compile_seconds=compilations.lap(),
+            epsilon=account.epsilon(number) if account else None,
         )
         records.append(line)
         if last:
@@ -214,16 +194,6 @@ def _run(
         if last:
             break
 
-    # What the method itself measured: round 0 is not its own; a random head has no loss.
-    details = dict.fromkeys(
-        key
-        for line in records[1:]
-        for key, value in line.items()
-        if key != "train_loss"
-        and value is not None
-        and records[0].get(key) is None
-        and not key.endswith("seconds")
-    )
     played = records[-1]["round"]
     if account and played < rounds and not account.affords(played + 1):
         say(
@@ -239,7 +209,7 @@ def _run(
     pictures.draw_curves(
         workdir / "curves.png", records, probe_accuracy, f"{method.name}, {config.model.name}, {config.data}"
     )
-    summary = _summarise(config, records, details, probe_accuracy, d, time.time() - started)
+    summary = ledger.summarise(config, records, probe_accuracy, d, time.time() - started)
     summary = files.finite(summary | exported)
     journal.finish(summary)
     for tracker in trackers:
@@ -313,65 +283,3 @@ def _naming_the_culprit(config) -> Generator[None]:
             f"out of memory ({first[:160]}): {chunk}lower config.batch_size or config.model.trained_blocks, "
             f"{elsewhere}"
         ) from error
-
-
-def _summarise(config, records, details, probe_accuracy, d, seconds) -> dict[str, Any]:
-    """summary.json: totals over all rounds, means over those after the head's."""
-    accuracies = [r["accuracy"] for r in records if r["accuracy"] is not None]
-    sent = {f"{way}_bytes": sum(r[f"{way}_bytes"] for r in records) for way in ("uplink", "downlink")}
-    return {
-        "method": config.method,
-        "final_accuracy": accuracies[-1],
-        "best_accuracy": max(accuracies),
-        "linear_probe_accuracy": probe_accuracy,
-        "initial_accuracy": accuracies[0],
-        "total_bytes": sum(sent.values()),
-        **sent,
-        "total_bytes_per_client": sum(sent.values()) / config.clients,
-        **{
-            f"mean_{key}": metrics.mean(r.get(key) for r in records[1:])
-            for key in ("uplink_bpp", "downlink_bpp", *details)
-        },
-        **{f"final_{key}": value for key, value in records[-1].items() if key.startswith("client_accuracy")},
-        "masked_parameters": d,
-        "rounds": records[-1]["round"],
-        **({"epsilon": records[-1]["epsilon"]} if "epsilon" in records[-1] else {}),
-        "seconds": seconds,
-        **{key: sum(r[key] for r in records) for key in SECONDS},
-    }
-
-
-def _if_known(name: str, accuracy: float | None) -> list[tuple[str, str]]:
-    return [] if accuracy is None else [(name, f"{accuracy:.2%}")]
-
-
-def _closing_table(summary: dict[str, Any], workdir: Path) -> str:
-    """What the run came to, for the screen."""
-    megabytes = {way: summary[f"{way}_bytes"] / 1e6 for way in ("total", "uplink", "downlink")}
-    bpp = {way: summary[f"mean_{way}_bpp"] for way in ("uplink", "downlink")}  # None: no round was played
-    bpp = {way: "–" if value is None else f"{value:.4f}" for way, value in bpp.items()}
-    each, probe = summary["total_bytes_per_client"] / 1e6, summary["linear_probe_accuracy"]
-    entropy = []
-    if "mean_flip_entropy_bpp" in summary:
-        rate, least = summary["mean_flip_rate"], summary["mean_flip_entropy_bpp"]
-        entropy = [("flips", f"{rate:.2%} of the weights per client per round, H = {least:.4f} bpp")]
-    return pictures.table(
-        [
-            ("final accuracy", f"{summary['final_accuracy']:.2%}"),
-            ("best accuracy", f"{summary['best_accuracy']:.2%}"),
-            *_if_known("thresholded mask", summary.get("thresholded_accuracy")),
-            ("before training", f"{summary['initial_accuracy']:.2%}"),
-            *_if_known("linear probe", probe),
-            ("up and down", f"{megabytes['total']:.2f} MB, {each:.2f} MB per client"),
-            ("  uplink", f"{megabytes['uplink']:.2f} MB, {bpp['uplink']} bpp per client per round"),
-            ("  downlink", f"{megabytes['downlink']:.2f} MB, {bpp['downlink']} bpp"),
-            *entropy,
-            ("masked weights", f"{summary['masked_parameters']:,}"),
-            (
-                "seconds",
-                "{seconds:.0f}: {compile_seconds:.0f} compiling, {codec_seconds:.0f} coding, of which "
-                "{codec_exposed_seconds:.0f} not behind training".format(**summary),
-            ),
-            ("results in", str(workdir)),
-        ]
-    )

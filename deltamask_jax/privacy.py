@@ -77,7 +77,7 @@ def mechanism(config) -> Mechanism:
 
 
 def noisy_gradient(clip: float, noise_multiplier: float, expected: float, microbatch: int) -> Gradient:
-    """DP-SGD's gradient of a batch that `cohort.poisson_schedule` drew.
+    """DP-SGD's gradient of a batch that `batches.poisson_schedule` drew.
 
     Args:
         clip: C, norm to which each example's gradient is clipped.

@@ -49,7 +49,7 @@ RATES: dict[str, dict[str, tuple[float, ...]]] = {
         "peft": (3e-3, 1e-2),
         "deltamask": (0.2, 0.4),
         "fedpm": (0.4, 0.8),
-        "fedmask": (0.05, 0.1),
+        "fedmask": (0.1, 0.2, 0.4),
         "klms": (0.2, 0.4),
     },
 }

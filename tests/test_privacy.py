@@ -14,7 +14,7 @@ from scipy import stats
 
 from deltamask_jax import experiment, heads, methods, privacy
 from deltamask_jax.data import partition
-from deltamask_jax.federation import clients, cohort, faults
+from deltamask_jax.federation import batches, clients, cohort, faults
 from deltamask_jax.federation.downlink import Memory
 from deltamask_jax.federation.rounds import play_round
 from deltamask_jax.flat_index import FlatIndex
@@ -143,7 +143,7 @@ def clients_of_nothing(clients, **changes):
     noisy = privacy.noisy_gradient(clip=2.0, noise_multiplier=3.0, expected=4, microbatch=2)
     training = weight_training(lambda _, w, batch: 0 * jnp.sum(w), optax.identity(), gradient=noisy)
     asked = cohort_of(np.arange(clients), **changes)
-    plan = cohort.poisson_schedule([np.arange(3)] * clients, asked, epochs=1, batch_size=4, microbatch=2)
+    plan = batches.poisson_schedule([np.arange(3)] * clients, asked, epochs=1, batch_size=4, microbatch=2)
     examples = {"inputs": jnp.zeros((3, 1)), "labels": jnp.zeros(3, jnp.int32)}
     engine = Engine(ONE_DEVICE, chunk=clients)
     received = {"weights": jnp.zeros(4000), "learning_rate": 1.0}
@@ -355,7 +355,7 @@ def canary_seen(noise_multiplier, batch_size, steps, *, present):
     examples = {"inputs": jnp.vstack([others, canary]), "labels": jnp.zeros(4, jnp.int32)}
     asked = cohort_of(np.arange(RUNS), 1 + present)
     epochs = steps * batch_size // 4
-    plan = cohort.poisson_schedule(
+    plan = batches.poisson_schedule(
         [np.arange(4)] * RUNS, asked, epochs=epochs, batch_size=batch_size, microbatch=2
     )
     assert (plan.steps == steps).all()
@@ -460,8 +460,8 @@ def test_batches_of_the_head_and_of_rounds_are_drawn_as_they_are_counted(problem
 
         return draw
 
-    monkeypatch.setattr(cohort, "poisson_schedule", draws(Private))
-    monkeypatch.setattr(cohort, "schedule", draws(LookupError))
+    monkeypatch.setattr(batches, "poisson_schedule", draws(Private))
+    monkeypatch.setattr(batches, "schedule", draws(LookupError))
     config = tiny_config(method="linear_probe", **EXAMPLE)
     private, method = dataclasses.replace(problem, config=config), methods.build(config, problem.task)
     drawn = {HEAD_PHASE: Private, MAIN_PHASE: Private, PROBE_PHASE: LookupError}  # the bracket is not private
@@ -474,6 +474,6 @@ def test_a_client_s_weight_says_how_many_examples_it_has_and_not_how_many_were_d
     config = tiny_config(method="linear_probe", **EXAMPLE)
     private, method = dataclasses.replace(problem, config=config), methods.build(config, problem.task)
     asked = cohort_of([1, 4])  # of 20 and 16 examples, in batches of 8
-    plan = cohort.poisson_schedule(problem.parts, asked, epochs=1, batch_size=8, microbatch=4)
+    plan = batches.poisson_schedule(problem.parts, asked, epochs=1, batch_size=8, microbatch=4)
     assert (faults.examples_seen(plan) != [20, 16]).any()
     assert clients.ask(private, method, method.init(), asked).cohort.weights() == [20, 16]

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deltamask_jax.federation import attacks, downlink, faults, hosts, uplink
+from deltamask_jax.federation import attacks, batches, downlink, faults, hosts, uplink
 from deltamask_jax.federation import cohort as training
 from deltamask_jax.methods import Method
 from deltamask_jax.task import HEAD_PHASE, MAIN_PHASE, PROBE_PHASE, Cohort, Problem
@@ -98,9 +98,9 @@ def work(problem: Problem, method: Method, state: Any, told: Any, cohort: Cohort
     epochs = config.head.epochs if cohort.phase == HEAD_PHASE else config.local_epochs
     poisson = config.dp.level == "example" and cohort.phase != PROBE_PHASE
     if poisson:
-        draw = partial(training.poisson_schedule, microbatch=config.dp.microbatch)
+        draw = partial(batches.poisson_schedule, microbatch=config.dp.microbatch)
     else:
-        draw = training.schedule
+        draw = batches.schedule
     plan = draw(problem.parts, cohort, epochs=epochs, batch_size=config.batch_size)
     lost = faults.without_examples(plan)
     if main:
@@ -142,8 +142,8 @@ def work(problem: Problem, method: Method, state: Any, told: Any, cohort: Cohort
 
 
 def _examples(
-    problem: Problem, kind: str, plan: training.Schedule
-) -> tuple[training.Examples, training.Schedule]:
+    problem: Problem, kind: str, plan: batches.Schedule
+) -> tuple[training.Examples, batches.Schedule]:
     """Examples to train on, and the plan with indices into them: all that are cached, or the plan's anew."""
     inputs, labels = problem.inputs[kind][0], problem.labels[0]
     if isinstance(inputs, np.ndarray):
@@ -151,9 +151,9 @@ def _examples(
     if isinstance(inputs, jax.Array):
         return {"inputs": inputs, "labels": labels}, plan
     taken = np.arange(plan.batches.shape[1]) < plan.steps[:, None]  # not those of who fails on the way
-    batches = np.where(taken[:, :, None], plan.batches, -1)
-    rows = np.unique(batches[batches >= 0]) if (batches >= 0).any() else np.zeros(1, int)  # nobody trains
-    batches = np.where(batches >= 0, np.searchsorted(rows, batches), -1).astype(np.int32)
+    read = np.where(taken[:, :, None], plan.batches, -1)
+    rows = np.unique(read[read >= 0]) if (read >= 0).any() else np.zeros(1, int)  # nobody trains
+    read = np.where(read >= 0, np.searchsorted(rows, read), -1).astype(np.int32)
     examples: training.Examples = {"inputs": inputs[rows], "labels": np.asarray(labels)[rows]}
     if inputs.on_devices:
         most = sum(sorted(map(len, problem.parts))[-len(plan.steps) :])  # one shape for every cohort
@@ -161,4 +161,4 @@ def _examples(
             name: jnp.asarray(np.pad(x, [(0, most - len(rows))] + [(0, 0)] * (x.ndim - 1)))
             for name, x in examples.items()
         }
-    return examples, dataclasses.replace(plan, batches=batches)
+    return examples, dataclasses.replace(plan, batches=read)

@@ -8,7 +8,7 @@ import dataclasses
 
 import numpy as np
 
-from deltamask_jax.federation.cohort import Schedule
+from deltamask_jax.federation.batches import Schedule
 from deltamask_jax.task import Cohort
 
 _LUCK, _SPEED = 0x6661756C, 0x73706565  # keep these streams apart from the shuffles'

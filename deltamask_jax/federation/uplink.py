@@ -15,6 +15,7 @@ import numpy as np
 from deltamask_jax import devices
 from deltamask_jax.federation import cohort as training
 from deltamask_jax.federation import hosts
+from deltamask_jax.federation.batches import Schedule
 from deltamask_jax.federation.engine import Engine
 from deltamask_jax.methods import Method
 from deltamask_jax.task import Cohort
@@ -45,7 +46,7 @@ def train_and_send(
     state: Any,
     received: Any,
     examples: training.Examples,
-    plan: training.Schedule,
+    plan: Schedule,
     cohort: Cohort,
 ) -> Sent:
     """Train and encode this process's share of the cohort, and exchange payloads with the others.

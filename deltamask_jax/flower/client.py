@@ -54,7 +54,7 @@ def _train(asked: dict[str, Any], down: dict[str, bytes], context: Context) -> d
     from deltamask_jax.setup import set_up_client, with_features
     from deltamask_jax.task import HEAD_PHASE, MAIN_PHASE, Cohort
     from deltamask_jax.workdir import environment
-    from deltamask_jax.workdir.journal import named_arrays, restore_state
+    from deltamask_jax.workdir.checkpoint import named_arrays, restore_state
 
     config, its_own = run_config.config_of(context.run_config), str(context.node_config.get("data", ""))
     if its_own and "classes" not in context.state:

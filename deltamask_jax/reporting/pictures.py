@@ -1,4 +1,4 @@
-"""What a run shows at its end: curves as a PNG, a table as text."""
+"""The picture a run leaves: its curves as a PNG."""
 
 from pathlib import Path
 from typing import Any
@@ -35,9 +35,3 @@ def draw_curves(path: Path, records: list[dict[str, Any]], linear_probe: float |
             axes.legend()
     figure.suptitle(title, parse_math=False)
     figure.savefig(path, dpi=120)
-
-
-def table(rows: list[tuple[str, str]]) -> str:
-    """Two aligned columns of text."""
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)

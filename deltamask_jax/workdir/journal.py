@@ -19,7 +19,6 @@ import json
 import logging
 import os
 import threading
-import zlib
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -33,39 +32,9 @@ from absl import logging as absl_logging
 from deltamask_jax.federation import hosts
 from deltamask_jax.private_random import root_key
 from deltamask_jax.progress import say
-from deltamask_jax.workdir import files, sigterm
+from deltamask_jax.workdir import checkpoint, files, sigterm
+from deltamask_jax.workdir.checkpoint import Progress, head_of
 from deltamask_jax.workdir.claim import LINES, WAYS_OUT, claim, lines, summary_of
-
-FORMAT = 4  # of a checkpoint; raised when an older program could not read a newer one, or the reverse
-# The checksum of format 1 covers the arrays alone; 1 and 2 know no client's memory, 3 no images or texts.
-READABLE = (1, 2, 3, 4)
-
-
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """Everything a continued run must know.
-
-    Attributes:
-        state: the method's server state, a pytree of arrays; where it was just loaded, its arrays by name.
-        head: {'kernel': f32[features, classes], 'bias': f32[classes]}.
-        probe_accuracy: the linear probe's; None where clients are elsewhere, who do not train one.
-        records: the lines of metrics.jsonl, the ledger of bytes and accuracies; the last is of the round that
-            this progress is.
-        seconds: spent so far, by all processes that worked on the run.
-        held, news: the fields of `downlink.Memory`; empty where clients keep nothing.
-    """
-
-    state: Any
-    head: dict[str, Any]
-    probe_accuracy: float | None
-    records: list[dict[str, Any]]
-    seconds: float
-    held: list[int] = dataclasses.field(default_factory=list)
-    news: list[int] = dataclasses.field(default_factory=list)
-
-    @property
-    def round(self) -> int:
-        return self.records[-1]["round"]
 
 
 class Journal:
@@ -115,7 +84,7 @@ class Journal:
             ValueError: the checkpoints are of another problem or format, or rounds were played and no
                 checkpoint of them can be read.
         """
-        self._identity = {**identity(problem), "root_key": _root_key(self._config)}
+        self._identity = {**checkpoint.identity(problem), "root_key": _root_key(self._config)}
         hosts.agree(self._identity)
         progress = _sent_by_first(self._newest() if hosts.index() == 0 else None)
         for path in self._files_of_lines():
@@ -193,18 +162,7 @@ class Journal:
 
     def _save(self, progress: Progress) -> None:
         number = progress.round
-        arrays = named_arrays({"state": progress.state, "head": progress.head})
-        ledger = {
-            "format": FORMAT,
-            **self._identity,
-            "probe_accuracy": progress.probe_accuracy,
-            "records": progress.records,
-            "seconds": progress.seconds,
-            "held": progress.held,
-            "news": progress.news,
-        }
-        ledger = files.finite(ledger)
-        ledger["checksum"] = _checksum_of(ledger, arrays)
+        ledger, arrays = checkpoint.pack(progress, self._identity)
         args = ocp.args.Composite(ledger=ocp.args.JsonSave(ledger), arrays=ocp.args.StandardSave(arrays))
         try:
             with _silent():
@@ -222,26 +180,10 @@ class Journal:
             with _silent():
                 restored: Any = self._manager.restore(number, args=args)
             ledger, arrays = dict(restored.ledger), dict(restored.arrays)
-            checksum = ledger.pop("checksum")
-            if checksum != _checksum_of(ledger, arrays):
-                raise ValueError("its checksum does not match")
+            checkpoint.check_whole(ledger, arrays)
         except Exception as error:  # whatever orbax makes of missing or damaged files
             return self._damaged(number, error)
-        if (format_ := ledger.pop("format")) not in READABLE:
-            raise ValueError(
-                f"{self._workdir} holds checkpoints of format {format_}, this program reads "
-                f"{' and '.join(map(str, READABLE))}: {WAYS_OUT}"
-            )
-        examples = ledger.pop("examples", "") or self._identity["examples"]
-        if (ledger.pop("problem"), examples) != (self._identity["problem"], self._identity["examples"]):
-            raise ValueError(
-                f"{self._workdir} was begun with other data or weights of the same name: {WAYS_OUT}"
-            )
-        if ledger.pop("root_key") != self._identity["root_key"]:
-            raise ValueError(
-                f"{self._workdir} was begun with another random generator than this jax has: {WAYS_OUT}"
-            )
-        return Progress(arrays, _head(arrays), **ledger)
+        return checkpoint.unpack(ledger, arrays, self._identity, self._workdir)
 
     def _damaged(self, number: int, error: Exception) -> None:
         logging.warning("checkpoint %d in %s is damaged: %s", number, self._workdir, _first_line(error))
@@ -297,66 +239,7 @@ def _sent_by_first(progress: Progress | None) -> Progress | None:
         name: np.frombuffer(bytearray(blob), jax.numpy.dtype(dtype)).reshape(shape)
         for (name, dtype, shape), blob in zip(kinds, blobs, strict=True)
     }
-    return Progress(received, _head(received), **ledger)
-
-
-def _head(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name[5:]: array for name, array in arrays.items() if name.startswith("head/")}
-
-
-def named_arrays(tree: Any) -> dict[str, np.ndarray]:
-    """The leaves of a pytree as NumPy arrays by their path, for example 'state/posterior/alpha'."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
-
-
-def restore_state(like: Any, arrays: dict[str, np.ndarray]) -> Any:
-    """A server state from `Progress.state` as it was loaded.
-
-    Args:
-        like: a state of the same method and problem, whose structure and kinds of arrays it takes.
-        arrays: by name, [...] each, as `named_arrays` names them.
-
-    Raises:
-        ValueError: names, shapes or types differ: the method's state has changed since.
-    """
-    expected = named_arrays({"state": like})
-    for name, array in expected.items():
-        if name not in arrays or (arrays[name].dtype, arrays[name].shape) != (array.dtype, array.shape):
-            raise ValueError(
-                f"the checkpoint has no {name} of {array.dtype}{list(array.shape)}, which this program's "
-                f"server state needs: {WAYS_OUT}"
-            )
-    leaves, structure = jax.tree.flatten(like)
-    restored = [
-        jax.device_put(arrays[name], leaf.sharding) if isinstance(leaf, jax.Array) else arrays[name]
-        for name, leaf in zip(expected, leaves, strict=True)
-    ]
-    return jax.tree.unflatten(structure, restored)
-
-
-def identity(problem) -> dict[str, str]:
-    """What a config names but does not contain: `problem`, the CRC32 of labels, split and pretrained weights,
-    and `examples`, a hash of images or texts."""
-    leaves = [*problem.labels, *problem.parts, *jax.tree.leaves(problem.task.params)]
-    crc = _checksum({str(k): np.asarray(leaf) for k, leaf in enumerate(leaves)})
-    return {"problem": crc, "examples": problem.examples}
-
-
-def _checksum(arrays: dict[str, np.ndarray]) -> str:
-    crc = 0
-    for name, array in sorted(arrays.items()):
-        crc = zlib.crc32(f"{name} {array.dtype} {array.shape}".encode(), crc)
-        crc = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8), crc)
-    return f"{crc:08x}"
-
-
-def _checksum_of(ledger: dict[str, Any], arrays: dict[str, np.ndarray]) -> str:
-    """CRC32 of a checkpoint: its arrays and all else in its ledger."""
-    if ledger["format"] == 1:
-        return _checksum(arrays)
-    text = json.dumps(json.loads(json.dumps(ledger)), sort_keys=True)  # as it comes back from a file
-    return f"{zlib.crc32(text.encode(), int(_checksum(arrays), 16)):08x}"
+    return Progress(received, head_of(received), **ledger)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The cohort: loop == vmap at every chunk, ragged clients, no lost example, one compilation."""
+"""The cohort: loop == vmap at every chunk, ragged clients, one compilation."""
 
 from functools import partial
 
@@ -9,68 +9,12 @@ import optax
 import pytest
 
 from deltamask_jax import devices
-from deltamask_jax.federation import cohort
+from deltamask_jax.federation import batches, cohort
 from deltamask_jax.federation.engine import Engine
-from deltamask_jax.local_training import cross_entropy, mask_training, weight_training
+from deltamask_jax.local_training import LocalTraining, cross_entropy, mask_training, weight_training
 from deltamask_jax.public_random import MASK, stream_key
-from deltamask_jax.task import PROBE_PHASE
 from tests.conftest import cohort_of
-
-
-def plan(problem, clients, epochs=2, batch_size=8, number=1):
-    asked = cohort_of(clients, number)
-    return cohort.schedule(problem.parts, asked, epochs=epochs, batch_size=batch_size)
-
-
-def test_schedule_shows_every_example_once_an_epoch(problem):
-    clients = np.array([1, 3, 5])
-    schedule = plan(problem, clients, epochs=2)
-    assert schedule.batches.shape == (3, 2 * 3, 8)  # the largest client has 20 examples
-    for row, client in enumerate(clients):
-        part = problem.parts[client]
-        steps = schedule.steps[row]
-        assert steps == 2 * -(-len(part) // 8)
-        used = schedule.batches[row, :steps].reshape(2, -1)
-        for epoch in used:
-            np.testing.assert_array_equal(np.sort(epoch[epoch >= 0]), np.sort(part))
-        assert (schedule.batches[row, steps:] == -1).all()
-
-
-def test_a_batch_is_no_larger_than_the_largest_client(problem):
-    clients = np.arange(len(problem.parts))
-    largest = max(map(len, problem.parts))
-    vast, exact = plan(problem, clients, batch_size=5000), plan(problem, clients, batch_size=largest)
-    assert vast.batches.shape == (len(clients), 2, largest)
-    np.testing.assert_array_equal(vast.batches, exact.batches)
-    np.testing.assert_array_equal(vast.steps, exact.steps)
-
-
-def test_schedule_depends_on_seed_round_and_client_but_not_on_the_cohort(problem):
-    alone, among = plan(problem, np.array([1])), plan(problem, np.array([0, 1, 4]))
-    np.testing.assert_array_equal(alone.batches[0], among.batches[1])
-    assert (plan(problem, np.array([1]), number=2).batches != alone.batches).any()
-
-
-def poisson(problem, clients, number=1, microbatch=4):
-    asked = cohort_of(clients, number)
-    return cohort.poisson_schedule(problem.parts, asked, epochs=2, batch_size=8, microbatch=microbatch)
-
-
-def test_poisson_batches_hold_each_example_at_its_rate_and_are_never_cut(problem, monkeypatch):
-    clients, seen = np.array([1, 5]), []  # of 20 examples, at 0.4, and of 3, which are in every batch
-    for number in range(60):
-        plan = poisson(problem, clients, number)
-        assert plan.batches.shape == (2, 5, 20) and plan.steps.tolist() == [5, 2]
-        np.testing.assert_array_equal(np.sort(plan.batches[1, 0][:3]), np.sort(problem.parts[5]))
-        seen += plan.batches[0].ravel().tolist()
-    assert poisson(problem, clients, microbatch=19).batches.shape == (2, 5, 18)  # one part of one width
-    counts = np.array([seen.count(example) for example in problem.parts[1]])
-    assert counts.sum() == sum(example >= 0 for example in seen)
-    np.testing.assert_allclose(counts / 300, 0.4, atol=5 * np.sqrt(0.24 / 300))
-    monkeypatch.setattr(cohort.stats.binom, "isf", lambda *_: 1)  # a width that every batch exceeds
-    np.testing.assert_array_equal(
-        np.sort(poisson(problem, clients, 59).batches)[:, :, -8:], np.sort(plan.batches)[:, :, -8:]
-    )
+from tests.federation.test_batches import plan
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +114,7 @@ def test_padding_examples_do_not_move_the_weights():
         return cross_entropy(batch["inputs"] @ w, batch)
 
     training = weight_training(loss_of, optax.identity())
-    schedule = cohort.schedule([np.arange(3)], cohort_of([0]), epochs=4, batch_size=8)
+    schedule = batches.schedule([np.arange(3)], cohort_of([0]), epochs=4, batch_size=8)
     w = jnp.zeros((4, 2))
     received = {"weights": w, "learning_rate": 0.5}
     examples = {"inputs": jnp.asarray(inputs), "labels": jnp.asarray(labels)}
@@ -186,7 +130,7 @@ def test_a_client_without_examples_returns_what_it_received():
     training = weight_training(
         lambda frozen, w, batch: cross_entropy(batch["inputs"] @ w, batch), optax.scale_by_adam()
     )
-    schedule = cohort.schedule([np.arange(2), np.arange(0)], cohort_of([0, 1]), epochs=1, batch_size=2)
+    schedule = batches.schedule([np.arange(2), np.arange(0)], cohort_of([0, 1]), epochs=1, batch_size=2)
     examples = {"inputs": jnp.ones((2, 3)), "labels": jnp.zeros(2, jnp.int32)}
     start = jnp.ones((3, 2))
     received = {"weights": start, "learning_rate": 1.0}
@@ -206,8 +150,19 @@ def test_rounds_do_not_compile_again(problem, training, place):
     assert engine.compiled(cohort._train_chunk, training, ONE_DEVICE)._cache_size() == 1
 
 
-@pytest.mark.parametrize("draw", [cohort.schedule, partial(cohort.poisson_schedule, microbatch=4)])
-def test_every_round_phase_and_seed_draws_batches_of_its_own(draw):
-    asked = cohort_of([0]), cohort_of([0], 2), cohort_of([0], phase=PROBE_PHASE), cohort_of([0], seed=2**32)
-    drawn = [draw([np.arange(20)], its, epochs=2, batch_size=8).batches for its in asked]
-    assert len({batches.tobytes() for batches in drawn}) == len(asked)
+@pytest.mark.parametrize("backend", ["vmap", "loop"])
+def test_every_step_of_every_client_has_a_key_of_its_own(backend):
+    training = LocalTraining(
+        lambda frozen, received, private: jnp.zeros(3, jnp.uint32),
+        lambda frozen, received, seen, batch, key: (
+            jnp.append(seen[1:], jax.random.bits(key, (), jnp.uint32)),
+            jnp.float32(0),
+        ),
+        lambda frozen, received, seen, private: seen,
+    )
+    asked = cohort_of([0, 1])
+    schedule = batches.schedule([np.arange(6)] * 2, asked, epochs=1, batch_size=2)
+    examples = {"inputs": jnp.zeros((6, 1)), "labels": jnp.zeros(6, jnp.int32)}
+    engine = Engine(ONE_DEVICE, backend, chunk=2)
+    drawn, _ = cohort.train(engine, training, (), (), examples, schedule, (), asked.keys())
+    assert drawn.shape == (2, 3) and len(np.unique(drawn)) == 6

@@ -10,7 +10,7 @@ import pytest
 from deltamask_jax import methods
 from deltamask_jax.codecs import SERVER, Context, PayloadError, bundle, envelope
 from deltamask_jax.data import partition
-from deltamask_jax.federation import attacks, cohort, downlink, faults
+from deltamask_jax.federation import attacks, batches, downlink, faults
 from deltamask_jax.federation.downlink import NOTHING, Memory
 from deltamask_jax.federation.rounds import play_round, play_until_enough
 from deltamask_jax.flat_index import FlatIndex
@@ -90,7 +90,7 @@ def rounds_of(problem, method, rounds=5, kind="smaller"):
     for number in range(1, rounds + 1):
         clients = partition.cohort(CLIENTS, config.participation, config.seed, number)
         asked = cohort_of(clients, number, examples=clients + number)
-        plan = cohort.Schedule(np.zeros((len(clients), 1, 1), np.int32), np.ones(len(clients), np.int32), 1)
+        plan = batches.Schedule(np.zeros((len(clients), 1, 1), np.int32), np.ones(len(clients), np.int32), 1)
         senders = asked.of(np.setdiff1d(np.arange(len(clients)), list(faults.draw(config, plan, asked)[1])))
         updates = [drawn(shapes, np.random.default_rng([number, int(k)])) for k in senders.clients]
         payloads = method.up.encode(state, updates, senders)

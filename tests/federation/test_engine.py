@@ -13,7 +13,8 @@ from deltamask_jax import devices, methods
 from deltamask_jax.federation import cohort, engine
 from deltamask_jax.federation.engine import Engine
 from tests.conftest import cohort_of
-from tests.federation.test_cohort import plan, watched
+from tests.federation.test_batches import plan
+from tests.federation.test_cohort import watched
 
 MESH = devices.mesh(devices=jax.local_devices()[:1])
 SMALL, LARGE = np.zeros(1000, np.uint16), np.zeros(engine.CPU_BYTES // 4, np.uint16)

@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 
 from deltamask_jax import methods
 from deltamask_jax.evaluation import evaluator
-from deltamask_jax.federation import cohort, engine, faults
+from deltamask_jax.federation import batches, cohort, engine, faults
 from deltamask_jax.federation.rounds import TooFewClients, play_round, play_until_enough
 from deltamask_jax.task import PROBE_PHASE
 from tests.conftest import cohort_of, tiny_config
@@ -31,13 +31,13 @@ def play(problem, method, clients=EVERYONE):
 
 def plan(problem, **changes):
     config = tiny_config(**changes)
-    full = cohort.schedule(problem.parts, cohort_of(EVERYONE), epochs=2, batch_size=8)
+    full = batches.schedule(problem.parts, cohort_of(EVERYONE), epochs=2, batch_size=8)
     return full, *faults.draw(config, full, cohort_of(EVERYONE))
 
 
 def test_dropouts_and_stragglers_have_their_rates(problem):
     config, lost, shares = tiny_config(faults__dropout=0.3, faults__straggler=0.5), 0, []
-    full = cohort.Schedule(np.zeros((6, 100, 1), np.int32), np.full(6, 100, np.int32), 100)
+    full = batches.Schedule(np.zeros((6, 100, 1), np.int32), np.full(6, 100, np.int32), 100)
     for number in range(200):
         struck, failed = faults.draw(config, full, cohort_of(EVERYONE, number))
         assert set(failed.values()) <= {faults.NO_ANSWER}
@@ -62,7 +62,7 @@ def test_a_deadline_loses_whoever_needs_longer(problem):
 
 def test_luck_does_not_depend_on_the_cohort_but_on_the_attempt(problem):
     config = tiny_config(faults__dropout=0.5)
-    full = cohort.Schedule(np.zeros((40, 1, 1), np.int32), np.ones(40, np.int32), 1)
+    full = batches.Schedule(np.zeros((40, 1, 1), np.int32), np.ones(40, np.int32), 1)
     everyone, half = cohort_of(np.arange(40)), slice(None, None, 2)
     lost = faults.draw(config, full, everyone)[1]
     among = faults.draw(config, full.of(half), everyone.of(half))[1]
@@ -75,7 +75,7 @@ def test_the_merge_is_the_weighted_mean_of_the_survivors(problem):
     problem, method = build(problem, faults__dropout=0.4, faults__straggler=0.5, batch_size=4)
     state, result = play(problem, method)
     config = problem.config
-    full = cohort.schedule(problem.parts, cohort_of(EVERYONE), epochs=1, batch_size=4)
+    full = batches.schedule(problem.parts, cohort_of(EVERYONE), epochs=1, batch_size=4)
     struck, lost = faults.draw(config, full, cohort_of(EVERYONE))
     alive = [k for k in EVERYONE if k not in lost]
     assert 0 < len(lost) < 6 and (struck.steps[alive] < full.steps[alive]).any()
@@ -169,7 +169,7 @@ def test_failures_are_for_the_main_phase_alone(problem):
 
 
 def test_luck_and_speed_follow_the_seed():
-    full = cohort.Schedule(np.zeros((40, 1, 1), np.int32), np.ones(40, np.int32), 1)
+    full = batches.Schedule(np.zeros((40, 1, 1), np.int32), np.ones(40, np.int32), 1)
     configs = [tiny_config(seed=seed, faults__dropout=0.5) for seed in (0, 1)]
     first, second = (set(faults.draw(config, full, cohort_of(np.arange(40)))[1]) for config in configs)
     assert first != second
@@ -177,6 +177,6 @@ def test_luck_and_speed_follow_the_seed():
 
 
 def test_a_client_that_needs_just_the_deadline_is_in_time():
-    full = cohort.Schedule(np.zeros((2, 4, 1), np.int32), np.array([3, 4], np.int32), 4)
+    full = batches.Schedule(np.zeros((2, 4, 1), np.int32), np.array([3, 4], np.int32), 4)
     config = tiny_config(faults__deadline=3.0, faults__step_seconds=1.0, faults__speed_spread=0.0)
     assert faults.draw(config, full, cohort_of([0, 1]))[1] == {1: faults.LATE}

@@ -9,7 +9,7 @@ from deltamask_jax import methods
 from deltamask_jax.federation import cohort, uplink
 from deltamask_jax.methods.method import Link
 from tests.conftest import cohort_of
-from tests.federation.test_cohort import plan
+from tests.federation.test_batches import plan
 
 
 def test_a_chunk_is_encoded_while_the_next_trains(problem, monkeypatch):

@@ -12,7 +12,7 @@ import pytest
 
 from deltamask_jax import experiment, heads, methods, setup
 from deltamask_jax.federation import engine, faults
-from deltamask_jax.workdir.journal import named_arrays
+from deltamask_jax.workdir.checkpoint import named_arrays
 from tests.conftest import cohort_of, tiny_config
 
 ROOT = Path(__file__).parents[2]

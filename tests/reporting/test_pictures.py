@@ -1,4 +1,4 @@
-"""What a run shows at its end."""
+"""The picture a run leaves."""
 
 import numpy as np
 from PIL import Image

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from deltamask_jax import experiment
-from deltamask_jax.workdir import claim, files, journal
+from deltamask_jax.workdir import checkpoint, claim, files, journal
 from tests.conftest import tiny_config
 
 
@@ -53,7 +53,7 @@ def test_other_files_are_left_alone(tmp_path):
     with journal.Journal(tmp_path, config) as kept:
         fill(tmp_path, "diagnostics.jsonl")  # of a round that will be played again
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(journal, "identity", lambda problem: {})
+            patch.setattr(checkpoint, "identity", lambda problem: {})
             assert kept.load(None) is None
     after = contents(tmp_path)
     assert before.items() <= after.items()

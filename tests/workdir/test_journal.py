@@ -8,15 +8,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
 from deltamask_jax import experiment
-from deltamask_jax.aggregation import BetaPosterior
-from deltamask_jax.workdir import claim, files, journal
+from deltamask_jax.workdir import checkpoint, claim, files, journal
 from tests.conftest import tiny_config
 
 # The quickest run there is to compile; DeltaMask itself is killed below.
@@ -239,7 +237,7 @@ def test_any_changed_bit_of_the_ledger_damages_a_checkpoint(left, monkeypatch):
     file = left / "checkpoints" / "2" / "ledger" / "metadata"
     whole = file.read_bytes()
     ledger = json.loads(whole)
-    monkeypatch.setattr(journal, "identity", lambda problem: known_by(ledger))
+    monkeypatch.setattr(checkpoint, "identity", lambda problem: known_by(ledger))
     rng, rounds = np.random.default_rng(0), []
     while len(rounds) < 12:
         changed = bytearray(whole)
@@ -258,11 +256,11 @@ def test_any_changed_bit_of_the_ledger_damages_a_checkpoint(left, monkeypatch):
 def test_a_checkpoint_of_the_format_before_continues(left, monkeypatch):
     file = left / "checkpoints" / "2" / "ledger" / "metadata"
     ledger = json.loads(file.read_text())
-    monkeypatch.setattr(journal, "identity", lambda problem: known_by(ledger))
+    monkeypatch.setattr(checkpoint, "identity", lambda problem: known_by(ledger))
     (left / ".deltamask_jax").unlink()  # nor had it a marker
     with journal.Journal(left, tiny_config(**CONFIG)) as kept:
         arrays = kept.load(None).state
-    ledger |= {"format": 1, "checksum": journal._checksum(arrays)}
+    ledger |= {"format": 1, "checksum": checkpoint._checksum(arrays)}
     (left / ".deltamask_jax").unlink()
     file.write_text(json.dumps(ledger))
     with journal.Journal(left, tiny_config(**CONFIG)) as kept:
@@ -299,7 +297,7 @@ def test_what_clients_hold_is_kept_and_a_checkpoint_that_does_not_know_it_sends_
     file = older / "checkpoints" / "2" / "ledger" / "metadata"
     ledger = json.loads(file.read_text())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(journal, "identity", lambda problem: known_by(ledger))
+        patch.setattr(checkpoint, "identity", lambda problem: known_by(ledger))
         with journal.Journal(older, tiny_config(**FOLLOWED)) as kept:
             arrays = kept.load(None).state
     ledger = {name: value for name, value in ledger.items() if name not in ("checksum", "held", "news")}
@@ -307,7 +305,7 @@ def test_what_clients_hold_is_kept_and_a_checkpoint_that_does_not_know_it_sends_
     shorter = [{k: v for k, v in record.items() if k not in since} for record in ledger["records"]]
     ledger |= {"format": 2, "records": shorter}
     del ledger["examples"]
-    file.write_text(json.dumps(ledger | {"checksum": journal._checksum_of(ledger, arrays)}))
+    file.write_text(json.dumps(ledger | {"checksum": checkpoint._checksum_of(ledger, arrays)}))
     settings = json.loads((older / "config.json").read_text())
     files.write_json(older / "config.json", {k: v for k, v in settings.items() if k != "downlink"})
     summary = experiment.run(tiny_config(**FOLLOWED), older)
@@ -333,12 +331,14 @@ def test_what_cannot_be_continued_is_refused_and_fresh_moves_it_aside(left, caps
 
     refused(r"another config \(rounds is 4 there and 5 here; seed is 0 there and 1 here\)", rounds=5, seed=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(journal, "READABLE", (5,))
+        patch.setattr(checkpoint, "READABLE", (5,))
         refused("checkpoints of format 4, this program reads 5")
     for other in ("problem", "examples"):
         with pytest.MonkeyPatch.context() as patch:
             known = known_by(json.loads((left / "checkpoints/2/ledger/metadata").read_text()))
-            patch.setattr(journal, "identity", lambda problem, other=other, known=known: known | {other: "x"})
+            patch.setattr(
+                checkpoint, "identity", lambda problem, other=other, known=known: known | {other: "x"}
+            )
             refused("other data or weights")
     config = (left / "config.json").read_text()
     (left / "config.json").write_text(config[:100])
@@ -462,20 +462,6 @@ def test_logits_that_are_not_finite_stop_the_run_naming_the_round(left):
             experiment.run(tiny_config(**CONFIG), left)
 
 
-def test_state_comes_back_with_its_structure_and_kinds_of_arrays():
-    state = {
-        "theta": np.arange(5, dtype=np.uint16),
-        "posterior": BetaPosterior(jax.numpy.ones(3), jax.numpy.zeros(3)),
-    }
-    arrays = journal.named_arrays({"state": state, "head": {"bias": np.zeros(2)}})
-    assert sorted(arrays) == ["head/bias", "state/posterior/alpha", "state/posterior/beta", "state/theta"]
-    back = journal.restore_state(state, arrays)
-    assert isinstance(back["posterior"].alpha, jax.Array) and isinstance(back["theta"], np.ndarray)
-    jax.tree.map(np.testing.assert_array_equal, back, state)
-    with pytest.raises(ValueError, match=r"no state/theta of uint16\[6\]"):
-        journal.restore_state(state | {"theta": np.zeros(6, np.uint16)}, arrays)
-
-
 def test_disk_errors_of_a_lines_file_keep_their_cause(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.symlink_to("/dev/full")
@@ -488,20 +474,3 @@ def test_a_full_disk_is_named_in_the_words_of_the_system(tmp_path):
     error = ValueError("RESOURCE_EXHAUSTED: Error writing: No space left on device [tensorstore_spec='{…}']")
     with journal.Journal(tmp_path, tiny_config()) as kept:
         assert ": No space left on device; mend that" in kept._cannot("write the checkpoint", error)
-
-
-def test_a_problem_is_known_by_labels_split_and_weights():
-    def problem(labels=(0, 1), parts=((0,), (1,)), weight=1.0):
-        its = {"labels": [np.array(labels)], "parts": [np.array(part) for part in parts], "examples": "e"}
-        return SimpleNamespace(**its, task=SimpleNamespace(params={"w": np.float32(weight)}))
-
-    found = {
-        journal.identity(its)["problem"]
-        for its in (problem(), problem(labels=(1, 1)), problem(parts=((1,), (0,))), problem(weight=2.0))
-    }
-    assert len(found) == 4 and journal.identity(problem()) == journal.identity(problem())
-
-
-def test_an_array_that_a_checkpoint_lacks_is_named():
-    with pytest.raises(ValueError, match=r"the checkpoint has no state/theta of uint16\[3\], .*--workdir"):
-        journal.restore_state({"theta": np.zeros(3, np.uint16)}, {})
