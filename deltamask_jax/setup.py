@@ -80,7 +80,10 @@ def _problem(
     run = engine.from_config(config, partition.cohort_size(config.clients, config.participation))
     mesh = run.mesh
     dataset = data.load(
-        data_of_its_own or config.data, cache_dir=config.data_dir or None, columns=config.columns
+        data_of_its_own or config.data,
+        cache_dir=config.data_dir or None,
+        columns=config.columns,
+        least_classes=1 if data_of_its_own else 2,  # a client may know one of the server's classes alone
     )
     model = _reading(config, model, dataset)
     if data_of_its_own:

@@ -189,6 +189,9 @@ def test_a_client_numbers_its_own_data_by_the_servers_classes(tmp_path, texts, m
     own = set_up_client(images, 1, mine, ("bird", "cat", "dog"))
     assert np.asarray(own.labels[0]).tolist() == [2, 0] * 10
     assert own.task.head["kernel"].shape == (32, 3) and own.class_names == ("bird", "cat", "dog")
+    np.savez(tmp_path / "one.npz", x_train=x, y_train=0 * y, x_test=x, y_test=0 * y, class_names=["cat"])
+    one = set_up_client(images, 1, f"npz:{tmp_path / 'one.npz'}", ("bird", "cat", "dog"))
+    assert np.asarray(one.labels[0]).tolist() == [1] * 20 and one.task.head["kernel"].shape == (32, 3)
     table, written = config_of_texts(texts, monkeypatch), f"csv:{texts}/reviews.csv"
     own = set_up_client(table, 1, written, ["maybe", "yes", "no"])
     assert np.asarray(own.labels[0]).tolist() == [2, 1] * 20

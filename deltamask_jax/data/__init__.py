@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from deltamask_jax.data.dataset import DataError, Dataset, LazyImages, Split, Texts
 from deltamask_jax.data.stratify import subset
 from deltamask_jax.paths import expanded
@@ -40,7 +42,13 @@ class Columns:
     user: str = ""
 
 
-def load(spec: str, *, cache_dir: str | Path | None = None, columns: Any = Columns()) -> Dataset:
+def load(
+    spec: str,
+    *,
+    cache_dir: str | Path | None = None,
+    columns: Any = Columns(),
+    least_classes: int = 2,
+) -> Dataset:
     """Loads a data set by name.
 
     Args:
@@ -48,10 +56,23 @@ def load(spec: str, *, cache_dir: str | Path | None = None, columns: Any = Colum
         cache_dir: where prepared `tfds:` data sets lie; by default `$TFDS_DATA_DIR`, or
             ~/tensorflow_datasets.
         columns: of `csv:`, `jsonl:` and `hf:`, as `Columns`.
+        least_classes: that must have training examples; a client's own data may be of one.
 
     Raises:
-        DataError: the name is unknown or the data is missing or malformed; it says what to do.
+        DataError: the name is unknown, or the data is missing, malformed, or of too few classes; it says what
+            to do.
     """
+    dataset = _load(spec, cache_dir, columns, least_classes)
+    seen = np.unique(dataset.train.labels)
+    if len(seen) < least_classes:
+        raise DataError(
+            f"{spec}: every training example is of the one class {dataset.class_names[seen[0]]!r}; "
+            "at least two are needed"
+        )
+    return dataset
+
+
+def _load(spec: str, cache_dir: str | Path | None, columns: Any, least_classes: int) -> Dataset:
     source, _, where = spec.partition(":")
     if source == "digits" and not where:
         from deltamask_jax.data import digits
@@ -79,7 +100,7 @@ def load(spec: str, *, cache_dir: str | Path | None = None, columns: Any = Colum
         if source == "folder":
             from deltamask_jax.data import folder
 
-            return folder.load_folder(path)
+            return folder.load_folder(path, least_classes)
         from deltamask_jax.data import arrays
 
         return (arrays.load_idx if source == "idx" else arrays.load_npz)(path)

@@ -104,8 +104,8 @@ def labelled(
 ) -> Dataset:
     """A data set whose labels keep the one rule of every source.
 
-    Every test class has training examples, at least two classes have some, and no split is empty. A
-    source that names its classes may have none of some of them; one that does not numbers them without gaps.
+    Every test class has training examples, and no split is empty. A source that names its classes may have
+    none of some of them; one that does not numbers them without gaps.
 
     Args:
         name: of the data set.
@@ -154,11 +154,6 @@ def classes(
     if len(unknown := np.setdiff1d(tested, trained)):
         named = [class_names[label] if 0 <= label < len(class_names) else label for label in unknown[:6]]
         raise DataError(f"{where}: no training example has the test labels {_some(named, len(unknown))}")
-    if len(trained) == 1:
-        raise DataError(
-            f"{where}: every training example is of the one class {class_names[trained[0]]!r}; "
-            "at least two are needed"
-        )
     return train.astype(np.int32), test.astype(np.int32), tuple(class_names)
 
 

@@ -19,21 +19,29 @@ from deltamask_jax.progress import say
 _NAMED = 10  # how many bad files or classes a message names
 
 
-def load_folder(directory: Path) -> Dataset:
+def load_folder(directory: Path, least_classes: int = 2) -> Dataset:
     """Reads `DIR/train/CLASS/*` and `DIR/test/CLASS/*`, or `DIR/CLASS/*`; `tree.find` names the layouts.
 
     Without a test directory, a fifth of every class becomes the test split, always the same one.
     Classes are numbered in alphabetical order. Every file is checked before the first is used, and what was
     found is printed.
 
+    Args:
+        least_classes: as of `data.load`; asked before any image is looked at.
+
     Raises:
-        DataError: nothing is there, the layout is not one of those, a class of the test split is unknown, or
-            images cannot be read.
+        DataError: nothing is there, the layout is not one of those, it has too few classes, a class of the
+            test split is unknown, or images cannot be read.
     """
     if not directory.is_dir():
         raise DataError(f"no directory {shown(directory)}; expected one sub-directory of images a class")
     root = walk(directory)
     layout = find(root)
+    if len(layout.classes) < least_classes:
+        raise DataError(
+            f"{shown(layout.train.path)} holds one class only, {shown(layout.classes[0])}: expected one "
+            "folder of images per class, and at least two"
+        )
     names, where = tuple(map(shown, layout.classes)), f"folder:{shown(directory)}"
     train = _split(layout.train, layout.classes)
     test = _split(layout.test, layout.classes) if layout.test else None

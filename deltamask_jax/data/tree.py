@@ -146,8 +146,8 @@ def find(root: Folder) -> Layout:
 
     Raises:
         DataError: two folders claim to be the same split, a split has no classes, splits and classes lie side
-            by side, a class or the held-out folder would vanish because Pillow reads none of its files, all
-            classes hold the same folders, as splits of other names do, or there is one class only.
+            by side, a class or the held-out folder would vanish because Pillow reads none of its files, or
+            all classes hold the same folders, as splits of other names do.
     """
     inside = root.with_images()
     splits = {name: folder for name, folder in inside.items() if name.casefold() in SPLITS}
@@ -229,10 +229,5 @@ def _checked(layout: Layout) -> Layout:
             f"{shown(train.path)} holds {', '.join(map(shown, layout.classes))}, and each of them holds "
             f"{', '.join(map(shown, alike))}: call them train and test if they are splits; if they are "
             "classes, put their images into one folder each"
-        )
-    if len(layout.classes) == 1:
-        raise DataError(
-            f"{shown(train.path)} holds one class only, {shown(layout.classes[0])}: expected one folder of "
-            "images per class, and at least two"
         )
     return layout

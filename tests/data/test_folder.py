@@ -112,9 +112,15 @@ def test_refusals(tmp_path):
     _write(tmp_path / "deep", "b", 1)
     with pytest.raises(data.DataError, match=r"5 of 6 images .* a/0.png \(more than 8 bits"):
         data.load(f"folder:{tmp_path / 'deep'}")
-    _write(tmp_path / "one", "a", 5)
-    with pytest.raises(data.DataError, match="one class only, a"):
+
+
+@pytest.mark.parametrize("below", ["", "x"])
+def test_one_class_is_refused_by_name_unless_it_is_a_client_s(tmp_path, below):
+    _write(tmp_path / "one" / below, "a", 5)
+    with pytest.raises(data.DataError, match=f"{below or 'one'} holds one class only, a"):
         data.load(f"folder:{tmp_path / 'one'}")
+    own = data.load(f"folder:{tmp_path / 'one'}", least_classes=1)
+    assert own.class_names == ("a",) and len(own.train) == 4 and not own.train.labels.any()
 
 
 def test_all_bad_files_are_named_before_any_is_used(tmp_path):

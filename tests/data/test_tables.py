@@ -84,7 +84,7 @@ def test_without_a_split_a_fifth_of_every_class_is_the_test(kind, tmp_path, caps
         ("jsonl", '{"text": "a", "label": 1}\n{"text"\n', "no file of JSON lines"),
         ("jsonl", '{"text": "a", "label": 1}\n{"text": "b"}\n', "row 2 has no 'label', only text"),
         ("jsonl", '{"text": "a", "label": [1]}\n', "must be names or whole numbers"),
-        ("jsonl", '{"text": "a", "label": 1}\n', "of the one class"),
+        ("jsonl", 5 * '{"text": "a", "label": 1}\n', "of the one class '1'; at least two are needed"),
         ("jsonl", '{"text": null, "label": 1}\n', "row 1 has an empty 'text': fill it in"),
         ("jsonl", '{"text": ["a"], "label": 1}\n', "row 1: 'text' is no text of whole characters"),
         ("jsonl", '{"text": "\\ud83d", "label": 1}\n', "row 1: 'text' is no text of whole characters"),
