@@ -125,7 +125,7 @@ def get_config() -> ConfigDict:
     config.fedavg.downlink = "float32"  # type the weights are broadcast in
 
     config.eden = ConfigDict()
-    config.eden.bits = 1.0  # bits a trained weight, need not be whole
+    config.eden.bits = 1.0  # bits per trained weight, need not be whole
 
     config.qsgd = ConfigDict()
     config.qsgd.levels = 16  # s, steps between 0 and a bucket's norm

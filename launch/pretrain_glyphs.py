@@ -285,7 +285,7 @@ def train(model: models.Model, out: Path) -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("out", "deltamask_jax/assets/glyph_vit.safetensors", "weight file")
     flags.DEFINE_integer("steps", 2000, "training steps", lower_bound=1)
-    flags.DEFINE_integer("batch", 64, "images a step", lower_bound=1)
+    flags.DEFINE_integer("batch", 64, "images per step", lower_bound=1)
     flags.DEFINE_float("learning_rate", 1.5e-3, "peak learning rate")
     flags.DEFINE_integer("seed", 0, "seed of weights, glyph order and augmentation")
     flags.DEFINE_bool("evaluate", False, "do not train, only probe the weights in --out")

@@ -95,15 +95,12 @@ def best(accuracy: dict[float, float | None]) -> float | None:
 
 
 def beyond(accuracy: dict[float, float | None]) -> list[float]:
-    """The next rate beyond an end that does best, the upper one first; none where only rates inside do.
-
-    An end may share its place: where all steps are too small to change anything, all rates do alike.
-    """
+    """The next rate beyond the end that alone does best; none where the best lies inside, or is shared."""
     rates = sorted(accuracy)
     value = [-1.0 if its is None else its for _, its in sorted(accuracy.items())]
-    if value[-1] == max(value) >= 0:
+    if value[-1] > max(value[:-1]):
         return [_short(rates[-1] ** 2 / rates[-2])]
-    if value[0] == max(value) >= 0:
+    if value[0] > max(value[1:]):
         return [_short(rates[0] ** 2 / rates[1])]
     return []
 

@@ -67,7 +67,7 @@ def test_metrics_lines(finished):
             assert r[f"{way}_bpp"] == pytest.approx(8 * r[f"{way}_bytes"] / (r["clients"] * d))
     for r in records[1:]:
         assert 0 < r["flip_rate"] < 0.2 and r["train_loss"] > 0 and r["seconds"] > 0
-        # A filter of 8 bits an entry spends 8 to 13 bits a flip, beside its header.
+        # A filter of 8 bits per entry spends 8 to 13 bits per flip, beside its header.
         payload_bits = 8 * (r["uplink_bytes"] / r["clients"] - 150)
         assert 6 < payload_bits / (r["flip_rate"] * d) < 15
         assert r["false_flip_rate"] == pytest.approx(1 / 256, rel=0.3)

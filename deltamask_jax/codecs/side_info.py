@@ -25,7 +25,7 @@ from deltamask_jax.codecs.codec import Codec, Context, PayloadError, check_posit
 
 _ID = envelope.CODEC_IDS["side_info"]
 _HEAD = struct.Struct("<BBBBII")
-_CHUNK = 1 << 18  # positions a jitted call
+_CHUNK = 1 << 18  # positions per jitted call
 _SMALL = 1 << 16  # below this many positions NumPy is faster than compiling
 _MOST_BUCKETS = 48
 _SHIFTS = 12  # bucket widths 1 .. 2**11

@@ -4,12 +4,12 @@ A vote sum is Σ_k (m̂_k − m_g,k) of a position: how many voters flipped the 
 votes. Where the masks were drawn from public streams, both ends know every voter's uniform, hence how easily
 each could flip the bit (see `distance`) and in which direction. That gives each position a class:
 
-    streams           class of a position                             what is coded
-    one, shared       bucket of its distance, and its bit             how many flipped it
-    one per voter     expected up votes, expected down votes          the signed sum
-    none              bucket of θ's log-odds                          votes − round(voters · θ)
+    streams           what is coded
+    one, shared       how many flipped it
+    one per voter     the signed sum
+    none              votes − round(voters · θ)
 
-Which classes there are stands in `tally_classes`; the encoder chooses cut, bucket width and groups of
+Which classes there are stands in `tally_classes`. The encoder chooses cut, bucket width and groups of
 distances (`tally_choices`) and sends them. A value is a few binary decisions (zero? sign? more than 1? more
 than 2? …), coded by rANS at probabilities that both ends learn from what has been coded before
 (`tally_model`): positions go in passes, every 4**t-th one first, then those between. Votes in classes that
@@ -200,7 +200,7 @@ def _check(context: Context) -> int:
     return min(len(context.streams), 2)
 
 
-# ---- order and probabilities of what is coded ----
+# ---- order of what is coded ----
 
 
 def _lanes_log2(m: int) -> int:

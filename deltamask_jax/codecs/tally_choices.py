@@ -15,7 +15,12 @@ _FINE = np.rint(16 * 1.25 ** np.arange(31)).astype(np.int64)  # edges the encode
 
 
 def choose_cut(votes: np.ndarray, codes: np.ndarray, kind: Kind) -> int:
-    """The rank from which on positions are near, with the least estimated size; 0 where all are."""
+    """The rank from which on positions are near, with the least estimated size; 0 where all are.
+
+    Args:
+        votes: as they are coded, i32[d]: without streams, less what is expected.
+        codes: the positions' classes, u16[d].
+    """
     if not kind.ranks.any():
         return 0
     step = max(1, len(codes) >> 20) | 1
@@ -39,7 +44,11 @@ def choose_cut(votes: np.ndarray, codes: np.ndarray, kind: Kind) -> int:
 
 
 def choose_shift(votes: np.ndarray, context: Context) -> int:
-    """Bucket width of a shared stream, as a shift, with the least estimated size."""
+    """Bucket width of a shared stream, as a shift, with the least estimated size.
+
+    Args:
+        votes: i32[d], not all 0.
+    """
     at = np.arange(0, context.d, max(1, context.d >> 17) | 1, dtype=np.uint32)
     some = np.flatnonzero(votes)
     some = some[:: max(1, len(some) >> 16) | 1].astype(np.uint32)

@@ -24,7 +24,7 @@ from deltamask_jax.public_random import uniforms_at
 
 NONE, SHARED, EACH = range(3)  # streams; the envelope's flags
 EDGES = 4
-_CHUNK = 1 << 16  # positions a jitted call
+_CHUNK = 1 << 16  # positions per jitted call
 _SMALL = 1 << 16  # up to so many positions NumPy is faster than compiling
 _TOGETHER = 256  # voters whose weights, up to 255, add up in 16 bits
 
@@ -65,7 +65,7 @@ KINDS = (
 
 
 def near_positions(codes: np.ndarray, cut: int, kind: Kind) -> np.ndarray | None:
-    """Positions coded one by one, u32[m]; None for all."""
+    """Positions coded one by one, u32[m], of classes u16[d]; None for all."""
     if cut == 0:
         return None
     is_near, step = kind.ranks >= cut, 1 << 22  # positions at once: NumPy finds them as 64-bit integers
@@ -75,7 +75,7 @@ def near_positions(codes: np.ndarray, cut: int, kind: Kind) -> np.ndarray | None
 
 
 def far_positions(votes: np.ndarray, codes: np.ndarray, cut: int, kind: Kind) -> np.ndarray:
-    """Positions elsewhere that have votes, u32[n]."""
+    """Positions elsewhere that have votes, u32[n], of votes i32[d] and classes u16[d]."""
     at = np.flatnonzero(votes)
     return at[kind.ranks[codes[at]] < cut].astype(np.uint32)
 

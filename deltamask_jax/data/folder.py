@@ -1,4 +1,4 @@
-"""A directory of images, one sub-directory a class, decoded when they are used."""
+"""A directory of images, one sub-directory per class, decoded when they are used."""
 
 import functools
 import os
@@ -34,7 +34,7 @@ def load_folder(directory: Path, least_classes: int = 2) -> Dataset:
             test split is unknown, or images cannot be read.
     """
     if not directory.is_dir():
-        raise DataError(f"no directory {shown(directory)}; expected one sub-directory of images a class")
+        raise DataError(f"no directory {shown(directory)}; expected one sub-directory of images per class")
     root = walk(directory)
     layout = find(root)
     if len(layout.classes) < least_classes:

@@ -18,7 +18,7 @@ from PIL import Image
 from deltamask_jax import threads
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-_AT_ONCE = 16  # images a thread takes
+_AT_ONCE = 16  # images per thread
 _LONGEST = 1000  # times the shorter side; a picture of two passes is as high as the source between them
 
 

@@ -151,9 +151,9 @@ def _examples(
     if isinstance(inputs, jax.Array):
         return {"inputs": inputs, "labels": labels}, plan
     taken = np.arange(plan.batches.shape[1]) < plan.steps[:, None]  # not those of who fails on the way
-    read = np.where(taken[:, :, None], plan.batches, -1)
-    rows = np.unique(read[read >= 0]) if (read >= 0).any() else np.zeros(1, int)  # nobody trains
-    read = np.where(read >= 0, np.searchsorted(rows, read), -1).astype(np.int32)
+    used = np.where(taken[:, :, None], plan.batches, -1)
+    rows = np.unique(used[used >= 0]) if (used >= 0).any() else np.zeros(1, int)  # nobody trains
+    used = np.where(used >= 0, np.searchsorted(rows, used), -1).astype(np.int32)
     examples: training.Examples = {"inputs": inputs[rows], "labels": np.asarray(labels)[rows]}
     if inputs.on_devices:
         most = sum(sorted(map(len, problem.parts))[-len(plan.steps) :])  # one shape for every cohort
@@ -161,4 +161,4 @@ def _examples(
             name: jnp.asarray(np.pad(x, [(0, most - len(rows))] + [(0, 0)] * (x.ndim - 1)))
             for name, x in examples.items()
         }
-    return examples, dataclasses.replace(plan, batches=read)
+    return examples, dataclasses.replace(plan, batches=used)

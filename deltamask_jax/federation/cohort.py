@@ -3,10 +3,9 @@
 A chunk is `vmap` on each device, sharded over the mesh axis `clients`; chunks follow one another, and the
 host has each as soon as it is trained, while the devices are at the next. Clients differ in size. Batches
 that a client does not have are skipped: a device stops at its largest client's last step, and inside a chunk
-a finished client's state is held. Each client owns a list of indices into the examples, so nothing is
-truncated, and where the examples are on the devices, once, padding costs four bytes. Those of a data set too
-large for that are on the host: a chunk's are read and sent while the chunk before it trains, and each client
-of a chunk takes as much room as the largest of all.
+a finished client's state is held. Where the examples are on the devices, once, padding costs four bytes.
+Those of a data set too large for that are on the host: a chunk's are read and sent while the chunk before it
+trains, and each client of a chunk takes as much room as the largest of all.
 """
 
 import contextlib

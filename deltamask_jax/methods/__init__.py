@@ -1,8 +1,9 @@
 """Methods: what is trained, what travels, and how the server merges it.
 
 A method is a bundle of functions over an explicit server state, in the spirit of
-`optax.GradientTransformation`. federation/rounds.py calls them, and no file but this one knows them by name.
-To add one, write a file with a function that returns a `Method` and add a line to `METHODS`.
+`optax.GradientTransformation`. federation/rounds.py calls them, and no file outside this folder knows them by
+name. To add one, write a file with a function that returns a `Method`, add a line to `METHODS`, and say in
+checks.py of which family it is.
 """
 
 from collections.abc import Callable

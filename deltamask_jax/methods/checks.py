@@ -16,7 +16,7 @@ ABOUT_FLIPS = ("clip", "trimmed", "median", "all_flip", "random_flip", "collude"
 
 
 def check_settings(config) -> None:
-    """Refuse what does not go together, before anything slow happens.
+    """Refuse what does not go together with a known method, before anything slow happens.
 
     Raises:
         ValueError: naming the settings, and what to use; the nearest valid one for an unknown name.
@@ -31,7 +31,7 @@ def check_settings(config) -> None:
 
 
 def _check_training(config) -> None:
-    """What is trained: parts the model has, a head that may stay as it is.
+    """Refuse to train parts that the model lacks, or nothing.
 
     Raises:
         ValueError: as `check_settings`.
@@ -54,7 +54,7 @@ def _check_training(config) -> None:
 
 
 def _check_masks(config) -> None:
-    """How masks are merged and ranked, and when θ goes to its ends.
+    """Refuse aggregators, rankings and hard rounds that the masks of this method cannot have.
 
     Raises:
         ValueError: as `check_settings`.
@@ -66,8 +66,7 @@ def _check_masks(config) -> None:
             f"config.mask.aggregator='control_variate' needs masks drawn from public uniforms, which "
             f"{config.method} does not have: use 'beta' or 'running'"
         )
-    thin = config.method == "deltamask" and config.mask.ranking == "thin"
-    if thin and config.mask.aggregator != "control_variate":
+    if _thins(config) and config.mask.aggregator != "control_variate":
         raise ValueError(
             "config.mask.ranking='thin' weighs votes by 1/κ: it needs mask.aggregator='control_variate'"
         )
@@ -77,12 +76,12 @@ def _check_masks(config) -> None:
             f"config.mask.hard_rounds={hard} needs mask.aggregator='control_variate': a posterior draws θ "
             "back from its ends"
         )
-    if hard >= max(config.rounds, 1):
+    if 0 < config.rounds <= hard:
         raise ValueError(f"config.mask.hard_rounds={hard}: must be fewer than rounds={config.rounds}")
 
 
 def _check_flips(config) -> None:
-    """Attacks on flips, and defences.
+    """Refuse attacks on flips, and defences, where no flips travel.
 
     Raises:
         ValueError: as `check_settings`.
@@ -105,12 +104,11 @@ def _check_flips(config) -> None:
 
 
 def _check_votes(config) -> None:
-    """How many vote, and which votes the server may hold back.
+    """Refuse more voters than are counted, and to hold back votes that never go out.
 
     Raises:
         ValueError: as `check_settings`.
     """
-    thin = config.method == "deltamask" and config.mask.ranking == "thin"
     can_hold = config.mask.aggregator == "control_variate" and config.robust.aggregator == "mean"
     if config.downlink.hold > 1 and not (config.method in SEND_FLIPS and can_hold):
         raise ValueError(
@@ -122,7 +120,7 @@ def _check_votes(config) -> None:
             f"config.downlink.news='relay' tells what clients sent, and downlink.hold={config.downlink.hold} "
             "holds some of it back: use 'smaller' or 'tally'"
         )
-    kept = min(config.mask.kappa, config.mask.kappa_final) if thin else 1.0
+    kept = min(config.mask.kappa, config.mask.kappa_final) if _thins(config) else 1.0
     voters = partition.cohort_size(config.clients, config.participation)
     most = MOST_VOTERS + 1 - config.downlink.hold
     if config.method in MASK_METHODS and voters > most:
@@ -136,6 +134,11 @@ def _check_votes(config) -> None:
             f"config.downlink.hold={config.downlink.hold} is never reached by rounds of {votes:g} votes, "
             f"which move θ from one end to the other: lower it"
         )
+
+
+def _thins(config) -> bool:
+    """Whether flips are left out at random, and votes weigh the more for it."""
+    return config.method == "deltamask" and config.mask.ranking == "thin"
 
 
 def _check_privacy(config) -> None:

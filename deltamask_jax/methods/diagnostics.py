@@ -33,7 +33,7 @@ def mask_diagnostics(index: FlatIndex, theta: np.ndarray, packed_flips: np.ndarr
 
     Returns:
         theta_histogram: layer -> counts of θ in `THETA_BINS` bins;
-        flip_rate_by_layer: layer -> flips a weight a client.
+        flip_rate_by_layer: layer -> flips per weight and client.
     """
     histogram, flips = {}, {}
     for path, start, end in layers(index):

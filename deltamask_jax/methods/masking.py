@@ -197,8 +197,8 @@ def mask_method(
         votes_of_all = max(len(cohort), usual) * share_kept(cohort)  # they move θ from 0 to 1
         theta = state.theta.astype(np.int32)
         up, down = (
-            np.ceil(room * (votes_of_all / masks.SCALE)).astype(np.int32)
-            for room in (high - theta, theta - low)
+            np.ceil(way * (votes_of_all / masks.SCALE)).astype(np.int32)
+            for way in (high - theta, theta - low)
         )
         told, held = hold_back(sums.change(state, votes, cohort), state.held, (up, down), hold)
         return dataclasses.replace(state, held=held), dataclasses.replace(votes, change=told)

@@ -3,7 +3,8 @@
     change    Σ m̂_k − Σ m_g,k    where flips travel
     ones      Σ m̂_k              where masks travel
 
-Where masks are drawn from public streams both ends know Σ m_g,k, so that one form gives the other.
+Where masks are drawn from public streams both ends know Σ m_g,k, so that one form gives the other. Below are
+those streams, and a mask's packed bits as positions.
 """
 
 import dataclasses
@@ -44,7 +45,7 @@ class Sums(NamedTuple):
 
     Attributes:
         change: (state, votes, cohort) -> Σ m̂_k − Σ m_g,k, [d].
-        ones: (state, votes, cohort) -> Σ m̂_k, [d].
+        ones: (state, votes, cohort) -> Σ m̂_k, [d]. Both raise ValueError where votes hold neither.
         tally: the votes as news, where they are whole numbers.
     """
 
@@ -57,7 +58,10 @@ def sums_of(d: int, streams: Callable[[Cohort], list[Key]], whole: bool, hold: i
     """The sums of a method, whose states hold `theta`, θ_g u16[d].
 
     Args:
-        streams, whole, hold: as of `masking.mask_method`.
+        d: masked weights.
+        streams: (cohort) -> public streams of the masks: one that all share, one per client, or none.
+        whole: whether `ones` travel up, not `change`.
+        hold: votes that the server holds back until they amount to this; 1 = none.
     """
 
     def expected_ones(state, cohort: Cohort) -> jax.Array:
@@ -88,15 +92,20 @@ def sums_of(d: int, streams: Callable[[Cohort], list[Key]], whole: bool, hold: i
         return _TALLY.encode(np.asarray(sum_of(state, votes, cohort)), known(state, cohort))
 
     def decode(state, payload: bytes, cohort: Cohort) -> Votes:
-        sums = _TALLY.decode(payload, known(state, cohort))
+        total = _TALLY.decode(payload, known(state, cohort))
         if not whole:
-            return Votes(change=sums)
-        return Votes(ones=np.asarray(sums + expected_ones(state, cohort)) if streams(cohort) else sums)
+            return Votes(change=total)
+        return Votes(ones=np.asarray(total + expected_ones(state, cohort)) if streams(cohort) else total)
 
     return Sums(change_of, ones_of, Link(encode, decode))
 
 
-def hold_back(change: Any, held: np.ndarray | None, room: tuple[np.ndarray, np.ndarray], hold: int):
+def hold_back(
+    change: jax.Array | np.ndarray,
+    held: np.ndarray | None,
+    room: tuple[np.ndarray, np.ndarray],
+    hold: int,
+) -> tuple[np.ndarray, np.ndarray]:
     """Votes travel once they amount to `hold`; until then the server keeps them.
 
     Args:

@@ -1,6 +1,7 @@
 """The ledger: a round's line, what a run came to, and the table that says so on the screen.
 
-All bytes are those of real payloads, up and down; bits per parameter are 8 · bytes / d.
+All bytes are those of real payloads, up and down. Bits per parameter (bpp) are per client: 8 · bytes over
+clients times d.
 """
 
 from pathlib import Path
@@ -27,9 +28,11 @@ def line_of(
 
     Args:
         number: the round's; 0 is the head's.
+        result: what it cost and gave.
         evaluation: `accuracy`, and what is known per client; {} where the round was not evaluated.
         d: masked weights.
-        seconds, compile_seconds: that the round took, and of these its compilations.
+        seconds, compile_seconds: that the round took, and of these its compilations; round 0's are since the
+            run began.
         epsilon: spent so far; None without differential privacy.
     """
     return files.finite(

@@ -1,1 +1,1 @@
-"""A run's folder: whose it is (claim), what was played (journal), files that are whole or absent (files)."""
+"""A run's folder: whose it is (claim), what was played (journal, checkpoint), whole files (files)."""

@@ -15,6 +15,7 @@ from deltamask_jax.workdir.claim import WAYS_OUT
 FORMAT = 4  # of a checkpoint; raised when an older program could not read a newer one, or the reverse
 # The checksum of format 1 covers the arrays alone; 1 and 2 know no client's memory, 3 no images or texts.
 READABLE = (1, 2, 3, 4)
+LEDGER = ("probe_accuracy", "records", "seconds", "held", "news")  # fields of `Progress`; with FORMAT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +52,7 @@ def pack(progress: Progress, its: dict[str, Any]) -> tuple[dict[str, Any], dict[
         its: whose progress it is: `identity`, and `root_key`.
     """
     arrays = named_arrays({"state": progress.state, "head": progress.head})
-    rest = {field.name: getattr(progress, field.name) for field in dataclasses.fields(Progress)[2:]}
+    rest = {name: getattr(progress, name) for name in LEDGER}
     ledger = files.finite({"format": FORMAT, **its, **rest})
     return ledger | {"checksum": _checksum_of(ledger, arrays)}, arrays
 
@@ -72,6 +73,11 @@ def unpack(
     ledger: dict[str, Any], arrays: dict[str, np.ndarray], its: dict[str, Any], workdir: Path
 ) -> Progress:
     """The inverse of `pack`, of a whole checkpoint.
+
+    Args:
+        ledger, arrays: as `pack` gave them.
+        its: whose progress it should be, as of `pack`.
+        workdir: for messages.
 
     Raises:
         ValueError: another format, or of a run with other data, weights or random generator.

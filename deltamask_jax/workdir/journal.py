@@ -13,7 +13,6 @@ randomness is derived from the seed and the round, so they come out the same. do
 what follows from this.
 """
 
-import dataclasses
 import errno
 import json
 import logging
@@ -229,7 +228,7 @@ def _sent_by_first(progress: Progress | None) -> Progress | None:
     if hosts.count() == 1:
         return progress
     arrays = progress.state if progress else {}
-    ledger = progress and {f.name: getattr(progress, f.name) for f in dataclasses.fields(Progress)[2:]}
+    ledger = progress and {name: getattr(progress, name) for name in checkpoint.LEDGER}
     kinds = _of_first([[name, str(array.dtype), array.shape] for name, array in arrays.items()])
     ledger = _of_first(ledger)
     blobs = hosts.exchange([np.asarray(array).tobytes() for array in arrays.values()])

@@ -74,7 +74,7 @@ def test_every_header_byte_is_checked():
 
 
 def test_the_senders_lanes_are_bounded_both_ways():
-    """All positions near, in any number of lanes: too few take a step a position, too many memory."""
+    """All positions near, in any number of lanes: too few take a step per position, too many memory."""
     d = 40_000
     _, context = drift(d, 0.2, seed=0)
     codec, shift, buckets = codecs.get("side_info"), 11, 48

@@ -176,7 +176,7 @@ def test_the_dearest_payload_takes_bounded_time_and_memory(mode, d):
     payload = CODEC.encode(votes, context)
     CODEC.decode(payload, context)
     steps, peak = cost(CODEC.decode, payload, context)
-    most_bits = 2 + tally_model.LEVELS + 2 * 16  # decisions a position
+    most_bits = 2 + tally_model.LEVELS + 2 * 16  # decisions per position
     assert steps < 20 * (d * most_bits >> tally._lanes_log2(d)) + 20_000
     assert peak < 48 * d + (16 << 20)
 

@@ -21,21 +21,23 @@ def size_with(monkeypatch, name, value, votes, context) -> int:
         return len(CODEC.encode(votes, context))
 
 
-@pytest.mark.parametrize("spread", [0.1, 0.5])
+@pytest.mark.parametrize("spread", [0.1, 2.0])
 def test_a_shift_is_near_the_best_of_all(spread, monkeypatch):
     votes, context = voted("shared", 40_000, 10, spread)
     every = [size_with(monkeypatch, "choose_shift", s, votes, context) for s in range(tally_choices.SHIFTS)]
-    assert every[choose_shift(votes, context)] < 1.05 * min(every)
-    assert max(every) > 1.1 * min(every)
+    chosen = choose_shift(votes, context)
+    assert every[chosen] < 1.01 * min(every)
+    assert chosen == {0.1: 6, 2.0: 9}[spread]  # narrow buckets where moves are small
 
 
-@pytest.mark.parametrize("spread", [0.1, 0.5])
+@pytest.mark.parametrize("spread", [0.1, 2.0])
 def test_a_cut_is_near_the_best_of_all(spread, monkeypatch):
     votes, context = voted("shared", 40_000, 10, spread)
     codes = shared_codes(context, choose_shift(votes, context))
     chosen = choose_cut(votes, codes, KINDS[SHARED])
     every = {cut: size_with(monkeypatch, "choose_cut", cut, votes, context) for cut in (0, 1, 5, 20, 40, 63)}
     assert size_with(monkeypatch, "choose_cut", chosen, votes, context) < 1.03 * min(every.values())
+    assert max(every.values()) > 1.9 * min(every.values())
 
 
 def test_without_streams_every_position_is_near():

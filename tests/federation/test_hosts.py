@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from deltamask_jax.federation import hosts
-from deltamask_jax.workdir import journal
+from deltamask_jax.workdir import checkpoint, journal
 from tests.federation.test_peers import free_port, together
 from tests.workdir.test_journal import outcome
 
@@ -63,7 +63,7 @@ def test_every_process_gets_the_progress_that_process_0_loaded(as_two):
         "state/step": np.array(7),
         "head/bias": np.asarray(np.arange(3), "bfloat16"),
     }
-    saved = journal.Progress(state, {}, 0.5, [{"round": 3, "loss": 0.1 + 0.2}], 1 / 3)
+    saved = checkpoint.Progress(state, {}, 0.5, [{"round": 3, "loss": 0.1 + 0.2}], 1 / 3)
     for got in as_two(lambda index: journal._sent_by_first(None if index else saved)):
         assert (got.round, got.records, got.seconds) == (3, saved.records, saved.seconds)
         assert got.state.keys() == state.keys() and list(got.head) == ["bias"]

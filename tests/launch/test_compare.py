@@ -16,7 +16,7 @@ from deltamask_jax.reporting import figures
 from deltamask_jax.workdir import files
 from tests.conftest import tiny_config
 
-UP = {"linear_probe": 1_000_000, "fedavg": 3_000_000, "eden": 500_000}  # bytes a round
+UP = {"linear_probe": 1_000_000, "fedavg": 3_000_000, "eden": 500_000}  # bytes per round
 
 
 @pytest.fixture

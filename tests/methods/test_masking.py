@@ -19,7 +19,7 @@ from deltamask_jax.public_random import EVERY_CLIENT, MASK, stream_key, uniforms
 from deltamask_jax.task import Task
 from tests.conftest import cohort_of, play, tiny_config
 
-TRIALS, WIDTH, CLIENTS = 1000, 50, 5  # vectors, their length, masks a vector
+TRIALS, WIDTH, CLIENTS = 1000, 50, 5  # vectors, their length, masks per vector
 
 
 def vectors(spread: int):
@@ -31,7 +31,7 @@ def vectors(spread: int):
 
 
 def estimate(aggregator: str, theta, thetas, shared=False, rounds=1):
-    """What the server makes of one mask a client a round, before it is clamped: θ f64[trials, width]."""
+    """What the server makes of one mask per client and round, before it is clamped: θ f64[trials, width]."""
     method = masking.mask_method(
         "masks",
         Task(None, None, None, FlatIndex(("kernel",), (theta.shape,), (0,), len(theta))),

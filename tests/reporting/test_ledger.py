@@ -1,5 +1,7 @@
 """A round's line, a run's sums and the table at its end, against numbers by hand."""
 
+from pathlib import Path
+
 import pytest
 
 from deltamask_jax.federation.rounds import Round
@@ -63,14 +65,17 @@ def test_a_summary_adds_all_rounds_and_means_those_after_the_head_s():
 
 def test_the_closing_table_says_the_total_first_and_skips_what_is_not_known():
     summary = summarise(tiny_config(clients=3), lines(), None, D, 7.0)
-    text = closing_table(summary, "runs/x")
-    assert "70.00%" in text and "0.00 MB, 0.00 MB per client" in text and "linear probe" not in text
-    assert text.index("up and down") < text.index("uplink") < text.index("downlink")
-    assert "flips 1.50% of the weights per client per round, H = 0.1100 bpp" in " ".join(text.split())
-    assert text.splitlines()[-1].split() == ["results", "in", "runs/x"]
+    summary |= {"total_bytes": 9_300_000, "total_bytes_per_client": 3_100_000.0}
+    summary |= {"uplink_bytes": 8_000_000, "downlink_bytes": 1_300_000}
+    text = " ".join(closing_table(summary, Path("runs/x")).split())
+    assert "final accuracy 70.00%" in text and "linear probe" not in text
+    assert "up and down 9.30 MB, 3.10 MB per client uplink 8.00 MB, 1.0000 bpp" in text
+    assert "downlink 1.30 MB, 0.2000 bpp" in text
+    assert "flips 1.50% of the weights per client per round, H = 0.1100 bpp" in text
+    assert text.endswith("results in runs/x")
 
 
 def test_a_run_without_rounds_has_no_rates():
     summary = summarise(tiny_config(rounds=0), lines()[:1], 0.5, D, 1.0)
     assert summary["mean_uplink_bpp"] is None
-    assert "– bpp per client per round" in closing_table(summary | {"codec_seconds": 0.0}, "x")
+    assert "– bpp per client per round" in closing_table(summary, Path("x"))

@@ -33,7 +33,7 @@ def test_progress_comes_back(tmp_path):
     assert sorted(back.head) == ["bias", "kernel"] and back.head["kernel"].shape == (2, 3)
 
 
-@pytest.mark.parametrize("name", ["format", "problem", "examples", "root_key", "records", "seconds", "news"])
+@pytest.mark.parametrize("name", ["format", *ITS, *checkpoint.LEDGER])
 def test_any_change_of_the_ledger_is_damage(name):
     ledger, arrays = packed()
     changed = {"format": 3, "records": ledger["records"][:1]}.get(name, "9")

@@ -281,7 +281,7 @@ FOLLOWED = {
 
 
 def test_what_clients_hold_is_kept_and_a_checkpoint_that_does_not_know_it_sends_snapshots(tmp_path):
-    """Half of the clients a round: what each is told depends on the rounds before."""
+    """Half of the clients per round: what each is told depends on the rounds before."""
     whole, cut, older = (tmp_path / name for name in ("whole", "cut", "older"))
     experiment.run(tiny_config(**FOLLOWED), whole)
     with pytest.MonkeyPatch.context() as patch:
