@@ -7,7 +7,9 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure  # no pyplot: no global state, no display
+from ml_collections import ConfigDict
 
+from deltamask_jax import config as config_lib
 from deltamask_jax import metrics
 from deltamask_jax.reporting import figures
 
@@ -20,15 +22,15 @@ def summarise(runs: dict[tuple[str, int], Path], labels: dict[str, str]) -> dict
 
     What is asked of every method is the cost of 95 and 99 % of what full training (`fedavg`) gains over the
     linear probe; where `fedavg` is not compared or gains nothing, that of the probe's accuracy. The probe is
-    the method `linear_probe`, or where it is not compared, the mean of the probes beside every run.
+    the method `linear_probe`, or where it is not compared, that beside most runs (`figures.usual_probe`).
 
     Args:
         runs: (method, seed) -> workdir.
         labels: {method: what it is called}, in the order of the table.
     """
     found = {key: _read(workdir) for key, workdir in runs.items()}
-    beside = [summary["linear_probe_accuracy"] for summary, _ in found.values()]
-    probe, full = _final(found, "linear_probe") or float(np.mean(beside)), _final(found, "fedavg")
+    beside = [(_settings(runs[key]), summary["linear_probe_accuracy"]) for key, (summary, _) in found.items()]
+    probe, full = _final(found, "linear_probe") or figures.usual_probe(beside), _final(found, "fedavg")
     targets = {"the probe": probe}
     if full is not None and full > probe:
         targets = {f"{share:.0%} of the gain": probe + share * (full - probe) for share in SHARES}
@@ -68,10 +70,16 @@ def _read(workdir: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return summary, records
 
 
+def _settings(workdir: Path) -> dict[str, Any]:
+    """A run's config, dotted name -> value."""
+    return config_lib.flatten(ConfigDict(json.loads((workdir / "config.json").read_text())))
+
+
 def _row(runs: list[tuple[dict, list[dict]]], targets: dict[str, float]) -> dict[str, Any]:
     summaries = [summary for summary, _ in runs]
     accuracy = [summary["final_accuracy"] for summary in summaries]
     spent = [_spent(records) for _, records in runs]
+    timed = [records[2:] or records[1:] for _, records in runs]  # the first round compiles
     row = {
         "accuracy": float(np.mean(accuracy)),
         "accuracy_spread": float(np.std(accuracy, ddof=1)) if len(accuracy) > 1 else None,
@@ -80,9 +88,8 @@ def _row(runs: list[tuple[dict, list[dict]]], targets: dict[str, float]) -> dict
         **{key: float(np.mean([s[key] for s in spent])) for key in spent[0]},
         "to": {label: _cost([records for _, records in runs], target) for label, target in targets.items()},
         **{key: metrics.mean(s[f"mean_{key}"] for s in summaries) for key in ("uplink_bpp", "downlink_bpp")},
-        # The first round compiles.
-        "seconds_per_round": float(
-            np.mean([np.median([r["seconds"] for r in rs[2:] or rs[1:]]) for _, rs in runs])
+        "seconds_per_round": metrics.mean(
+            float(np.median([record["seconds"] for record in its])) if its else None for its in timed
         ),
         "curve": _curve([records for _, records in runs]),
     }
@@ -184,7 +191,9 @@ def _number(value: float | None) -> str:
     """Three significant digits, without an exponent."""
     if value is None:
         return "–"
-    return f"{value:.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
+    if value >= 100 or value == int(value):
+        return f"{value:.0f}"
+    return np.format_float_positional(value, 3, fractional=False, trim="-")
 
 
 def draw(path: Path, comparison: dict[str, Any]) -> None:

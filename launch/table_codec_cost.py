@@ -76,15 +76,13 @@ def table(measured: list[dict]) -> str:
     """A row per network and codec, a column per device: bits per parameter, then encode / decode seconds."""
     devices = [one["device"] for one in measured]
     lines = ["| network | codec | bpp | " + " | ".join(devices) + " |", "|---" * (3 + len(devices)) + "|"]
-    for network, rows in measured[0]["networks"].items():
-        for codec, row in rows.items():
-            cells = []
-            for one in measured:
-                theirs = one["networks"].get(network, {}).get(codec)
-                cells.append(
-                    f"{theirs['encode_seconds']:.3f} / {theirs['decode_seconds']:.3f}" if theirs else "–"
-                )
-            lines.append(f"| {network} | {codec} | {row['bpp']:.4f} | " + " | ".join(cells) + " |")
+    networks = [item for one in measured for item in one["networks"].items()]
+    for network, codec in dict.fromkeys((network, codec) for network, its in networks for codec in its):
+        found = [one["networks"].get(network, {}).get(codec) for one in measured]
+        took = [its and f"{its['encode_seconds']:.3f} / {its['decode_seconds']:.3f}" for its in found]
+        cells = [text or "–" for text in took]
+        bpp = next(its["bpp"] for its in found if its)
+        lines.append(f"| {network} | {codec} | {bpp:.4f} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n\nseconds to encode / to decode one client's update\n"
 
 
@@ -109,10 +107,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--device", default=f"{platform.node()} ({platform.machine()})", help="name in the table"
     )
-    parser.add_argument("--out", type=expanded, default=Path("runs/codec_cost"))
+    parser.add_argument(
+        "--out", type=expanded, help="folder; by default runs/codec_cost, with --smoke runs/codec_cost-smoke"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--smoke", action="store_true", help="one small network")
     options = parser.parse_args(argv)
+    options.out = options.out or Path("runs/codec_cost" + "-smoke" * options.smoke)
     name = re.sub(r"\W+", "-", options.device).strip("-") + ".json"
     if options.repeats < 1:
         parser.error(f"--repeats={options.repeats}: must be at least 1")

@@ -6,6 +6,7 @@ Every partitioner uses every example exactly once: clients differ in size, none 
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -233,8 +234,26 @@ def save(
     _draw(counts, class_names).savefig(Path(workdir, "split.png"), dpi=120)
 
 
+def stack_bars(axes: Any, counts: np.ndarray, colours: Sequence[Any]) -> None:
+    """A stacked bar per client, labelled by class.
+
+    One shape per class holds all its rectangles: with one each, 1,000 clients of 100 classes take a minute.
+
+    Args:
+        counts: i[clients, classes].
+        colours: of the classes.
+    """
+    edges = (np.arange(len(counts))[:, None] + (-0.43, 0.43)).ravel()
+    bottom = np.zeros(len(edges) - 1)  # bars, and the gaps between them
+    for k, colour in enumerate(colours):
+        top = bottom.copy()
+        top[::2] += counts[:, k]
+        axes.stairs(top, edges, baseline=bottom, fill=True, color=colour, label=str(k))
+        bottom = top
+
+
 def _draw(counts: np.ndarray, class_names: Sequence[str]):
-    """A stacked bar a client, a colour a class; the legend only where it can be read."""
+    """A stacked bar per client, a colour per class; the legend only where it can be read."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure  # no pyplot: no global state, no display
 
@@ -242,13 +261,9 @@ def _draw(counts: np.ndarray, class_names: Sequence[str]):
     figure = Figure(figsize=(min(16.0, max(6.0, 2.5 + 0.22 * clients)), 4), layout="constrained")
     axes = figure.subplots()
     colours = colormaps["tab10" if classes <= 10 else "tab20" if classes <= 20 else "turbo"]
-    bottom = np.zeros(clients)
-    for k in range(classes):
-        colour = colours(k if classes <= 20 else k / (classes - 1))
-        axes.bar(range(clients), counts[:, k], 0.85, bottom, color=colour, label=str(k))
-        bottom += counts[:, k]
+    stack_bars(axes, counts, [colours(k if classes <= 20 else k / (classes - 1)) for k in range(classes)])
     axes.set(xlabel="client", ylabel="training examples", xlim=(-0.6, clients - 0.4))
-    axes.set_ylim(0, 1.03 * max(bottom.max(), 1))
+    axes.set_ylim(0, 1.03 * max(counts.sum(axis=1).max(), 1))
     axes.xaxis.get_major_locator().set_params(integer=True)  # ty: ignore[unknown-argument]
     axes.spines[["top", "right"]].set_visible(False)
     if classes <= 30:

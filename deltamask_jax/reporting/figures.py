@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import io
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from deltamask_jax import metrics
+from deltamask_jax.data import partition
 
 RC: dict[Any, Any] = {
     "font.size": 9,
@@ -27,7 +29,10 @@ _LINES = (("-", "solid"), ("--", "dashed"), (":", "dotted"))  # matplotlib's and
 # Settings of what is learned, by which network and from whose examples: one linear probe.
 _PROBLEM = ("data", "model.name", "model.checkpoint", "model.image_size", "model.max_length", "clients")
 _PROBLEM += ("train_examples", "partition.name", "partition.alpha", "partition.classes_per_client")
-_PROBE = ("rounds", "head.init", "linear_probe.learning_rate", "linear_probe.decay")  # of how it is trained
+_PROBLEM += ("test_examples", "validation_examples")
+# How the probe is trained: from which head, on whose examples.
+_PROBE = ("rounds", "linear_probe.learning_rate", "linear_probe.decay", "local_epochs", "batch_size")
+_PROBE += ("head.init", "head.epochs", "head.learning_rate", "participation", "client_sampling")
 _MARKERS = {"-": "o", "--": "s", ":": "^"}
 
 
@@ -54,6 +59,19 @@ def style(number: int) -> Style:
     return Style(_COLOURS[number % len(_COLOURS)], line, border)
 
 
+def usual_probe(probes: Iterable[tuple[Mapping[str, Any], float | None]]) -> float | None:
+    """Mean accuracy of the linear probes that were trained as most were; None where there is none.
+
+    Args:
+        probes: (config of the run beside it, accuracy); None for a run without one.
+    """
+    alike: dict[tuple[str, ...], list[float]] = {}
+    for config, accuracy in probes:
+        if accuracy is not None:
+            alike.setdefault(tuple(str(config.get(name)) for name in _PROBE), []).append(accuracy)
+    return float(np.mean(max(alike.values(), key=len))) if alike else None
+
+
 def comparison(groups: list[Any]) -> list[Picture]:
     """All runs beside one another: accuracy against rounds and megabytes, bits, flips, seconds."""
     pictures = [_accuracy(groups, None, "round", "Accuracy against rounds")]
@@ -64,7 +82,7 @@ def comparison(groups: list[Any]) -> list[Picture]:
     ):
         caption = f"Accuracy against megabytes sent {what}, all clients together"
         pictures.append(_accuracy(groups, ways, f"MB {what}", caption))
-    pictures.append(_over_rounds(groups, "uplink_bpp", 1, "bits a masked weight", "Uplink, measured bytes"))
+    pictures.append(_over_rounds(groups, "uplink_bpp", 1, "bits per masked weight", "Uplink, measured bytes"))
     if any(
         "flip_rate" in r and r["flip_rate"] is not None for g in groups for run in g.runs for r in run.records
     ):
@@ -82,8 +100,10 @@ def of_run(run: Any) -> list[Picture]:
     if run.diagnostics:
         rounds = [line["round"] for line in run.diagnostics]
         layers = list(run.diagnostics[-1]["theta_histogram"])
-        counts = np.array([[line["theta_histogram"][name] for name in layers] for line in run.diagnostics])
-        flips = np.array([[line["flip_rate_by_layer"][name] for name in layers] for line in run.diagnostics])
+        counts, flips = (
+            _by_round(rounds, [[line[kind][name] for name in layers] for line in run.diagnostics])
+            for kind in ("theta_histogram", "flip_rate_by_layer")
+        )
         weights = counts[-1].sum(axis=1, keepdims=True)
         spans = (rounds[0] - 0.5, rounds[-1] + 0.5)
         pictures = [
@@ -93,7 +113,7 @@ def of_run(run: Any) -> list[Picture]:
             ),
             _heat_map(
                 100 * flips.T, (*spans, -0.5, len(layers) - 0.5), "round", None, "% of weights",
-                "Flips a client, by layer", names=layers,
+                "Flips per client, by layer", names=layers,
             ),
             _heat_map(
                 100 * counts[-1] / weights, (0, 1, -0.5, len(layers) - 0.5), "θ", None,
@@ -108,6 +128,14 @@ def of_run(run: Any) -> list[Picture]:
     if any("client_accuracy_mean" in r for r in run.records):
         pictures.append(_client_accuracy(run.records))
     return pictures
+
+
+def _by_round(rounds: list[int], values: list[Any]) -> np.ndarray:
+    """One row for every round from the first to the last, f64[rounds, ...]; NaN where nobody was merged."""
+    known = np.array(values, float)
+    every = np.full((rounds[-1] - rounds[0] + 1, *known.shape[1:]), np.nan)
+    every[np.array(rounds) - rounds[0]] = known
+    return every
 
 
 def name_ends(figure: Figure, axes: Any, ends: list[tuple[float, float, str, str]]) -> None:
@@ -154,7 +182,7 @@ def _picture(figure: Figure, caption: str) -> Picture:
 
 def _accuracy(groups, ways: tuple[str, ...] | None, xlabel: str, caption: str) -> Picture:
     figure, axes = _axes()
-    probes, problems = {}, set()
+    probes, problems = [], set()
     for members in groups:
         for run in members.runs:
             problems.add(tuple(str(run.config.get(name)) for name in _PROBLEM))
@@ -163,14 +191,11 @@ def _accuracy(groups, ways: tuple[str, ...] | None, xlabel: str, caption: str) -
             x = [sent[i] if ways else run.records[i]["round"] for i in evaluated]
             y = [100 * run.records[i]["accuracy"] for i in evaluated]
             axes.plot(x, y, members.style.line, color=members.style.colour, marker=".", markersize=3)
-            probe = (run.summary or {}).get("linear_probe_accuracy")
-            if probe is not None:
-                trained = tuple(str(run.config.get(name)) for name in _PROBE)
-                probes.setdefault(trained, []).append(100 * probe)
-    if probes and len(problems) == 1:  # else it would be a mean over different ones
-        probe = np.mean(max(probes.values(), key=len))
-        axes.axhline(probe, color="black", linewidth=0.8, linestyle=(0, (6, 4)))
-        axes.annotate("linear probe", (0.01, probe), xycoords=("axes fraction", "data"), va="bottom")
+            probes.append((run.config, (run.summary or {}).get("linear_probe_accuracy")))
+    probe = usual_probe(probes)
+    if probe is not None and len(problems) == 1:  # else it would be a mean over different ones
+        axes.axhline(100 * probe, color="black", linewidth=0.8, linestyle=(0, (6, 4)))
+        axes.annotate("linear probe", (0.01, 100 * probe), xycoords=("axes fraction", "data"), va="bottom")
     if ways:
         _log_scale(axes)
     else:
@@ -180,7 +205,7 @@ def _accuracy(groups, ways: tuple[str, ...] | None, xlabel: str, caption: str) -
 
 
 def _rate(groups) -> Picture:
-    """A point a run: what it reached at which rate."""
+    """A point per run: what it reached at which rate."""
     figure, axes = _axes()
     for members in groups:
         for run in (run for run in members.runs if len(run.records) > 1):
@@ -191,8 +216,8 @@ def _rate(groups) -> Picture:
             marker = _MARKERS[members.style.line]
             axes.plot(rate, 100 * accuracy[-1], marker, color=members.style.colour, markersize=6, alpha=0.8)
     _log_scale(axes)
-    axes.set(xlabel="bits a masked weight, up", ylabel="final accuracy, %")
-    return _picture(figure, "Final accuracy against bitrate, a point a run")
+    axes.set(xlabel="bits per masked weight, up", ylabel="final accuracy, %")
+    return _picture(figure, "Final accuracy against bitrate, a point per run")
 
 
 def _log_scale(axes) -> None:
@@ -230,7 +255,7 @@ PARTLY_IN_OTHERS = ("compile_seconds", "codec_seconds", "codec_exposed_seconds")
 
 
 def _seconds(groups) -> Picture:
-    """Median seconds of each step, a bar a group; round 1 compiles and is left out where it can be."""
+    """Median seconds of each step, a bar per group; round 1 compiles and is left out where it can be."""
     rounds = [
         [r for run in g.runs for r in run.records[1:] if r["round"] > 1 or len(run.records) < 3]
         for g in groups
@@ -281,16 +306,13 @@ def _heat_map(values, extent, xlabel, ylabel, unit, caption, *, log=False, names
 
 def _split(counts: np.ndarray, class_names: list[str]) -> Picture:
     figure, axes = _axes()
-    bottom = np.zeros(len(counts))
-    colours = [f"C{k % 10}" for k in range(counts.shape[1])]
-    for k in range(counts.shape[1]):
-        axes.bar(range(len(counts)), counts[:, k], 0.9, bottom, color=colours[k])
-        bottom += counts[:, k]
+    partition.stack_bars(axes, counts, [f"C{k % 10}" for k in range(counts.shape[1])])
+    axes.set_ylim(0, None)
     axes.grid(axis="x", visible=False)
     axes.set(xlabel="client", ylabel="training examples")
     axes.xaxis.get_major_locator().set_params(integer=True)
     few = ", ".join(class_names[:10]) + (" …" if len(class_names) > 10 else "")
-    return _picture(figure, f"Who holds what: a colour a class, from below {few}")
+    return _picture(figure, f"Who holds what: a colour per class, from below {few}")
 
 
 def _traffic(traffic: dict[int, tuple[int, float, float]]) -> Picture:

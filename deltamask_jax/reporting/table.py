@@ -26,7 +26,7 @@ _NOT_OF_THE_METHOD = ("seed", "tensorboard", "wandb", "prefix_cache", "data_dir"
 _MOST_GROUPS = 24  # in one picture: there are as many colours and dashes
 _SENT = {f"{way}_{unit}" for way in ("uplink", "downlink") for unit in ("bytes", "bpp")}
 _NEEDED = {"round", "accuracy", "train_loss", "seconds", *_SENT}  # of a line of metrics.jsonl
-_SEED_SUFFIX = re.compile(r"[-_./]?s(eed)?[-_=]?\d+$")
+_SEED_SUFFIX = re.compile(r"(?:^|[-_./])(?:s|seed)[-_=]?(\d+)$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +181,7 @@ def group(runs: list[Run]) -> list[Group]:
         if same.summary is None and run.summary is not None:
             seeds[run.config.get("seed")] = run
     groups = [list(seeds.values()) for seeds in together.values()]
-    labels = [_SEED_SUFFIX.sub("", members[0].name) for members in groups]
+    labels = [_without_seed(members[0]) for members in groups]
     labels = [
         label if label and labels.count(label) == 1 else members[0].name
         for label, members in zip(labels, groups, strict=True)
@@ -191,6 +191,12 @@ def group(runs: list[Run]) -> list[Group]:
         Group(label, figures.style(place[label][1]), members, place[label][0])
         for label, members in zip(labels, groups, strict=True)
     ]
+
+
+def _without_seed(run: Run) -> str:
+    """A run's name without the number of its seed at the end: 'lr3/seed0' -> 'lr3', but 'vit_s14' stays."""
+    seed = _SEED_SUFFIX.search(run.name)
+    return run.name[: seed.start()] if seed and seed[1] == str(run.config.get("seed")) else run.name
 
 
 def _parts(labels: list[str], part: str = "", depth: int = 0) -> dict[str, list[str]]:
@@ -249,12 +255,12 @@ _COLUMNS = {
     "linear probe, %": "{:.2f}",
     "up and down, MB": "{:.2f}",
     "per client, MB": "{:.3f}",
-    "up, bpp": "{:.4f}",
-    "H(flips), bpp": "{:.4f}",
-    "down, bpp": "{:.3f}",
+    "up, bpp": "{:.3g}",
+    "H(flips), bpp": "{:.3g}",
+    "down, bpp": "{:.3g}",
     "up, MB": "{:.2f}",
     "down, MB": "{:.2f}",
-    "s a round": "{:.2f}",
+    "s per round": "{:.2f}",
     "rounds": "{:.0f}",
     **_OF_SOME,
 }
@@ -279,7 +285,7 @@ def _results(run: Run) -> dict[str, float | None]:
         "down, bpp": metrics.mean(r["downlink_bpp"] for r in after_head),
         "up, MB": sum(r["uplink_bytes"] for r in run.records) / 1e6,
         "down, MB": sum(r["downlink_bytes"] for r in run.records) / 1e6,
-        "s a round": statistics.median(r["seconds"] for r in after_head),
+        "s per round": statistics.median(r["seconds"] for r in after_head),
         "rounds": run.records[-1]["round"],
         "ε": run.records[-1].get("epsilon"),
         **{column: _last(run.records, name) for column, name in _FAIRNESS.items()},

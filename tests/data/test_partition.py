@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from PIL import Image
 
 from deltamask_jax.data import partition
@@ -227,3 +228,19 @@ def test_the_largest_users_are_dealt_first_so_that_clients_come_out_alike():
     for seed in range(10):
         parts = partition.split("users", np.zeros(16, int), 2, users=users, seed=seed)
         assert [len(part) for part in parts] == [8, 8]
+
+
+def test_bars_are_stacked_to_what_clients_hold():
+    counts = np.array([[3, 0, 2], [0, 4, 1], [0, 0, 0]])
+    axes = Figure().subplots()
+    partition.stack_bars(axes, counts, ["red", "green", "blue"])
+    assert [patch.get_label() for patch in axes.patches] == ["0", "1", "2"]
+    for patch, below, top in zip(
+        axes.patches, [[0, 0, 0], [3, 0, 0], [3, 4, 0]], counts.cumsum(1).T, strict=True
+    ):
+        data = patch.get_data()
+        np.testing.assert_array_equal(data.values[::2], top)
+        np.testing.assert_array_equal(data.baseline[::2], below)
+        assert not data.values[1::2].any()  # gaps
+        middles = (data.edges[::2] + data.edges[1::2]) / 2
+        np.testing.assert_allclose(middles, [0, 1, 2], atol=1e-9)

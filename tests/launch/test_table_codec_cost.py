@@ -31,3 +31,18 @@ def test_codec_cost_measures_real_payloads():
         assert 0.005 < row["flip_rate"] < 0.02 and 0.02 < row["bpp"] < 0.3 and row["encode_seconds"] > 0
     text = table_codec_cost.table([{"device": "x", "networks": {"tiny": rows}}])
     assert text.count("\n| tiny |") == len(rows)
+
+
+def test_networks_that_only_some_devices_measured_are_in_the_table():
+    cost = {"bpp": 0.1, "encode_seconds": 1.0, "decode_seconds": 2.0}
+    small, large = ({"device": name, "networks": {name: {"rice": cost}}} for name in "ab")
+    text = table_codec_cost.table([small, large])
+    assert "| a | rice | 0.1000 | 1.000 / 2.000 | – |" in text
+    assert "| b | rice | 0.1000 | – | 1.000 / 2.000 |" in text
+
+
+def test_a_smoke_test_leaves_the_measurement_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(table_codec_cost, "measure", lambda *_: {})
+    table_codec_cost.main(["--smoke"])
+    assert [path.name for path in tmp_path.glob("runs/*")] == ["codec_cost-smoke"]

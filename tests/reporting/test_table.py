@@ -106,11 +106,11 @@ def test_a_row_has_the_numbers_of_its_records():
         "best, %": "90.00",
         "up and down, MB": "24.00",
         "per client, MB": "6.000",
-        "up, bpp": "1.0000",
-        "down, bpp": "2.000",
+        "up, bpp": "1",
+        "down, bpp": "2",
         "up, MB": "10.00",
         "down, MB": "14.00",
-        "s a round": "2.00",
+        "s per round": "2.00",
         "rounds": "3",
         "worst tenth of clients, %": "40.00",
         "Jain's index": "0.800",
@@ -124,3 +124,21 @@ def test_traffic_of_a_client_is_of_all_rounds_and_its_count_of_those_after_the_h
     assert (asked, down, up) == (1, pytest.approx(9e-6), pytest.approx(2e-6))
     asked, down, up = table.load(tmp_path / "one", "one").traffic[0]
     assert (asked, down, up) == (4, pytest.approx(54e-6), pytest.approx(8e-6))
+
+
+@pytest.mark.parametrize(
+    "name, label",
+    [
+        ("lr3/seed0", "lr3"),
+        ("lr3_s0", "lr3"),
+        ("a-seed-0", "a"),
+        ("vit_s14", "vit_s14"),  # its seed is 0
+        ("clients0", "clients0"),
+        ("seed0", ""),
+        ("epochs10", "epochs10"),
+    ],
+)
+def test_only_the_seed_s_own_number_is_cut_from_a_name(name, label):
+    run = a_run(name)
+    assert table._without_seed(run) == label
+    assert table.group([run])[0].label == (label or name)
