@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import tempfile
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,11 @@ from deltamask_jax.paths import expanded
 
 CLIENTS, WEIGHTS = "clients", "weights"
 SPREAD_FROM = 1 << 12  # elements; smaller arrays are copied to every device
+SYSTEM = Path("/")
+LIMITS = (  # of a container, by cgroup v2 and v1: the folder, its files of the limit and of what is in use
+    ("sys/fs/cgroup", "memory.max", "memory.current"),
+    ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
 
 
 def mesh(weight_shards: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
@@ -101,14 +107,30 @@ def have_room_for(examples: int, memory: float = 0.0) -> bool:
 
 
 def available_ram() -> int:
-    """Bytes of memory the system can still give."""
+    """Bytes of memory the system can still give, or the container this runs in where that is less."""
+    return max(0, min([_available_to_all(), *_left_to_a_container()]))
+
+
+def _available_to_all() -> int:
     try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
+        for line in (SYSTEM / "proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     except OSError:  # not Linux
         pass
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _left_to_a_container() -> Generator[int]:
+    """Bytes below each limit. Pages of files count as free, as they do in MemAvailable."""
+    for name, limit, usage in LIMITS:
+        folder = SYSTEM / name
+        try:
+            left = int((folder / limit).read_text()) - int((folder / usage).read_text())
+            held = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        except (OSError, ValueError):  # no such limit, or 'max'
+            continue
+        yield left + int(held.get("active_file", 0)) + int(held.get("inactive_file", 0))
 
 
 def keep_compilations() -> None:

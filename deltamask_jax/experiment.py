@@ -30,7 +30,7 @@ from deltamask_jax.heads import linear_probe_accuracy, with_head
 from deltamask_jax.paths import expanded
 from deltamask_jax.progress import say
 from deltamask_jax.reporting import ledger, pictures
-from deltamask_jax.reporting.trackers import Tracker, open_trackers
+from deltamask_jax.reporting.trackers import Tracker, opened_trackers
 from deltamask_jax.setup import set_up, set_up_server
 from deltamask_jax.task import Problem
 from deltamask_jax.workdir import environment, files
@@ -72,10 +72,12 @@ def run(config, workdir: str | Path, ask: Callable[..., Any] | None = None) -> d
         workdir = Path(os.path.abspath(workdir))
     with Journal(workdir, config) as journal:
         if journal.summary is None:
-            with _naming_the_culprit(config):
-                trackers = open_trackers(config, workdir)  # one that is missing says so before any work
-                with progress.logged(workdir / "log.txt", started):
-                    journal.summary = _run(config, workdir, ask, journal, trackers, started)
+            with (
+                _naming_the_culprit(config),
+                opened_trackers(config, workdir) as trackers,  # one that is missing says so before any work
+                progress.logged(workdir / "log.txt", started),
+            ):
+                journal.summary = _run(config, workdir, ask, journal, trackers, started)
         else:
             say(f"{workdir} is finished already; --config.resume=fresh runs it again")
         say(ledger.closing_table(journal.summary, workdir))
@@ -160,8 +162,8 @@ def _run(
             {"diagnostics.jsonl": result.diagnostics} if result.diagnostics else {}
         )
         journal.commit(now, beside, last=last)
-        for tracker in trackers:
-            tracker.log(records[-1])
+        for log in trackers:
+            log(records[-1])
 
     if saved is None:
         # Round 0 is the head's: what it sent, and how good the network is before the first round.
@@ -212,8 +214,6 @@ def _run(
     summary = ledger.summarise(config, records, probe_accuracy, d, time.time() - started)
     summary = files.finite(summary | exported)
     journal.finish(summary)
-    for tracker in trackers:
-        tracker.close()
     return summary
 
 

@@ -59,10 +59,9 @@ def push(repository: str, files: Mapping[str, Path], message: str) -> str:
         api.create_repo(repository, exist_ok=True)
         return api.create_commit(repository, added, commit_message=message).commit_url
     except Exception as error:  # of the hub's client, of what it connects with
-        raise OSError(
-            f"{repository} does not take the export ({_one_line(error)}); "
-            "`hf auth login` with a token that may write there"
-        ) from None
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        login = "; `hf auth login` with a token that may write there" if status in (401, 403) else ""
+        raise OSError(f"{repository} does not take the export ({_one_line(error)}){login}") from None
 
 
 def _one_line(error: Exception) -> str:

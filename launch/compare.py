@@ -33,6 +33,7 @@ from tuning import NEEDS, RATE, TRAINS_LIKE, checked, with_settings
 
 from deltamask_jax import config as config_lib
 from deltamask_jax import main, threads
+from deltamask_jax.data import partition
 from deltamask_jax.paths import expanded
 from deltamask_jax.progress import say
 from deltamask_jax.workdir import files
@@ -127,6 +128,8 @@ def smoke_of(config: ConfigDict) -> ConfigDict:
     small = {name: min(flat[name], value) for name, value in SMOKE.items()}
     small |= {name: min(flat[name] or value, value) for name, value in SMOKE_EXAMPLES.items()}
     small["validation_examples"] = min(flat["validation_examples"], SMOKE_EXAMPLES["test_examples"])
+    asked = partition.cohort_size(small["clients"], config.participation)
+    small["min_clients"] = min(config.min_clients, asked)
     return with_settings(config, small)
 
 

@@ -26,7 +26,6 @@ import jax
 from ml_collections import ConfigDict
 from tuning import NEEDS, checked
 
-from deltamask_jax import config as config_lib
 from deltamask_jax import config_files, experiment
 from deltamask_jax.federation.rounds import TooFewClients
 from deltamask_jax.paths import expanded
@@ -150,14 +149,12 @@ def is_done(workdir: Path, config: ConfigDict) -> bool:
 
 
 def changed_in(workdir: Path, config: ConfigDict) -> list[str]:
-    """Names of the settings that the run in a workdir has otherwise.
+    """Names of the settings that make the run in a workdir another one.
 
     Raises:
         ValueError: its config.json is damaged.
     """
-    found = config_lib.flatten(ConfigDict(settings_in(workdir)))
-    wanted = config_lib.flatten(ConfigDict(json.loads(json.dumps(config.to_dict()))))
-    return sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    return list(claim.differing(settings_in(workdir), config))
 
 
 @dataclasses.dataclass(frozen=True)

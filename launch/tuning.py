@@ -1,6 +1,5 @@
 """What each method needs, which rate it has, what a search tries; settings into a config."""
 
-import json
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -55,6 +54,9 @@ RATES: dict[str, dict[str, tuple[float, ...]]] = {
 }
 
 
+BOOLEANS = {"true": True, "false": False}  # as they are written, in any case
+
+
 def rates_of(config: ConfigDict) -> tuple[float, ...]:
     """What a search of a method begins with: the list above, or the config's own rate and those 3 × off."""
     own = config_lib.flatten(config)[RATE[config.method]]
@@ -74,10 +76,11 @@ def with_settings(config: ConfigDict, settings: dict[str, Any]) -> ConfigDict:
         kind = type(flat[name])
         try:
             if isinstance(value, str):
-                value = json.loads(value) if kind is bool else kind(value)
+                value = BOOLEANS[value.lower()] if kind is bool else kind(value)
             config.update_from_flattened_dict({name: value})
-        except (ValueError, TypeError):
-            raise ValueError(f"config.{name}={value!r}: takes a {kind.__name__}") from None
+        except (LookupError, ValueError, TypeError):
+            wanted = "True or False" if kind is bool else f"a {kind.__name__}"
+            raise ValueError(f"config.{name}={value!r}: takes {wanted}") from None
     return config
 
 

@@ -79,6 +79,34 @@ def test_a_named_cache_is_left_to_jax(kept, monkeypatch, tmp_path, caplog, named
     assert not kept and not caplog.text
 
 
+MIB = 2**20
+V2 = {"memory.max": 100 * MIB, "memory.current": 70 * MIB}
+V1 = {"memory/memory.limit_in_bytes": 100 * MIB, "memory/memory.usage_in_bytes": 70 * MIB}
+FILES = f"anon {50 * MIB}\nactive_file {8 * MIB}\ninactive_file {12 * MIB}\n"
+
+
+@pytest.mark.parametrize(
+    "limits, mebibytes",
+    [
+        ({}, 1000),
+        (V2 | {"memory.stat": ""}, 30),
+        (V2 | {"memory.stat": FILES}, 50),
+        (V2 | {"memory.stat": FILES, "memory.max": "max\n"}, 1000),
+        (V2 | {"memory.stat": FILES, "memory.max": 2**40}, 1000),
+        (V2 | {"memory.stat": "", "memory.current": 101 * MIB}, 0),
+        (V1 | {"memory/memory.stat": FILES}, 50),
+        (V1 | {"memory/memory.stat": FILES, "memory/memory.limit_in_bytes": 9223372036854771712}, 1000),
+    ],
+)
+def test_a_container_has_no_more_memory_than_its_limit_leaves(tmp_path, monkeypatch, limits, mebibytes):
+    files = {"proc/meminfo": f"MemFree: 5 kB\nMemAvailable: {1000 * 1024} kB\n"}
+    for name, content in (files | {f"sys/fs/cgroup/{name}": text for name, text in limits.items()}).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(str(content))
+    monkeypatch.setattr(devices, "SYSTEM", tmp_path)
+    assert devices.available_ram() == mebibytes * MIB
+
+
 def test_large_arrays_alone_are_divided_along_their_longest_axis():
     assert devices.weight_spec((64, 6, 256), 2) == PartitionSpec(None, None, "weights")
     assert devices.weight_spec((256, 63), 2) == PartitionSpec("weights")

@@ -1,7 +1,10 @@
 """The hub: reached or not, and what it refuses, in one line and without waiting."""
 
+from types import SimpleNamespace
+
 import huggingface_hub
 import pytest
+from huggingface_hub.errors import HfHubHTTPError
 
 from deltamask_jax import hub
 
@@ -32,13 +35,30 @@ def test_what_is_no_repository_is_refused_before_the_hub_is_asked(name, monkeypa
         hub.check(name)
 
 
-def test_a_refusal_of_the_hub_is_one_line(monkeypatch, tmp_path):
+def answered(status):
+    response = SimpleNamespace(status_code=status, headers={}, request=None)
+    return HfHubHTTPError("Forbidden\n\nby the hub", response=response)
+
+
+@pytest.mark.parametrize(
+    "error, message",
+    [
+        (answered(401), "(Forbidden by the hub); `hf auth login` with a token that may write there"),
+        (answered(403), "(Forbidden by the hub); `hf auth login` with a token that may write there"),
+        (answered(400), "(Forbidden by the hub)"),
+        (ValueError("Invalid metadata in README.md.\n- bad"), "(Invalid metadata in README.md. - bad)"),
+        (ConnectionError(), "(ConnectionError)"),
+    ],
+)
+def test_a_refusal_of_the_hub_is_one_line_and_a_token_is_named_where_it_is_at_fault(
+    monkeypatch, tmp_path, error, message
+):
     class Api:
         def create_repo(self, name, exist_ok):
-            raise RuntimeError("403 Forbidden\n\nlog in")
+            raise error
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     (tmp_path / "file").write_text("x")
-    with pytest.raises(OSError, match=r"org/it does not take the export \(403 Forbidden log in\)") as refused:
+    with pytest.raises(OSError) as refused:
         hub.push("org/it", {"file": tmp_path / "file"}, "why")
-    assert str(refused.value).isprintable()
+    assert str(refused.value) == f"org/it does not take the export {message}"

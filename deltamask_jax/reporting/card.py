@@ -1,5 +1,6 @@
 """The model card of an export: what the network is, how it was trained, what it cost, how to load it."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ _FROM_TIMM = """import timm
 
 model = timm.create_model("local-dir:FOLDER")"""
 _HERE = "FOLDER_OR_ORG/NAME"
+_HUB_ID = re.compile(r"(?:[\w-]+/)?[\w.-]+", re.ASCII)  # what the hub takes as a data set's type
 _CLASSIFIER = "AutoModelForImageClassification"
 _CLASSES = {"clip": "CLIPVisionModelWithProjection", "bert": "AutoModel", "roberta": "AutoModel"}
 
@@ -76,10 +78,12 @@ def write(
     family = model.architecture.family
     library = {"adapter": "peft", "network": "timm" if family == "convmixer" else "transformers"}
     on_hub = config.model.checkpoint.startswith("hf:")
-    data, split = _data(config), "validation" if config.validation_examples else "test"
+    data, data_on_hub = _data(config), _data_on_hub(config)
+    split = "validation" if config.validation_examples else "test"
     result = EvalResult(
         task_type=f"{'text' if isinstance(model.preprocessing, Tokenization) else 'image'}-classification",
-        dataset_type=data.removeprefix("hf:").split(",")[0],
+        # The hub refuses the whole card if its type holds anything else, the colon of `tfds:` for one.
+        dataset_type=data_on_hub or re.sub(r"[^\w.-]", "-", data, flags=re.ASCII),
         dataset_name=data,
         dataset_split=split,
         metric_type="accuracy",
@@ -88,7 +92,7 @@ def write(
     metadata = ModelCardData(
         base_model=_base(config) if on_hub else None,
         base_model_relation=("adapter" if form == "adapter" else "finetune") if on_hub else None,
-        datasets=[result.dataset_type] if data.startswith("hf:") else None,
+        datasets=[data_on_hub] if data_on_hub else None,
         library_name=library.get(form, "deltamask_jax"),
         metrics=["accuracy"],
         tags=["federated-learning", "deltamask_jax", config.method],
@@ -152,7 +156,15 @@ def _base(config: ConfigDict) -> str:
 def _data(config: ConfigDict) -> str:
     """The data's name without the folders it lay in."""
     kind, colon, name = config.data.partition(":")
-    return f"{kind}:{Path(name).name}" if colon and kind != "hf" else config.data
+    is_a_name = not colon or kind == "tfds" or _data_on_hub(config)
+    return config.data if is_a_name else f"{kind}:{Path(name).name}"
+
+
+def _data_on_hub(config: ConfigDict) -> str:
+    """The hub's id of the data; '' where it lies elsewhere, as a folder does that `hf:` names."""
+    kind, _, name = config.data.partition(":")
+    repository = name.partition(",")[0]
+    return repository if kind == "hf" and _HUB_ID.fullmatch(repository) else ""
 
 
 def _usage(form: str, family: str, config: ConfigDict, model: Model, classes: int) -> str:

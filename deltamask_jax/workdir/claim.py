@@ -78,6 +78,25 @@ def claim(workdir: Path, config) -> int:
         ) from None
 
 
+def differing(earlier: dict[str, Any], config) -> dict[str, tuple[Any, Any]]:
+    """Settings that make a config another run's: name -> (there, here), 'absent' where there is none.
+
+    Those a continuation may change do not, nor do those that the other's version did not have yet: they were
+    as they are by default.
+
+    Args:
+        earlier: the config.json of the other run.
+    """
+    there = _flat(config_files.defaults().to_dict()) | _flat(earlier)
+    here = _flat(json.loads(json.dumps(config.to_dict())))
+    pairs = {
+        name: (there.get(name, "absent"), here.get(name, "absent"))
+        for name in sorted(there.keys() | here.keys())
+        if name not in FREE
+    }
+    return {name: (was, now) for name, (was, now) in pairs.items() if was != now}
+
+
 def lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a file that a run wrote, none where there is none: objects with a whole number as `round`,
     up to the first that is torn or damaged."""
@@ -172,21 +191,14 @@ def _check_same_config(workdir: Path, config) -> None:
         return  # nothing was played yet, so nothing is lost: a mistyped first command, for example
     if not path.exists():
         raise ValueError(f"{workdir} holds metrics.jsonl without its config.json: {WAYS_OUT}")
-    try:  # settings that its version did not have yet were as they are by default
-        earlier = _flat(config_files.defaults().to_dict()) | _flat(json.loads(path.read_text()))
+    try:
+        others = differing(json.loads(path.read_text()), config)
     except (ValueError, AttributeError):
         raise ValueError(f"{path} is not JSON, so nothing in it can be continued: {WAYS_OUT}") from None
-    now = _flat(json.loads(json.dumps(config.to_dict())))
-    differing = [
-        f"{name} is {earlier.get(name, 'absent')!r} there and {now.get(name, 'absent')!r} here"
-        for name in sorted(earlier.keys() | now.keys())
-        if name not in FREE and earlier.get(name, "absent") != now.get(name, "absent")
-    ]
-    if differing:
-        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-        raise ValueError(
-            f"{workdir} holds a run of another config ({'; '.join(differing[:3])}{more}): {WAYS_OUT}"
-        )
+    if others:
+        told = [f"{name} is {there!r} there and {here!r} here" for name, (there, here) in others.items()]
+        more = f" and {len(told) - 3} more" if len(told) > 3 else ""
+        raise ValueError(f"{workdir} holds a run of another config ({'; '.join(told[:3])}{more}): {WAYS_OUT}")
 
 
 def _flat(settings: dict, prefix: str = "") -> dict:

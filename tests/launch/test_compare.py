@@ -186,7 +186,7 @@ def test_settings_of_one_method(monkeypatch):
         ("peft:kind=lroa", "did you mean 'lora'"),
         ("peft:knid=lora", "did you mean"),
         ("fedavg:learning_rate=fast", "takes a float"),
-        ("fedavg:per_client_evaluation=3", "takes a bool"),
+        ("fedavg:per_client_evaluation=3", "takes True or False"),
         ("peft:lora", "is not setting=value"),
         ("=fedavg", "is not LABEL=METHOD"),
         ("masks=", "is not LABEL=METHOD"),
@@ -202,6 +202,13 @@ def test_mistakes_are_found_before_anything_runs(played, tmp_path, method, messa
 def test_smoke_makes_a_config_small_and_leaves_small_ones():
     small = compare.smoke_of(tiny_config(rounds=100, train_examples=0, test_examples=10))
     assert (small.rounds, small.clients, small.train_examples, small.test_examples) == (2, 4, 80, 10)
+
+
+@pytest.mark.parametrize("participation, asked, left", [(1.0, 6, 4), (0.6, 6, 2), (1.0, 3, 3)])
+def test_smoke_waits_for_no_more_clients_than_it_asks(participation, asked, left):
+    config = tiny_config(clients=10, participation=participation, min_clients=asked)
+    small = compare.config_of(compare.smoke_of(config), "fedavg:head.trained=False", 0)
+    assert (small.min_clients, small.head.trained) == (left, False)
 
 
 def test_a_real_run(tmp_path):
@@ -236,3 +243,39 @@ def test_a_damaged_run_is_named(played, tmp_path, file, content, message):
     with pytest.raises(ValueError, match=message) as error:
         compared(tmp_path, names=["fedavg"], seeds=1)
     assert str(error.value).isprintable()
+
+
+def test_the_probe_is_that_beside_most_runs_not_that_of_a_method_of_one_round(played, tmp_path, monkeypatch):
+    run = experiment.run
+
+    def other_probe(config, workdir):
+        run(config, workdir)
+        if config.method == "fedcof":
+            summary = json.loads((workdir / "summary.json").read_text())
+            files.write_json(workdir / "summary.json", summary | {"linear_probe_accuracy": 0.05})
+
+    monkeypatch.setattr(experiment, "run", other_probe)
+    monkeypatch.setitem(UP, "fedcof", 1)
+    _, comparison = compared(tmp_path, names=["fedavg", "fedcof"])
+    assert comparison["linear_probe_accuracy"] == pytest.approx(0.55)
+
+
+def test_a_run_that_a_budget_left_without_rounds_has_no_seconds(played, tmp_path):
+    compared(tmp_path, names=["fedavg"])
+    workdirs = {("fedavg", seed): tmp_path / "fedavg" / f"seed{seed}" for seed in (0, 1)}
+    for workdir in workdirs.values():
+        lines = (workdir / "metrics.jsonl").read_text().splitlines()
+        (workdir / "metrics.jsonl").write_text(lines[0] + "\n")
+        rest = {"mean_uplink_bpp": None, "mean_downlink_bpp": None}
+        summary = json.loads((workdir / "summary.json").read_text()) | rest
+        files.write_json(workdir / "summary.json", summary)
+    found = comparison_report.summarise(workdirs, {"fedavg": "fedavg"})
+    assert found["rows"][0]["seconds_per_round"] is None
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [(3.3e-05, "0.000033"), (0.00231, "0.00231"), (1.2345, "1.23"), (16.0, "16"), (725.4, "725")],
+)
+def test_numbers_have_no_exponent(value, text):
+    assert comparison_report._number(value) == text

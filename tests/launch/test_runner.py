@@ -112,6 +112,19 @@ def test_a_folder_with_another_run_is_refused(tmp_path, monkeypatch):
         runner.main("doc", lambda smoke: other, [f"--out={tmp_path}"])
 
 
+def test_a_finished_run_that_the_package_would_continue_is_done(tmp_path):
+    config = tiny_config(resume="fresh", max_repeats=7)
+    workdir = tmp_path / "run"
+    write_run(workdir)
+    older = tiny_config().to_dict()  # of a version without the section, kept as often as another says
+    del older["downlink"]
+    older["checkpoint"]["every"] = 9
+    (workdir / "config.json").write_text(json.dumps(older))
+    assert runner.is_done(workdir, config)
+    with pytest.raises(ValueError, match="another downlink.hold; choose another --out"):
+        runner.is_done(workdir, tiny_config(downlink__hold=2))
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

@@ -21,8 +21,15 @@ def test_text_takes_the_type_of_the_setting_and_the_config_stays_as_it_was():
     for settings, message in (
         ({"mask.kapa": 1.0}, "did you mean 'mask.kappa'"),
         ({"rounds": "many"}, "config.rounds='many': takes a int"),
+        ({"tensorboard": "yes"}, "config.tensorboard='yes': takes True or False"),
     ):
         with pytest.raises(ValueError, match=message):
             tuning.with_settings(config, settings)
     with pytest.raises(ValueError, match="config.rounds=0"):
         tuning.checked(config, {"rounds": 0})
+
+
+@pytest.mark.parametrize("text, value", [("true", True), ("True", True), ("False", False), ("FALSE", False)])
+def test_a_switch_is_written_in_any_case(text, value):
+    config = tiny_config(head__trained=not value)
+    assert tuning.with_settings(config, {"head.trained": text}).head.trained is value

@@ -1,5 +1,7 @@
 """The card of an export: metadata that the hub reads, every figure of the run, no folder of this machine."""
 
+import re
+
 import pytest
 from huggingface_hub import ModelCard
 from ml_collections import ConfigDict
@@ -62,6 +64,31 @@ def test_what_a_run_did_not_have_is_not_claimed(tmp_path):
     assert "| base model | tiny_vit, random weights |" in found.content
     assert "| privacy | ε = 3.142, δ = 1e-05, per client |" in found.content
     assert "75.00% of the validation examples" in found.content and "linear probe" not in found.content
+
+
+@pytest.mark.parametrize(
+    "data, kind, name, ids",
+    [
+        ("digits", "digits", "digits", None),
+        ("fashion", "fashion", "fashion", None),
+        ("tfds:glue/sst2:1.0.0", "tfds-glue-sst2-1.0.0", "tfds:glue/sst2:1.0.0", None),
+        ("csv:/home/me/pets.csv", "csv-pets.csv", "csv:pets.csv", None),
+        ("jsonl:~/pets.jsonl", "jsonl-pets.jsonl", "jsonl:pets.jsonl", None),
+        ("folder:/home/me/our pets/", "folder-our-pets", "folder:our pets", None),
+        ("npz:/home/me/été.npz", "npz--t-.npz", "npz:été.npz", None),
+        ("idx:/home/me/mnist", "idx-mnist", "idx:mnist", None),
+        ("hf:org/data,small", "org/data", "hf:org/data,small", ["org/data"]),
+        ("hf:data", "data", "hf:data", ["data"]),
+        ("hf:/home/me/data", "hf-data", "hf:data", None),
+    ],
+)
+def test_the_hub_takes_the_name_of_every_kind_of_data(tmp_path, data, kind, name, ids):
+    found = written(tmp_path, data=data)
+    (result,) = found.data.eval_results
+    assert re.fullmatch(r"(?:[\w-]+/)?[\w\-.]+", result.dataset_type, re.ASCII)  # the hub's own rule
+    assert (result.dataset_type, result.dataset_name) == (kind, name)
+    assert found.data.to_dict().get("datasets") == ids
+    assert "/home/me" not in found.content
 
 
 @pytest.mark.parametrize("share, percent", [(8 / 64, "12.5"), (1 / 1000, "0.1")])

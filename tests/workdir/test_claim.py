@@ -88,6 +88,17 @@ def test_a_run_of_a_version_with_fewer_settings_goes_on_where_they_are_as_by_def
         released(tmp_path, tiny_config())
 
 
+def test_a_config_differs_from_an_earlier_one_where_it_makes_another_run():
+    earlier = tiny_config(rounds=9, checkpoint__every=5, max_repeats=2, resume="fresh").to_dict()
+    del earlier["downlink"]
+    earlier["mask"]["gone"] = 3
+    assert claim.differing(earlier, tiny_config(downlink__hold=2)) == {
+        "downlink.hold": (1, 2),
+        "mask.gone": (3, "absent"),
+        "rounds": (9, 2),
+    }
+
+
 def test_fresh_moves_only_what_a_run_wrote_into(tmp_path, capsys):
     folder, config = tmp_path / "run", tiny_config(resume="fresh")
     fill(folder, "train.jsonl")
