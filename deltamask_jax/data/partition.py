@@ -208,6 +208,9 @@ def cohort_size(num_clients: int, participation: float) -> int:
     return max(1, int(np.floor(participation * num_clients + 0.5)))
 
 
+_ROWS = 600  # pixels of the picture's height
+
+
 def save(
     workdir: str | Path, parts: list[np.ndarray], labels: np.ndarray, class_names: Sequence[str]
 ) -> None:
@@ -237,19 +240,33 @@ def save(
 def stack_bars(axes: Any, counts: np.ndarray, colours: Sequence[Any]) -> None:
     """A stacked bar per client, labelled by class.
 
-    One shape per class holds all its rectangles: with one each, 1,000 clients of 100 classes take a minute.
+    An image holds them all: a rectangle for each of 1,000 clients and 100 classes takes a minute to draw.
 
     Args:
         counts: i[clients, classes].
         colours: of the classes.
     """
-    edges = (np.arange(len(counts))[:, None] + (-0.43, 0.43)).ravel()
-    bottom = np.zeros(len(edges) - 1)  # bars, and the gaps between them
+    from matplotlib.colors import to_rgba_array
+
+    clients, tops = len(counts), counts.cumsum(axis=1)
+    highest = max(tops.max(initial=0), 1)
+    heights = (np.arange(_ROWS)[:, None] + 0.5) / _ROWS * highest
+    kind = sum((heights >= top).astype(np.int64) for top in tops.T)  # classes below; all of them: nothing
+    image = np.append(to_rgba_array(colours), np.zeros((1, 4)), axis=0)[kind]
+    columns = 8 if clients <= 100 else 1  # per client; the last is the gap where there is room for one
+    image = np.repeat(image, columns, axis=1)
+    shift = 0.0
+    if columns > 1:
+        image[:, columns - 1 :: columns], shift = 0, 0.5 / columns  # a client's number is below its middle
+    axes.imshow(
+        image,
+        origin="lower",
+        aspect="auto",
+        interpolation="nearest",
+        extent=(shift - 0.5, shift + clients - 0.5, 0, highest),
+    )
     for k, colour in enumerate(colours):
-        top = bottom.copy()
-        top[::2] += counts[:, k]
-        axes.stairs(top, edges, baseline=bottom, fill=True, color=colour, label=str(k))
-        bottom = top
+        axes.bar(0, 0, color=colour, label=str(k))  # for the legend
 
 
 def _draw(counts: np.ndarray, class_names: Sequence[str]):
