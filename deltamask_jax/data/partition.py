@@ -208,7 +208,7 @@ def cohort_size(num_clients: int, participation: float) -> int:
     return max(1, int(np.floor(participation * num_clients + 0.5)))
 
 
-_ROWS = 600  # pixels of the picture's height
+_HIGH, _WIDE = 600, 2000  # pixels that a picture of the split has room for
 
 
 def save(
@@ -240,7 +240,8 @@ def save(
 def stack_bars(axes: Any, counts: np.ndarray, colours: Sequence[Any]) -> None:
     """A stacked bar per client, labelled by class.
 
-    An image holds them all: a rectangle for each of 1,000 clients and 100 classes takes a minute to draw.
+    An image holds them all, as a rectangle for each client and class takes long to draw. Of more clients than
+    it has room for, every n-th is drawn.
 
     Args:
         counts: i[clients, classes].
@@ -248,10 +249,12 @@ def stack_bars(axes: Any, counts: np.ndarray, colours: Sequence[Any]) -> None:
     """
     from matplotlib.colors import to_rgba_array
 
-    clients, tops = len(counts), counts.cumsum(axis=1)
-    highest = max(tops.max(initial=0), 1)
-    heights = (np.arange(_ROWS)[:, None] + 0.5) / _ROWS * highest
-    kind = sum((heights >= top).astype(np.int64) for top in tops.T)  # classes below; all of them: nothing
+    clients, tops = len(counts), counts[:: -(-len(counts) // _WIDE)].cumsum(axis=1)
+    highest = max(counts.sum(axis=1).max(initial=0), 1)
+    heights = (np.arange(_HIGH)[:, None] + 0.5) / _HIGH * highest
+    kind = np.zeros((_HIGH, len(tops)), np.int32)  # classes that end below; all of them: nothing is there
+    for top in tops.T:
+        kind += heights >= top
     image = np.append(to_rgba_array(colours), np.zeros((1, 4)), axis=0)[kind]
     columns = 8 if clients <= 100 else 1  # per client; the last is the gap where there is room for one
     image = np.repeat(image, columns, axis=1)

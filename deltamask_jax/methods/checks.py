@@ -76,7 +76,7 @@ def _check_masks(config) -> None:
             f"config.mask.hard_rounds={hard} needs mask.aggregator='control_variate': a posterior draws θ "
             "back from its ends"
         )
-    if 0 < config.rounds <= hard:
+    if hard and hard >= config.rounds:
         raise ValueError(f"config.mask.hard_rounds={hard}: must be fewer than rounds={config.rounds}")
 
 

@@ -250,4 +250,12 @@ def test_bars_are_stacked_to_what_clients_hold(clients):
     assert each == 1 or not pixels[:, each - 1 :: each].any()  # gaps where there is room
 
 
+def test_a_picture_of_many_clients_stays_small():
+    axes, counts = Figure().subplots(), np.ones((50_000, 2), int)
+    counts[49_999] = [5, 4]  # is not drawn, and counts for the height
+    partition.stack_bars(axes, counts, ["red", "blue"])
+    (picture,) = axes.images
+    assert picture.get_array().shape[1] == 2000 and picture.get_extent() == [-0.5, 49_999.5, 0, 9]
+
+
 COLOURS = {"red": (1, 0, 0, 1), "lime": (0, 1, 0, 1), "blue": (0, 0, 1, 1)}
