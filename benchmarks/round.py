@@ -47,6 +47,7 @@ def measure(model: str, clients: int, examples: int, batch: int, dtype: str, rou
         "train: of matmul rate": flops * steps / training / rate / jax.device_count(),
         "round: of matmul rate": flops * steps * clients / seconds[best] / rate / jax.device_count(),
         "round s": seconds[best],
+        **{name.replace("_seconds", " s"): each for name, each in results[best].seconds.items()},
         "client-examples/s": clients * examples / seconds[best],
         "codec s": results[best].codec_seconds,
         "codec exposed": results[best].codec_exposed_seconds / seconds[best],

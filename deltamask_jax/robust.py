@@ -26,6 +26,8 @@ with few classes per client an honest client's flips exceed the median too, and 
 or none, and these two cut such a change off as an outlier, honest or not. They are here to be compared with.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from deltamask_jax.codecs import PayloadError
@@ -81,16 +83,28 @@ def clip_weights(distances: list[np.ndarray]) -> list[np.ndarray]:
     return [weight[its] for weight, its in zip(weights, bands, strict=True)]
 
 
-def total_change(aggregator: str, trim: float, ups: np.ndarray, downs: np.ndarray, voters: int) -> np.ndarray:
-    """Voters times the robust mean of their changes, [d] of the type of `ups`.
+def total_change(
+    aggregator: str, trim: float, received: Iterable[tuple[np.ndarray, np.ndarray]], d: int, voters: int
+) -> np.ndarray:
+    """Voters times the robust mean of their changes: i32[d] of 'mean', else f32[d].
 
     Args:
         aggregator: 'mean', 'clip', 'trimmed' or 'median'.
         trim: fraction of the voters that 'trimmed' cuts off at each end.
-        ups: how many voters change 0 → 1, i32[d]; f32[d] under 'clip', weighted.
-        downs: how many change 1 → 0, the same.
+        received: (positions u32[n], their changes [n]) of each client, or of all together; no position twice
+            in one. A change counts the voters that flip 0 → 1, or, negative, 1 → 0; weighted under 'clip'.
+        d: number of weights.
     """
-    if aggregator in ("mean", "clip"):
+    if aggregator == "mean":
+        total = np.zeros(d, np.int32)
+        for flips, changes in received:
+            total[flips] += changes
+        return total
+    ups, downs = np.zeros((2, d), np.float32 if aggregator == "clip" else np.int32)
+    for flips, changes in received:
+        ups[flips] += np.maximum(changes, 0)
+        downs[flips] -= np.minimum(changes, 0)
+    if aggregator == "clip":
         return ups - downs
     most = (voters - 1) // 2
     cut = most if aggregator == "median" else min(int(trim * voters), most)

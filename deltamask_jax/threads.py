@@ -15,7 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 
+BLOCK = 1 << 16  # positions of `elementwise`: half a dozen arrays of them stay in a core's cache
 LEVELS = 2  # pools; 2 × count() threads at most
 
 
@@ -47,6 +49,35 @@ def pool(threads: int | None = None) -> Generator[Pool]:
             yield own
     else:
         yield _shared(level)
+
+
+def elementwise(function: Callable, *arrays: np.ndarray | jax.Array) -> Any:
+    """`function` of long arrays, block by block on all cores: of what it makes on the way nothing is d long.
+
+    Args:
+        function: gives an array [n], or a pytree of them, from a slice [n] of each array; each value follows
+            from the values at its own position.
+        arrays: [d] each, at least one; those of jax are copied to the host.
+
+    Returns:
+        What `function(*arrays)` gives.
+    """
+    wide = [np.asarray(array) for array in arrays]  # of jax's, each slice would be compiled
+    d = len(wide[0])
+    if d <= BLOCK:
+        return function(*wide)
+    first = function(*(array[:BLOCK] for array in wide))
+    whole = jax.tree.map(lambda part: np.empty(d, part.dtype), first)
+
+    def fill(start: int) -> None:
+        at = slice(start, start + BLOCK)
+        parts = first if not start else function(*(array[at] for array in wide))
+        jax.tree.map(lambda result, part: result.__setitem__(at, part), whole, parts)
+
+    with pool() as workers:
+        for _ in workers.map(fill, range(0, d, BLOCK)):
+            pass
+    return whole
 
 
 class _Threads(ThreadPoolExecutor):

@@ -17,14 +17,20 @@ from tests.conftest import cohort_of, tiny_config
 @given(st.integers(1, 12), st.floats(0, 0.49), st.integers(0, 2**32 - 1))
 def test_trimmed_mean_and_median_from_counts(voters, trim, seed):
     changes = np.random.default_rng(seed).integers(-1, 2, (voters, 50))
-    ups, downs = (changes > 0).sum(0), (changes < 0).sum(0)
-    median = robust.total_change("median", trim, ups, downs, voters) / voters
+    received = [(np.flatnonzero(row), row[row != 0]) for row in changes]
+
+    def total(aggregator):
+        return robust.total_change(aggregator, trim, received, 50, voters)
+
+    median = total("median") / voters
     np.testing.assert_allclose(median, np.median(changes, axis=0), atol=1e-6)
     cut = min(int(trim * voters), (voters - 1) // 2)
     expected = np.sort(changes, axis=0)[cut : voters - cut].mean(0)
-    trimmed = robust.total_change("trimmed", trim, ups, downs, voters) / voters
+    trimmed = total("trimmed") / voters
     np.testing.assert_allclose(trimmed, expected, atol=1e-6)
-    np.testing.assert_array_equal(robust.total_change("mean", trim, ups, downs, voters), changes.sum(0))
+    np.testing.assert_array_equal(total("mean"), changes.sum(0))
+    halves = [(at, np.float32(0.5) * its) for at, its in received]
+    np.testing.assert_array_equal(robust.total_change("clip", trim, halves, 50, voters), changes.sum(0) / 2)
 
 
 def counts_allowed(counts):

@@ -106,3 +106,24 @@ def test_a_forked_child_starts_its_own_threads():
         assert os.waitpid(child, 0)[1] == 0
     """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("d", [1, threads.BLOCK, threads.BLOCK + 1, 3 * threads.BLOCK - 5])
+def test_elementwise_is_the_function_of_whole_arrays(three, d):
+    rng = np.random.default_rng(d)
+    a, b = rng.integers(0, 99, d, np.uint16), rng.random(d, np.float32)
+
+    def function(a, b):
+        return {"sum": a + b, "larger": (a > 50, np.float32(2) * b)}
+
+    found, expected = threads.elementwise(function, a, b), function(a, b)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert found["larger"][0].dtype == bool and found["sum"].dtype == expected["sum"].dtype
+
+
+def test_elementwise_sees_no_more_than_a_block_at_once_and_says_what_failed(three):
+    seen = []
+    threads.elementwise(lambda a: seen.append(len(a)) or a, np.zeros(4 * threads.BLOCK + 1))
+    assert max(seen) == threads.BLOCK and sum(seen) == 4 * threads.BLOCK + 1
+    with pytest.raises(ZeroDivisionError):
+        threads.elementwise(lambda a: a * (1 // (len(a) - 1)), np.zeros(2 * threads.BLOCK + 1))

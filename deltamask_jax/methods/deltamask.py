@@ -114,13 +114,13 @@ def deltamask(
             received = [
                 (flips, its, context) for (flips, _, context), its in zip(received, weights, strict=True)
             ]
-        ups, downs = np.zeros((2, d), np.float32 if bounds.aggregator == "clip" else np.int32)
-        for flips, votes, context in received:
+
+        def signed(flips, votes, context):
             ones = masks.draw(state.theta[flips], context.uniforms(flips))
-            votes = np.broadcast_to(votes, flips.shape)
-            ups[flips[~ones]] += votes[~ones]
-            downs[flips[ones]] += votes[ones]
-        change = robust.total_change(bounds.aggregator, bounds.trim, ups, downs, len(valid))
+            return flips, np.where(ones, -votes, votes)
+
+        changes = (signed(*its) for its in received)
+        change = robust.total_change(bounds.aggregator, bounds.trim, changes, d, len(valid))
         return Votes(change=change, flips=sum(valid)), rejected
 
     def report(packed, votes: Votes) -> dict[str, float]:

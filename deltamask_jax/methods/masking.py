@@ -29,6 +29,7 @@ from deltamask_jax.methods.method import Link, Method, server_context
 from deltamask_jax.methods.votes import Votes, hold_back, sums_of
 from deltamask_jax.public_random import Key
 from deltamask_jax.task import Cohort, Task
+from deltamask_jax.threads import elementwise
 
 _U16, _F32 = codecs.get("dense", dtype="uint16"), codecs.get("dense")
 
@@ -195,27 +196,39 @@ def mask_method(
         round of few voters drops no more than one of the usual size."""
         usual = partition.cohort_size(clients, participation)
         votes_of_all = max(len(cohort), usual) * share_kept(cohort)  # they move θ from 0 to 1
-        theta = state.theta.astype(np.int32)
-        up, down = (
-            np.ceil(way * (votes_of_all / masks.SCALE)).astype(np.int32)
-            for way in (high - theta, theta - low)
-        )
-        told, held = hold_back(sums.change(state, votes, cohort), state.held, (up, down), hold)
+
+        def wait(theta, change, held):
+            up, down = (
+                np.ceil(way * (votes_of_all / masks.SCALE)).astype(np.int32)
+                for way in (high - theta.astype(np.int32), theta.astype(np.int32) - low)
+            )
+            return hold_back(change, held, (up, down), hold)
+
+        told, held = elementwise(wait, state.theta, sums.change(state, votes, cohort), state.held)
         return dataclasses.replace(state, held=held), dataclasses.replace(votes, change=told)
 
     def merge(state: State, votes: Votes, cohort: Cohort) -> State:
         if options.aggregator == "control_variate":
-            change = sums.change(state, votes, cohort)
-            theta = np.clip(_moved(state.theta, change, voters_of(cohort)), low, top)
+            change, voters = sums.change(state, votes, cohort), voters_of(cohort)
+
+            def move(theta, change):
+                return np.clip(_moved(theta, change, voters), low, top)
+
+            theta = elementwise(move, state.theta, change)
             if 0 < options.hard_rounds == rounds - cohort.round:
                 theta = np.where(theta >= least_kept(theta), top, low).astype(np.uint16)
             return dataclasses.replace(state, theta=theta)
+        reset = options.aggregator == "beta" and aggregation.resets_at(cohort.round - 1, participation)
+
+        def vote(theta, alpha, beta, ones):
+            before = aggregation.prior(len(ones), options.lambda0)
+            before = before if reset else aggregation.BetaPosterior(alpha, beta)
+            posterior = aggregation.vote(before, ones, len(cohort))
+            return clamp(aggregation.mode(posterior, _share(theta))), posterior
+
         ones, posterior = sums.ones(state, votes, cohort), state.posterior
-        if options.aggregator == "beta" and aggregation.resets_at(cohort.round - 1, participation):
-            posterior = aggregation.prior(d, options.lambda0)
-        posterior = aggregation.vote(posterior, np.asarray(ones), len(cohort))
-        theta = aggregation.mode(posterior, _share(state.theta))
-        return dataclasses.replace(state, theta=clamp(theta), posterior=posterior)
+        theta, posterior = elementwise(vote, state.theta, posterior.alpha, posterior.beta, ones)
+        return dataclasses.replace(state, theta=theta, posterior=posterior)
 
     @jax.jit
     def evaluated(kernels, theta, least):

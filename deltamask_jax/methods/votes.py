@@ -64,11 +64,10 @@ def sums_of(d: int, streams: Callable[[Cohort], list[Key]], whole: bool, hold: i
         hold: votes that the server holds back until they amount to this; 1 = none.
     """
 
-    def expected_ones(state, cohort: Cohort) -> jax.Array:
-        """Σ m_g,k, i32[d]."""
+    def expected_ones(state, cohort: Cohort, change: np.ndarray | int = 0) -> jax.Array:
+        """Σ m_g,k, i32[d], and a change to it."""
         keys = streams(cohort)
-        ones = global_ones(jnp.asarray(state.theta), stacked(keys))
-        return ones * (len(cohort) // len(keys))
+        return global_ones(jnp.asarray(state.theta), stacked(keys), len(cohort) // len(keys), change)
 
     def change_of(state, votes: Votes, cohort: Cohort) -> jax.Array | np.ndarray:
         if votes.change is not None:
@@ -80,7 +79,7 @@ def sums_of(d: int, streams: Callable[[Cohort], list[Key]], whole: bool, hold: i
             return votes.ones
         if votes.change is None:
             raise ValueError("votes without a sum of masks or of flips")
-        return expected_ones(state, cohort) + votes.change
+        return expected_ones(state, cohort, votes.change)
 
     def known(state, cohort: Cohort) -> codecs.Context:
         """Of a tally. Fewer than `hold` votes of earlier rounds add to this one's: they turn no sum."""
@@ -95,7 +94,7 @@ def sums_of(d: int, streams: Callable[[Cohort], list[Key]], whole: bool, hold: i
         total = _TALLY.decode(payload, known(state, cohort))
         if not whole:
             return Votes(change=total)
-        return Votes(ones=np.asarray(total + expected_ones(state, cohort)) if streams(cohort) else total)
+        return Votes(ones=np.asarray(expected_ones(state, cohort, total)) if streams(cohort) else total)
 
     return Sums(change_of, ones_of, Link(encode, decode))
 
@@ -139,10 +138,16 @@ def stacked(keys: list[Key]) -> tuple[jax.Array, jax.Array]:
 
 
 @jax.jit
-def global_ones(theta: jax.Array, keys: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Σ m_g over the given streams, i32[d], from θ_g u16[d] and words u32[k]."""
+def global_ones(
+    theta: jax.Array,
+    keys: tuple[jax.Array, jax.Array],
+    each: jax.Array | int = 1,
+    change: jax.Array | np.ndarray | int = 0,
+) -> jax.Array:
+    """Σ m_g over the given streams, `each` times, and a change to it: i32[d], from θ_g u16[d] and words
+    u32[k]."""
 
     def add(total, key):
         return total + masks.draw(theta, uniforms(key, theta.size, jnp)), None
 
-    return jax.lax.scan(add, jnp.zeros(theta.size, jnp.int32), keys)[0]
+    return jax.lax.scan(add, jnp.zeros(theta.size, jnp.int32), keys)[0] * each + change
