@@ -189,7 +189,7 @@ def _run(
         measured = "" if known is records[-1] else f" after round {known['round']}"
         note = (
             f"accuracy {known['accuracy']:.1%}{measured}, loss {result.train_loss:.3f}, "
-            f"{spent / 1e6:.4g} MB up and down so far"
+            f"{metrics.three_digits(spent / 1e6)} MB up and down so far"
         )
         bar.set_postfix_str(note)
         progress.log(f"{method.name} {number}/{rounds}: {note}")

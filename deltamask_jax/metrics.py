@@ -11,6 +11,18 @@ def bits_per_parameter(num_bytes: int, clients: int, d: int) -> float | None:
     return 8 * num_bytes / (clients * d) if clients else None
 
 
+def three_digits(value: float) -> str:
+    """A number of bytes or seconds for people: three significant digits, or all before the point.
+
+    Example:
+        >>> [three_digits(x) for x in (12345.6, 12.345, 1.5, 0.004567, 0)]
+        ['12,346', '12.3', '1.5', '0.00457', '0']
+    """
+    if value >= 100 or value == int(value):
+        return f"{value:,.0f}"
+    return np.format_float_positional(value, 3, fractional=False, trim="-")
+
+
 def binary_entropy(p: float) -> float:
     """H(p) in bits, the least an exact code of independent flips at rate p could average."""
     return 0.0 if p in (0.0, 1.0) else -p * math.log2(p) - (1 - p) * math.log2(1 - p)

@@ -188,12 +188,7 @@ def markdown(comparison: dict[str, Any]) -> str:
 
 
 def _number(value: float | None) -> str:
-    """Three significant digits, without an exponent."""
-    if value is None:
-        return "–"
-    if value >= 100 or value == int(value):
-        return f"{value:.0f}"
-    return np.format_float_positional(value, 3, fractional=False, trim="-")
+    return "–" if value is None else metrics.three_digits(value)
 
 
 def draw(path: Path, comparison: dict[str, Any]) -> None:

@@ -115,10 +115,10 @@ def _if_known(name: str, accuracy: float | None) -> list[tuple[str, str]]:
 
 def closing_table(summary: dict[str, Any], workdir: Path) -> str:
     """What the run came to, for the screen."""
-    megabytes = {way: summary[f"{way}_bytes"] / 1e6 for way in ("total", "uplink", "downlink")}
+    ways = {"each": "total_bytes_per_client", **{w: f"{w}_bytes" for w in ("total", "uplink", "downlink")}}
+    megabytes = {way: metrics.three_digits(summary[name] / 1e6) for way, name in ways.items()}
     bpp = {way: summary[f"mean_{way}_bpp"] for way in ("uplink", "downlink")}  # None: no round was played
     bpp = {way: "–" if value is None else f"{value:.4f}" for way, value in bpp.items()}
-    each, probe = summary["total_bytes_per_client"] / 1e6, summary["linear_probe_accuracy"]
     entropy = []
     if "mean_flip_entropy_bpp" in summary:
         rate, least = summary["mean_flip_rate"], summary["mean_flip_entropy_bpp"]
@@ -129,10 +129,10 @@ def closing_table(summary: dict[str, Any], workdir: Path) -> str:
             ("best accuracy", f"{summary['best_accuracy']:.2%}"),
             *_if_known("thresholded mask", summary.get("thresholded_accuracy")),
             ("before training", f"{summary['initial_accuracy']:.2%}"),
-            *_if_known("linear probe", probe),
-            ("up and down", f"{megabytes['total']:.2f} MB, {each:.2f} MB per client"),
-            ("  uplink", f"{megabytes['uplink']:.2f} MB, {bpp['uplink']} bpp per client per round"),
-            ("  downlink", f"{megabytes['downlink']:.2f} MB, {bpp['downlink']} bpp"),
+            *_if_known("linear probe", summary["linear_probe_accuracy"]),
+            ("up and down", f"{megabytes['total']} MB, {megabytes['each']} MB per client"),
+            ("  uplink", f"{megabytes['uplink']} MB, {bpp['uplink']} bpp per client per round"),
+            ("  downlink", f"{megabytes['downlink']} MB, {bpp['downlink']} bpp"),
             *entropy,
             ("masked weights", f"{summary['masked_parameters']:,}"),
             (

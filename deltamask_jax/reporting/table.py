@@ -232,8 +232,8 @@ def summary_row(members: Group) -> dict[str, str]:
         if not values:
             row[column] = "–"
             continue
-        spread = f" ± {form.format(statistics.stdev(values))}" if len(set(values)) > 1 else ""
-        row[column] = form.format(statistics.fmean(values)) + spread
+        spread = f" ± {form(statistics.stdev(values))}" if len(set(values)) > 1 else ""
+        row[column] = form(statistics.fmean(values)) + spread
     return row
 
 
@@ -243,25 +243,25 @@ def columns(rows: list[dict[str, str]]) -> list[str]:
 
 
 _OF_SOME = {
-    "ε": "{:.3g}",
-    "worst tenth of clients, %": "{:.2f}",
-    "Jain's index": "{:.3f}",
-    "clients of few examples, %": "{:.2f}",
-    "minority classes, %": "{:.2f}",
+    "ε": "{:.3g}".format,
+    "worst tenth of clients, %": "{:.2f}".format,
+    "Jain's index": "{:.3f}".format,
+    "clients of few examples, %": "{:.2f}".format,
+    "minority classes, %": "{:.2f}".format,
 }
 _COLUMNS = {
-    "final accuracy, %": "{:.2f}",
-    "best, %": "{:.2f}",
-    "linear probe, %": "{:.2f}",
-    "up and down, MB": "{:.2f}",
-    "per client, MB": "{:.3f}",
-    "up, bpp": "{:.3g}",
-    "H(flips), bpp": "{:.3g}",
-    "down, bpp": "{:.3g}",
-    "up, MB": "{:.2f}",
-    "down, MB": "{:.2f}",
-    "s per round": "{:.2f}",
-    "rounds": "{:.0f}",
+    "final accuracy, %": "{:.2f}".format,
+    "best, %": "{:.2f}".format,
+    "linear probe, %": "{:.2f}".format,
+    "up and down, MB": metrics.three_digits,
+    "per client, MB": metrics.three_digits,
+    "up, bpp": "{:.3g}".format,
+    "H(flips), bpp": "{:.3g}".format,
+    "down, bpp": "{:.3g}".format,
+    "up, MB": metrics.three_digits,
+    "down, MB": metrics.three_digits,
+    "s per round": "{:.2f}".format,
+    "rounds": "{:.0f}".format,
     **_OF_SOME,
 }
 _FAIRNESS = dict(zip(list(_OF_SOME)[1:], ("worst", "jain", "smallest", "minority"), strict=True))

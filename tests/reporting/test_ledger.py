@@ -69,8 +69,8 @@ def test_the_closing_table_says_the_total_first_and_skips_what_is_not_known():
     summary |= {"uplink_bytes": 8_000_000, "downlink_bytes": 1_300_000}
     text = " ".join(closing_table(summary, Path("runs/x")).split())
     assert "final accuracy 70.00%" in text and "linear probe" not in text
-    assert "up and down 9.30 MB, 3.10 MB per client uplink 8.00 MB, 1.0000 bpp" in text
-    assert "downlink 1.30 MB, 0.2000 bpp" in text
+    assert "up and down 9.3 MB, 3.1 MB per client uplink 8 MB, 1.0000 bpp" in text
+    assert "downlink 1.3 MB, 0.2000 bpp" in text
     assert "flips 1.50% of the weights per client per round, H = 0.1100 bpp" in text
     assert text.endswith("results in runs/x")
 
