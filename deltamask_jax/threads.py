@@ -51,7 +51,7 @@ def pool(threads: int | None = None) -> Generator[Pool]:
         yield _shared(level)
 
 
-def elementwise(function: Callable, *arrays: np.ndarray | jax.Array) -> Any:
+def elementwise(function: Callable, *arrays: Any) -> Any:
     """`function` of long arrays, block by block on all cores: of what it makes on the way nothing is d long.
 
     Args:
