@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from deltamask_jax.codecs.codec import Codec, Context, PayloadError, Sizes
+from deltamask_jax.threads import count
 from deltamask_jax.threads import pool as thread_pool
 
 
@@ -54,7 +55,7 @@ def decode_cohort(
     threads: int | None = None,
 ) -> Iterator[np.ndarray | PayloadError]:
     """Yields every client's flips u32[n_k], or what is wrong with its payload, in the clients' order; decodes
-    on a thread pool.
+    on a thread pool, few clients ahead of whoever reads.
 
     Args:
         codec, threads: as in `encode_cohort`.
@@ -62,8 +63,11 @@ def decode_cohort(
     """
     per_client = [codec] * len(payloads) if isinstance(codec, Codec) else codec
     with thread_pool(threads) as pool:
-        jobs = zip(per_client, payloads, contexts, strict=True)
-        yield from pool.map(lambda job: attempt(job[0].decode, job[1], job[2]), jobs)
+        jobs = list(zip(per_client, payloads, contexts, strict=True))
+        ahead = 2 * (threads or count())
+        for start in range(0, len(jobs), ahead):
+            some = jobs[start : start + ahead]
+            yield from pool.map(lambda job: attempt(job[0].decode, job[1], job[2]), some)
 
 
 def decode_counts(

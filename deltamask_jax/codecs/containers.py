@@ -17,6 +17,7 @@ from deltamask_jax.codecs.codec import Bytes, PayloadError
 
 CONTAINERS = ("raw", "png", "zstd")  # index = number on the wire
 
+_PIECE = 1 << 16  # bytes that are inflated at once
 _LEAST_BLOCK = 1024  # bytes a zstd block holds on average, at least; encoders split at 8,192
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -59,6 +60,43 @@ def image(data: bytes) -> np.ndarray:
     return pixels.reshape(height, width)
 
 
+def inflate(stream: Bytes, size: int, wbits: int = 15) -> tuple[bytes, Bytes]:
+    """Inflates what should hold `size` bytes, in a time bounded by that.
+
+    Blocks of deflate may be empty, and each costs a table all the same. No sender's stream is much longer
+    than what it holds, up to any of its places.
+
+    Args:
+        wbits: as of `zlib.decompressobj`; −15 for a stream without header and checksum.
+
+    Returns:
+        The bytes, and what follows the stream.
+
+    Raises:
+        PayloadError: the stream is damaged, holds another number of bytes, or is longer than a sender's.
+    """
+    worker, data, read = zlib.decompressobj(wbits), bytearray(), 0
+    while not worker.eof:
+        piece = stream[read : read + _PIECE]
+        read += len(piece)
+        try:
+            data += worker.decompress(piece, size + 1 - len(data))
+        except zlib.error as error:
+            raise PayloadError(f"deflated bytes do not inflate: {error}") from None
+        if len(data) > size or not (len(piece) or worker.eof):
+            raise PayloadError(f"deflated bytes hold another number than {size}")
+        if not worker.eof and read > len(data) + len(data) // 8 + _PIECE:
+            raise PayloadError("deflated bytes hold empty blocks, which no sender writes")
+    if len(data) != size:
+        raise PayloadError(f"deflated bytes hold another number than {size}")
+    return bytes(data), stream[read - len(worker.unused_data) :]
+
+
+def most_deflated(size: int) -> int:
+    """Bytes that no sender's deflate stream of `size` bytes exceeds."""
+    return size + size // 8 + 64
+
+
 def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(kind)))
 
@@ -99,14 +137,12 @@ def _read_png(blob: Bytes, size: int) -> bytes:
     if zlib.crc32(view[first + 4 : last - 4]) != struct.unpack_from(">I", view, last - 4)[0]:
         raise PayloadError("PNG pixels do not have their checksum")
     expected = height * (width + 1)
-    inflate = zlib.decompressobj()
-    try:
-        rows = inflate.decompress(stream, expected + 1)
-    except zlib.error as error:
-        raise PayloadError(f"PNG pixels do not inflate: {error}") from None
-    if len(rows) != expected or not inflate.eof or inflate.unused_data:
-        raise PayloadError(f"PNG pixels inflate to another size than {width} x {height}")
-    rows = np.frombuffer(rows, np.uint8).reshape(height, width + 1)
+    if len(stream) > most_deflated(expected):
+        raise PayloadError(f"PNG has {len(stream)} deflated bytes of {expected}, more than any sender's")
+    pixels, rest = inflate(stream, expected)
+    if len(rest):
+        raise PayloadError("PNG has bytes behind its pixels")
+    rows = np.frombuffer(pixels, np.uint8).reshape(height, width + 1)
     pixels = rows[:, 1:].ravel()
     if rows[:, 0].any() or pixels[size:].any():
         raise PayloadError("PNG rows must be unfiltered and padded with zeros")

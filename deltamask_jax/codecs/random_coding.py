@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deltamask_jax import masks
-from deltamask_jax.codecs import envelope
+from deltamask_jax.codecs import containers, envelope
 from deltamask_jax.codecs.codec import Codec, Context, PayloadError
 from deltamask_jax.public_random import CANDIDATES, Key, candidate_words, uniforms_at
 
@@ -80,15 +80,12 @@ def _decode(bits: int, payload: bytes, context: Context) -> np.ndarray:
     if rows_log2 > _MOST_ROWS_LOG2 or announced != bits:
         raise PayloadError(f"random_coding payload has {announced} bits per block, expected {bits}")
     segments = -(-context.d // (_COLUMNS << rows_log2))
-    inflate = zlib.decompressobj(-15)
-    try:
-        counts = inflate.decompress(body[_HEAD.size :], segments + 1)
-    except zlib.error as error:
-        raise PayloadError(f"random_coding block counts do not inflate: {error}") from None
-    if len(counts) != segments or not inflate.eof:
-        raise PayloadError(f"random_coding payload does not hold the counts of {segments} segments")
+    deflated = len(body) - _HEAD.size - -(-received.n * bits // 8)
+    if deflated > containers.most_deflated(segments):
+        raise PayloadError(f"random_coding payload has {deflated} deflated bytes for {segments} counts")
+    counts, numbers = containers.inflate(body[_HEAD.size :], segments, -15)
     counts = np.frombuffer(counts, np.uint8).astype(np.int64) + 1
-    numbers = np.frombuffer(inflate.unused_data, np.uint8)
+    numbers = np.frombuffer(numbers, np.uint8)
     if counts.sum() != received.n or len(numbers) != -(-received.n * bits // 8):
         raise PayloadError(f"random_coding payload has {len(numbers)} bytes for {received.n} blocks")
     numbers = np.unpackbits(numbers)

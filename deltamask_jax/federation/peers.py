@@ -251,7 +251,7 @@ def _first_message(connection: Connection) -> bytes:
                 left = until - time.monotonic()
                 if left <= 0:
                     raise TimeoutError("no whole message came")
-                timeout = struct.pack("ll", int(left), int(left % 1 * 1e6) + 1)
+                timeout = struct.pack("ll", int(left), min(int(left % 1 * 1e6) + 1, 999_999))
                 link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
                 part = link.recv(size - len(got))
                 if not part:

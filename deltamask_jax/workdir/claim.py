@@ -62,9 +62,9 @@ def claim(workdir: Path, config) -> int:
                 _refuse_names_of_others(workdir, config)
             elif config.resume == "fresh":
                 _move_aside(workdir)
-                os.close(lock)
                 workdir.mkdir()
-                lock = _only_writer(workdir)
+                moved, lock = lock, _only_writer(workdir)
+                os.close(moved)
             _check_same_config(workdir, config)
             files.write_json(workdir / MARKER, {"deltamask_jax": deltamask_jax.__version__})
             files.write_json(workdir / "config.json", config.to_dict())

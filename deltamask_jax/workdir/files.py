@@ -14,6 +14,7 @@ def write_text(path: Path, text: str) -> None:
         file.write(text)
         _sync(file)
     scratch.replace(path)
+    _sync_names(path.parent)
 
 
 def finite(value: Any) -> Any:
@@ -37,9 +38,12 @@ def write_json(path: Path, value: Any) -> None:
 
 def append(path: Path, record: dict[str, Any]) -> None:
     """Append one JSON object as a line, on the disk when this returns."""
+    is_new = not path.exists()
     with path.open("a") as file:
         file.write(to_json(record) + "\n")
         _sync(file)
+    if is_new:
+        _sync_names(path.parent)
 
 
 def rewrite(path: Path, records: list[dict[str, Any]]) -> None:
@@ -50,3 +54,13 @@ def rewrite(path: Path, records: list[dict[str, Any]]) -> None:
 def _sync(file) -> None:
     file.flush()
     os.fsync(file.fileno())
+
+
+def _sync_names(folder: Path) -> None:
+    """A new name is on the disk once its folder is. Windows has no such call."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

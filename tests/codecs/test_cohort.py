@@ -203,3 +203,14 @@ def test_decoding_a_cohort_keeps_the_clients_order():
 def test_ranges_beyond_the_clients_are_refused(clients):
     with pytest.raises(ValueError, match="codec clients"):
         codecs.for_clients({"name": "bfuse", "clients": {clients: {"bits": 16}}}, 5)
+
+
+def test_few_clients_are_decoded_ahead_of_whoever_reads(monkeypatch):
+    """Else the decoded positions of all would wait in memory: clients · d of them, where masks travel."""
+    decoded = []
+    codec = dataclasses.replace(codecs.get("rice"), decode=lambda payload, context: decoded.append(payload))
+    reading = codecs.decode_cohort(codec, [b""] * 64, [codecs.Context(8)] * 64, threads=1)
+    for read in range(1, 65):
+        next(reading)
+        assert read <= len(decoded) <= read + 1
+    assert next(reading, "end") == "end"

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from deltamask_jax.codecs import PayloadError, containers
+from tests.codecs.cases import empty_blocks
 
 
 @given(data=st.binary(max_size=3000), container=st.sampled_from(containers.CONTAINERS))
@@ -71,6 +72,40 @@ def test_png_bombs_and_unexpected_images_are_refused():
     ):
         with pytest.raises(PayloadError):
             containers.unpack(blob, 1024, "png")
+
+
+def test_streams_of_empty_blocks_are_refused_before_they_are_read():
+    """Each costs a table, though it gives nothing: time would be bounded by the payload's length alone."""
+    rows = bytes(range(256)) * 2000
+    deflated = zlib.compress(rows, 9, wbits=-15)
+    assert containers.inflate(empty_blocks(2) + deflated + b"next", len(rows), -15) == (rows, b"next")
+    with pytest.raises(PayloadError, match="empty blocks"):
+        containers.inflate(empty_blocks(5000) + deflated, len(rows), -15)
+    small = zlib.compress(bytes(32 * 33))
+    hostile = small[:2] + empty_blocks(40) + small[2:]
+    assert zlib.decompress(hostile) == bytes(32 * 33)
+    with pytest.raises(PayloadError, match="more than any sender's"):
+        containers.unpack(_png(hostile), 1024, "png")
+
+
+@given(
+    st.binary(max_size=3000),
+    st.integers(0, 9),
+    st.sampled_from([zlib.Z_DEFAULT_STRATEGY, zlib.Z_HUFFMAN_ONLY]),
+)
+def test_what_a_sender_deflates_is_inflated(data, level, strategy):
+    deflate = zlib.compressobj(level, zlib.DEFLATED, -15, 9, strategy)
+    stream = deflate.compress(data) + deflate.flush()
+    assert len(stream) <= containers.most_deflated(len(data))
+    assert containers.inflate(stream + b"ab", len(data), -15) == (data, b"ab")
+
+
+def test_rare_bytes_that_come_first_do_not_look_like_empty_blocks():
+    rng = np.random.default_rng(0)
+    rare, usual = np.repeat(np.arange(256, dtype=np.uint8), 20), np.zeros(1 << 18, np.uint8)
+    for part in (np.concatenate([rare, usual]), np.concatenate([usual, rare]), rng.integers(0, 256, 1 << 20)):
+        data = part.astype(np.uint8).tobytes()
+        assert containers.unpack(containers.pack(data, "png"), len(data), "png") == data
 
 
 def test_zstd_bombs_are_refused():

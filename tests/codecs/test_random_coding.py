@@ -9,7 +9,7 @@ import pytest
 from deltamask_jax import codecs, masks
 from deltamask_jax.codecs import Context, PayloadError, envelope, random_coding
 from deltamask_jax.public_random import CANDIDATES, candidate_words, stream_key, uniforms
-from tests.codecs.cases import Given, cost
+from tests.codecs.cases import Given, cost, empty_blocks
 
 KEY = stream_key(5, 3, 1, CANDIDATES)
 
@@ -160,3 +160,14 @@ def test_long_segments_take_no_memory_beyond_d():
     np.testing.assert_array_equal(decode(payload, context, 4), uniforms((KEY[0], word), 3000) < context.theta)
     assert len(decode(own, context, 4)) == 3000
     assert cost(decode, payload, context, 4)[1] < 2 * cost(decode, own, context, 4)[1]
+
+
+def test_counts_behind_empty_blocks_are_refused_before_they_are_read():
+    theta_k, context = drifted(5000, 0.5)
+    payload = encode(theta_k, context)
+    received, head = envelope.unpack(payload), random_coding._HEAD.size
+    body = bytes(received.body)
+    body = body[:head] + empty_blocks(10) + body[head:]
+    hostile = envelope.pack(received.codec_id, 0, context.d, received.n, context.round, context.client, body)
+    with pytest.raises(PayloadError, match="deflated bytes for"):
+        decode(hostile, context)

@@ -109,6 +109,17 @@ def test_fresh_moves_only_what_a_run_wrote_into(tmp_path, capsys):
     assert "it holds config.json, train.jsonl" in capsys.readouterr().out
 
 
+def test_what_keeps_fresh_from_its_folder_is_said_and_no_lock_is_closed_twice(tmp_path, monkeypatch):
+    folder, config, closed = tmp_path / "run", tiny_config(resume="fresh"), []
+    released(folder, config)
+    close, aside = os.close, claim._move_aside
+    monkeypatch.setattr(claim.os, "close", lambda lock: (closed.append(lock), close(lock)))
+    monkeypatch.setattr(claim, "_move_aside", lambda there: (aside(there), there.mkdir()))  # another's
+    with pytest.raises(OSError, match="run: File exists; choose another"):
+        claim.claim(folder, config)
+    assert len(closed) == len(set(closed)) == 1
+
+
 @pytest.mark.parametrize("played", [False, True])
 @pytest.mark.parametrize("name", ["checkpoints/7/model.pt", "metrics.jsonl", "diagnostics.jsonl"])
 def test_somebody_s_files_among_those_of_a_run_without_a_marker_are_refused(tmp_path, name, played):

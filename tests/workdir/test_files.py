@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 
 import pytest
 from hypothesis import given, settings
@@ -19,6 +20,19 @@ def test_json_lines_and_files(tmp_path):
     files.write_json(tmp_path / "s.json", {"a": 1})
     assert json.loads((tmp_path / "s.json").read_text()) == {"a": 1}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.jsonl", "s.json"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a folder cannot be synced")
+def test_a_new_name_is_on_the_disk_as_well(tmp_path, monkeypatch):
+    synced, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (synced.append(os.fstat(file).st_ino), fsync(file)))
+    folder = tmp_path.stat().st_ino
+    files.append(tmp_path / "m.jsonl", {"round": 1})
+    assert synced == [(tmp_path / "m.jsonl").stat().st_ino, folder]
+    files.append(tmp_path / "m.jsonl", {"round": 2})
+    assert len(synced) == 3 and synced[2] != folder  # its name is there already
+    files.write_json(tmp_path / "s.json", {})
+    assert synced[-1] == folder
 
 
 NUMBERS = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
@@ -48,7 +62,13 @@ def test_what_is_not_finite_is_null_and_does_not_count_in_a_mean():
 
 def test_what_is_written_is_on_the_disk_and_a_file_is_replaced_whole(tmp_path, monkeypatch):
     synced, path = [], tmp_path / "s.json"
-    monkeypatch.setattr(os, "fsync", lambda number: synced.append(os.fstat(number).st_size))
+
+    def fsync(number):
+        state = os.fstat(number)
+        if stat.S_ISREG(state.st_mode):
+            synced.append(state.st_size)
+
+    monkeypatch.setattr(os, "fsync", fsync)
     files.write_json(path, {"a": 1})
     first = path.stat()
     files.write_json(path, {"a": 12})
