@@ -269,14 +269,19 @@ def parse_options(text: str, defaults: dict) -> dict:
     """The options of `--config=file.py:dataset=tfds:cifar100,alpha=0.1,smoke`.
 
     Args:
-        text: comma-separated `name=value`, or just `name` for a flag.
+        text: comma-separated `name=value`, or just `name` for a flag. A value `hf:NAME,CONFIG` has a comma.
         defaults: every option with its default, whose type the value takes.
 
     Raises:
         ValueError: unknown option, or a value of the wrong type.
     """
-    options = dict(defaults)
+    options, items = dict(defaults), list[str]()
     for item in filter(None, (text or "").split(",")):
+        if items and "=hf:" in items[-1] and "=" not in item and item not in defaults:
+            items[-1] += f",{item}"
+        else:
+            items.append(item)
+    for item in items:
         name, equals, value = item.partition("=")
         if name not in defaults:
             raise ValueError(f"unknown option {name!r} after the config's name: {nearest(name, defaults)}")

@@ -83,7 +83,7 @@ def _problem(
         data_of_its_own or config.data,
         cache_dir=config.data_dir or None,
         columns=config.columns,
-        least_classes=1 if data_of_its_own else 2,  # a client may know one of the server's classes alone
+        whole=bool(data_of_its_own),
     )
     model = _reading(config, model, dataset)
     if data_of_its_own:

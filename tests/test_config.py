@@ -76,6 +76,8 @@ def test_options():
     options = config_lib.parse_options("dataset=idx:/a/b,alpha=0.1,smoke", DEFAULTS)
     assert options == {"dataset": "idx:/a/b", "alpha": 0.1, "smoke": True}
     assert config_lib.parse_options("", DEFAULTS) == DEFAULTS
+    options = config_lib.parse_options("dataset=hf:a/b,c,smoke,alpha=0.1", DEFAULTS)  # NAME,CONFIG
+    assert options == {"dataset": "hf:a/b,c", "alpha": 0.1, "smoke": True}
 
 
 @pytest.mark.parametrize(
@@ -86,6 +88,7 @@ def test_options():
         ("alpha", "takes a float"),
         ("dataset", "needs a value"),
         ("smoke=3", "is a flag"),
+        ("alpha=1,hf", "unknown option 'hf'"),
     ],
 )
 def test_bad_options_are_explained(text, message):

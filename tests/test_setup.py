@@ -181,6 +181,13 @@ def test_a_client_holds_its_own_examples_and_the_server_the_tests(tmp_path):
     assert [len(part) for part in own.parts] == [0, 20, 0] and len(own.inputs["tokens"][0]) == 20
 
 
+def test_all_of_a_client_s_own_data_trains(tmp_path, texts, monkeypatch):
+    """Nobody asks a client for its test: where the source has none, no fifth is held out."""
+    (tmp_path / "own.csv").write_text("text,label\n" + "good,yes\n" * 9 + "bad,no\n")
+    own = set_up_client(config_of_texts(texts, monkeypatch), 1, f"csv:{tmp_path}/own.csv", ["no", "yes"])
+    assert len(own.parts[1]) == len(own.labels[0]) == 10 and len(own.inputs["tokens"][1]) == 0
+
+
 def test_a_client_numbers_its_own_data_by_the_servers_classes(tmp_path, texts, monkeypatch):
     x, y = np.zeros((20, 8, 8), np.uint8), np.arange(20) % 2
     names = np.array(["dog", "bird"])

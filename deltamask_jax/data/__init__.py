@@ -47,7 +47,7 @@ def load(
     *,
     cache_dir: str | Path | None = None,
     columns: Any = Columns(),
-    least_classes: int = 2,
+    whole: bool = False,
 ) -> Dataset:
     """Loads a data set by name.
 
@@ -56,15 +56,16 @@ def load(
         cache_dir: where prepared `tfds:` data sets lie; by default `$TFDS_DATA_DIR`, or
             ~/tensorflow_datasets.
         columns: of `csv:`, `jsonl:` and `hf:`, as `Columns`.
-        least_classes: that must have training examples; a client's own data may be of one.
+        whole: all of it trains, as of a client's own data: one class is enough, and where the source has no
+            test split none is held out.
 
     Raises:
         DataError: the name is unknown, or the data is missing, malformed, or of too few classes; it says what
             to do.
     """
-    dataset = _load(spec, cache_dir, columns, least_classes)
+    dataset = _load(spec, cache_dir, columns, whole)
     seen = np.unique(dataset.train.labels)
-    if len(seen) < least_classes:
+    if len(seen) < 2 and not whole:
         raise DataError(
             f"{spec}: every training example is of the one class {dataset.class_names[seen[0]]!r}; "
             "at least two are needed"
@@ -72,7 +73,7 @@ def load(
     return dataset
 
 
-def _load(spec: str, cache_dir: str | Path | None, columns: Any, least_classes: int) -> Dataset:
+def _load(spec: str, cache_dir: str | Path | None, columns: Any, whole: bool) -> Dataset:
     source, _, where = spec.partition(":")
     if source == "digits" and not where:
         from deltamask_jax.data import digits
@@ -89,18 +90,19 @@ def _load(spec: str, cache_dir: str | Path | None, columns: Any, least_classes: 
         if source == "tfds":
             from deltamask_jax.data import tfds
 
-            return tfds.load(where, cache_dir)
+            return tfds.load(where, cache_dir, whole)
         if source in ("csv", "jsonl", "hf"):
             from deltamask_jax.data import tables
 
             if source == "hf":
-                return tables.load_hub(where, columns)
-            return (tables.load_csv if source == "csv" else tables.load_jsonl)(expanded(where), columns)
+                return tables.load_hub(where, columns, whole)
+            read = tables.load_csv if source == "csv" else tables.load_jsonl
+            return read(expanded(where), columns, whole)
         path = expanded(where)
         if source == "folder":
             from deltamask_jax.data import folder
 
-            return folder.load_folder(path, least_classes)
+            return folder.load_folder(path, whole)
         from deltamask_jax.data import arrays
 
         return (arrays.load_idx if source == "idx" else arrays.load_npz)(path)

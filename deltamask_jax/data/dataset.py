@@ -157,6 +157,11 @@ def classes(
     return train.astype(np.int32), test.astype(np.int32), tuple(class_names)
 
 
+def has_no_labels(labels: Any) -> bool:
+    """Whether a split is of a competition's kind: sources give the label −1 to all its examples."""
+    return len(labels) > 0 and all(isinstance(label, int | np.integer) and label == -1 for label in labels)
+
+
 def integers(values: Any, what: str) -> np.ndarray:
     """A vector of integers, as it came.
 

@@ -12,14 +12,14 @@ from deltamask_jax import threads
 from deltamask_jax.data import stratify
 from deltamask_jax.data.dataset import TOO_DEEP, DataError, Dataset, LazyImages, Split, labelled
 from deltamask_jax.data.features import fingerprint
-from deltamask_jax.data.preprocessing import is_line
+from deltamask_jax.data.preprocessing import is_line, rgb
 from deltamask_jax.data.tree import Folder, Layout, find, shown, walk
 from deltamask_jax.progress import say
 
 _NAMED = 10  # how many bad files or classes a message names
 
 
-def load_folder(directory: Path, least_classes: int = 2) -> Dataset:
+def load_folder(directory: Path, whole: bool = False) -> Dataset:
     """Reads `DIR/train/CLASS/*` and `DIR/test/CLASS/*`, or `DIR/CLASS/*`; `tree.find` names the layouts.
 
     Without a test directory, a fifth of every class becomes the test split, always the same one.
@@ -27,7 +27,7 @@ def load_folder(directory: Path, least_classes: int = 2) -> Dataset:
     found is printed.
 
     Args:
-        least_classes: as of `data.load`; asked before any image is looked at.
+        whole: as of `data.load`.
 
     Raises:
         DataError: nothing is there, the layout is not one of those, it has too few classes, a class of the
@@ -37,7 +37,7 @@ def load_folder(directory: Path, least_classes: int = 2) -> Dataset:
         raise DataError(f"no directory {shown(directory)}; expected one sub-directory of images per class")
     root = walk(directory)
     layout = find(root)
-    if len(layout.classes) < least_classes:
+    if len(layout.classes) < 2 and not whole:  # said before any image is looked at
         raise DataError(
             f"{shown(layout.train.path)} holds one class only, {shown(layout.classes[0])}: expected one "
             "folder of images per class, and at least two"
@@ -50,7 +50,7 @@ def load_folder(directory: Path, least_classes: int = 2) -> Dataset:
     if test:
         dataset = labelled(shown(directory.name), train, test, names, where=where)
     else:
-        dataset = stratify.hold_out(shown(directory.name), train, names, where=where)
+        dataset = stratify.hold_out(shown(directory.name), train, names, where=where, whole=whole)
     say(_found(directory, root, layout, dataset))
     return dataset
 
@@ -61,9 +61,17 @@ def _split(root: Folder, classes: tuple[str, ...]) -> Split:
     labels = np.repeat(np.arange(len(files), dtype=np.int32), [len(paths) for paths in files])
     paths = [path for of_class in files for path in of_class]
     names = b"\0".join(os.fsencode(path.relative_to(root.path)) for path in paths)
-    states = [(state.st_size, state.st_mtime_ns) for state in (path.stat() for path in paths)]
-    identity = fingerprint(names, np.array(states, np.int64))
+    identity = fingerprint(names, np.array([_state(path) for path in paths], np.int64))
     return Split(LazyImages(functools.partial(_read, paths), np.arange(len(paths)), identity), labels)
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """Size and time; a link to nowhere has none, and is named with the other bad files later."""
+    try:
+        state = path.stat()
+    except OSError:
+        return 0, 0
+    return state.st_size, state.st_mtime_ns
 
 
 def _found(directory: Path, root: Folder, layout: Layout, dataset: Dataset) -> str:
@@ -78,7 +86,9 @@ def _found(directory: Path, root: Folder, layout: Layout, dataset: Dataset) -> s
         inside = "" if place == Path() else f" in {shown(place)}/"
         return f"{len(split):,}{inside} ({', '.join(named)}{more})"
 
-    held_out = counted(layout.test, dataset.test) if layout.test else f"{len(dataset.test):,}, held out"
+    held_out = f"{len(dataset.test):,}, held out" if len(dataset.test) else "none"
+    if layout.test:
+        held_out = counted(layout.test, dataset.test)
     notes = [f"{shown(name)}/ left alone" for name in layout.left_alone]
     skipped = layout.skipped()
     if skipped:
@@ -154,7 +164,7 @@ def decode(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             mode, upright = image.mode, ImageOps.exif_transpose(image)
-            pixels = np.asarray(upright.convert("RGB"))
+            pixels = rgb(upright)
     except Exception as error:  # Pillow's decoders raise what their parsers happen to raise
         raise DataError(f"{shown(path)} cannot be decoded ({shown(error)}); replace or remove it") from None
     if mode[0] in "IF":

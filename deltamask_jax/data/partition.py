@@ -208,6 +208,7 @@ def cohort_size(num_clients: int, participation: float) -> int:
     return max(1, int(np.floor(participation * num_clients + 0.5)))
 
 
+_NAMED = 30  # classes that a legend has room for
 _HIGH, _WIDE = 600, 2000  # pixels that a picture of the split has room for
 
 
@@ -245,7 +246,7 @@ def stack_bars(axes: Any, counts: np.ndarray, colours: Sequence[Any]) -> None:
 
     Args:
         counts: i[clients, classes].
-        colours: of the classes.
+        colours: of the classes; a legend knows the first `_NAMED` of them.
     """
     from matplotlib.colors import to_rgba_array
 
@@ -268,7 +269,7 @@ def stack_bars(axes: Any, counts: np.ndarray, colours: Sequence[Any]) -> None:
         interpolation="nearest",
         extent=(shift - 0.5, shift + clients - 0.5, 0, highest),
     )
-    for k, colour in enumerate(colours):
+    for k, colour in enumerate(colours[:_NAMED]):
         axes.bar(0, 0, color=colour, label=str(k))  # for the legend
 
 
@@ -286,7 +287,7 @@ def _draw(counts: np.ndarray, class_names: Sequence[str]):
     axes.set_ylim(0, 1.03 * max(counts.sum(axis=1).max(), 1))
     axes.xaxis.get_major_locator().set_params(integer=True)  # ty: ignore[unknown-argument]
     axes.spines[["top", "right"]].set_visible(False)
-    if classes <= 30:
+    if classes <= _NAMED:
         legend = figure.legend(
             loc="outside right center",
             ncols=1 + classes // 16,

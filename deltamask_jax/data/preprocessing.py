@@ -22,6 +22,18 @@ _AT_ONCE = 16  # images per thread
 _LONGEST = 1000  # times the shorter side; a picture of two passes is as high as the source between them
 
 
+def rgb(image: Image.Image) -> np.ndarray:
+    """A picture as u8[h, w, 3]; where it is transparent, white shows through.
+
+    What lies below transparent pixels is no part of the picture. In icons and drawings it is often black, as
+    they are.
+    """
+    if image.has_transparency_data:
+        shown = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown)
+    return np.asarray(image.convert("RGB"))
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """How an image becomes network input.

@@ -54,10 +54,24 @@ def train_test(labels: np.ndarray, test_fraction: float, seed: int) -> tuple[np.
     return np.setdiff1d(np.arange(len(labels)), test), test
 
 
-def hold_out(name: str, train: Split, class_names: Sequence[str] | None = None, *, where: str) -> Dataset:
-    """A data set whose test split is a fifth of what trains, always the same one; see `dataset.labelled`."""
+def hold_out(
+    name: str, train: Split, class_names: Sequence[str] | None = None, *, where: str, whole: bool = False
+) -> Dataset:
+    """A data set whose test split is a fifth of what trains, always the same one; see `dataset.labelled`.
+
+    Args:
+        whole: nothing is held out, the test split is empty.
+
+    Raises:
+        DataError: as of `labelled`; or no class has examples enough for a fifth.
+    """
     labels, _, class_names = classes(train.labels, train.labels, class_names, where=where)
+    if whole:
+        every = Split(train.images, labels, train.users)
+        return Dataset(name, every, every.take(np.arange(0)), class_names)
     kept, held = train_test(labels, TEST_FRACTION, seed=0)
+    if not len(held):
+        raise DataError(f"{where} has too few examples to hold a fifth out as the test: add some")
     return labelled(name, train.take(kept), train.take(held), class_names, where=where)
 
 

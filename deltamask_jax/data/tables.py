@@ -23,8 +23,10 @@ from deltamask_jax.data.dataset import (
     Split,
     Texts,
     first_line,
+    has_no_labels,
     labelled,
 )
+from deltamask_jax.data.preprocessing import rgb
 from deltamask_jax.hub import unreachable
 from deltamask_jax.progress import say
 
@@ -32,22 +34,28 @@ _MOST_DIGITS = 100  # of a name that counts as a number; Python reads 4,300
 _TEST = ("test", "validation", "val", "dev")  # what sources call it, in this order
 
 
-def load_csv(path: Path, columns: Any) -> Dataset:
+def load_csv(path: Path, columns: Any, whole: bool = False) -> Dataset:
     """Reads comma-separated rows under a line of column names: a file, or a folder of train.csv and test.csv.
+
+    Args:
+        columns, whole: as of `data.load`.
 
     Raises:
         DataError: no such file or column, a damaged row, or labels that break the rule of `dataset.labelled`.
     """
-    return _load(path, ".csv", _csv_rows, columns)
+    return _load(path, ".csv", _csv_rows, columns, whole)
 
 
-def load_jsonl(path: Path, columns: Any) -> Dataset:
-    """Reads an object per line: a file, or a folder of train.jsonl and test.jsonl. Errors as `load_csv`."""
-    return _load(path, ".jsonl", _json_rows, columns)
+def load_jsonl(path: Path, columns: Any, whole: bool = False) -> Dataset:
+    """Reads an object per line: a file, or a folder of train.jsonl and test.jsonl. All else as `load_csv`."""
+    return _load(path, ".jsonl", _json_rows, columns, whole)
 
 
-def load_hub(name: str, columns: Any) -> Dataset:
+def load_hub(name: str, columns: Any, whole: bool = False) -> Dataset:
     """Reads `name` or `name,config` of the Hugging Face hub through `datasets`; from its cache if it can.
+
+    Args:
+        columns, whole: as of `data.load`.
 
     Raises:
         DataError: the extra is not installed, or the data is not cached and there is no connection (with the
@@ -58,18 +66,19 @@ def load_hub(name: str, columns: Any) -> Dataset:
     except ModuleNotFoundError:
         raise DataError("hf: data needs datasets: pip install 'deltamask_jax[hf]'") from None
     found = _from_hub(datasets, name)
-    train, test = found.get("train"), next((found[part] for part in _TEST if part in found), None)
+    train, where = found.get("train"), f"hf:{name}"
     if train is None:
-        raise DataError(f"hf:{name} has no split named train, only {', '.join(found)}")
-    where, feature = f"hf:{name}", train.features.get(columns.label)
-    class_names = getattr(feature, "names", None)
-    images = columns.image in train.features
-    rows = [
-        _image_rows(part, columns, where) if images else _columns(list(part), columns, where)
-        for part in (train, test)
-        if part is not None
-    ]
-    return _dataset(name, where, rows, class_names)
+        raise DataError(f"{where} has no split named train, only {', '.join(found)}")
+    parts = [train]
+    for split in (part for part in _TEST if part in found):
+        if columns.label in found[split].features and has_no_labels(found[split][columns.label]):
+            say(f"{where}: the split {split} has no labels, and is left alone")
+            continue
+        parts.append(found[split])
+        break
+    read = _image_rows if columns.image in train.features else _text_rows
+    class_names = getattr(train.features.get(columns.label), "names", None)
+    return _dataset(name, where, [read(part, columns, where) for part in parts], class_names, whole)
 
 
 def _from_hub(datasets: Any, name: str) -> Any:
@@ -105,7 +114,7 @@ def _offline(*libraries: Any) -> Generator[None]:
             library.HF_HUB_OFFLINE = was
 
 
-def _load(path: Path, suffix: str, read: Any, columns: Any) -> Dataset:
+def _load(path: Path, suffix: str, read: Any, columns: Any, whole: bool) -> Dataset:
     if path.is_dir():
         parts = [_columns(read(path / f"{part}{suffix}"), columns, str(path)) for part in ("train", "test")]
         return _dataset(path.name, str(path), parts)
@@ -122,7 +131,7 @@ def _load(path: Path, suffix: str, read: Any, columns: Any) -> Dataset:
             say(f"{path}: rows whose split is {name} are left out: the test has those of {test}")
         of_part = [[row for row in rows if row["split"] == part] for part in ("train", test)]
         return _dataset(path.stem, str(path), [_columns(part, columns, str(path)) for part in of_part])
-    return _dataset(path.stem, str(path), [_columns(rows, columns, str(path))])
+    return _dataset(path.stem, str(path), [_columns(rows, columns, str(path))], whole=whole)
 
 
 def _csv_rows(path: Path) -> list[dict[str, str]]:
@@ -201,15 +210,35 @@ def _is_text(value: Any) -> bool:
     return not isinstance(value, list | dict)
 
 
+def _text_rows(part: Any, columns: Any, where: str) -> tuple[Any, list[Any], list[Any] | None]:
+    """Of the hub's columns only what is asked for: others may hold pictures, which would all be decoded."""
+    wanted = [columns.text, columns.label, *([columns.user] if columns.user else [])]
+    _refuse_lacking(part, wanted, where)
+    return _columns(list(part.select_columns(wanted)), columns, where)
+
+
+def _refuse_lacking(part: Any, wanted: list[str], where: str) -> None:
+    """Refuse a data set of the hub without a column.
+
+    Raises:
+        DataError: naming the column, and those that are there.
+    """
+    if lacking := [name for name in wanted if name not in part.features]:
+        raise DataError(
+            f"{where} has no column {lacking[0]!r}, only {', '.join(part.features)}; "
+            "config.columns names the columns, config.columns.image that of images"
+        )
+
+
 def _image_rows(part: Any, columns: Any, where: str) -> tuple[Any, list[Any], list[Any] | None]:
     def read(positions: list[int]) -> list[np.ndarray]:
         return [
             _pixels(part[position][columns.image], f"{where}: row {position + 1}") for position in positions
         ]
 
-    for name in (columns.label, *([columns.user] if columns.user else [])):
-        if name not in part.features:
-            raise DataError(f"{where} has no column {name!r}, only {', '.join(part.features)}")
+    wanted = [columns.label, *([columns.user] if columns.user else [])]
+    _refuse_lacking(part, [columns.image, *wanted], where)
+    for name in wanted:
         _refuse_nothing(list(part[name]), name, where)
     images = LazyImages(read, np.arange(len(part)), f"{where} {part._fingerprint} {columns.image}")
     return images, part[columns.label], part[columns.user] if columns.user else None
@@ -225,7 +254,7 @@ def _pixels(image: Any, where: str) -> np.ndarray:
         raise DataError(f"{where} has no image: leave the row out")
     if image.mode[0] in "IF":
         raise DataError(f"{where} has {TOO_DEEP}")
-    return np.asarray(image.convert("RGB"))
+    return rgb(image)
 
 
 def _dataset(
@@ -233,8 +262,9 @@ def _dataset(
     where: str,
     parts: Sequence[tuple[Any, list[Any], list[Any] | None]],
     class_names: Sequence[str] | None = None,
+    whole: bool = False,
 ) -> Dataset:
-    """A data set of a training and a test part, or of one part, which is divided."""
+    """A data set of a training and a test part, or of one part, which is divided unless it stays whole."""
     labels = [label for part in parts for label in part[1]]
     users = [user for part in parts for user in part[2] or ()]
     if class_names is None:
@@ -248,8 +278,9 @@ def _dataset(
         splits.append(Split(inputs, numbers[rows], None if owners is None else owners[rows]))
         first += len(theirs)
     if len(splits) == 1:
-        say(f"{where} has no test split: a fifth of every class is the test")
-        return stratify.hold_out(name, splits[0], class_names, where=where)
+        if not whole:
+            say(f"{where} has no test split: a fifth of every class is the test")
+        return stratify.hold_out(name, splits[0], class_names, where=where, whole=whole)
     return labelled(name, splits[0], splits[1], class_names, where=where)
 
 

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from deltamask_jax.data import stratify
-from deltamask_jax.data.dataset import DataError, Dataset, LazyImages, Split, labelled
+from deltamask_jax.data.dataset import DataError, Dataset, LazyImages, Split, has_no_labels, labelled
 from deltamask_jax.paths import expanded
+from deltamask_jax.progress import say
 
 # The data sets of DeltaMask (arXiv 2311.17299) and FedPEFT (arXiv 2210.01708), with TFDS's default
 # configuration where there are several. Any other TFDS data set of images and labels works as well.
@@ -42,16 +43,18 @@ _CHUNK = 1024  # records read at a time for their labels
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
-def load(spec: str, data_dir: str | Path | None = None) -> Dataset:
+def load(spec: str, data_dir: str | Path | None = None, whole: bool = False) -> Dataset:
     """Opens a prepared data set; images stay on disk and are decoded on use.
 
     The training split is 'train'; the test split is 'test', else 'validation', else (eurosat,
-    resisc45) a stratified fifth of 'train', always the same one. EMNIST is stored transposed, and
+    resisc45) a stratified fifth of 'train', always the same one. One without labels (imagenet2012's
+    'test') is left alone. EMNIST is stored transposed, and
     is turned upright here.
 
     Args:
         spec: 'name', 'name/config', or either with ':version'; by default the newest prepared.
         data_dir: where they are prepared; by default `$TFDS_DATA_DIR` or ~/tensorflow_datasets.
+        whole: as of `data.load`.
 
     Raises:
         DataError: it is not prepared there, not as array_record, not whole, holds no 8-bit images with one
@@ -63,11 +66,12 @@ def load(spec: str, data_dir: str | Path | None = None) -> Dataset:
     names = _class_names(builder.info, spec)
     upright = builder.info.name == "emnist"
     train = _split(builder, "train", upright)
-    held_out = next((name for name in ("test", "validation") if name in builder.info.splits), None)
-    if held_out:
+    for held_out in (name for name in ("test", "validation") if name in builder.info.splits):
         test = _split(builder, held_out, upright)
-        return labelled(builder.info.name, train, test, names, where=f"tfds:{spec}")
-    return stratify.hold_out(builder.info.name, train, names, where=f"tfds:{spec}")
+        if not has_no_labels(test.labels):
+            return labelled(builder.info.name, train, test, names, where=f"tfds:{spec}")
+        say(f"tfds:{spec}: the split {held_out} has no labels, and is left alone")
+    return stratify.hold_out(builder.info.name, train, names, where=f"tfds:{spec}", whole=whole)
 
 
 def _class_names(info, spec: str) -> tuple[str, ...] | None:

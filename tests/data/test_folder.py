@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from deltamask_jax import data
-from deltamask_jax.data import preprocessing
+from deltamask_jax.data import folder, preprocessing
 
 
 def _write(directory: Path, name: str, count: int, size=(6, 5), value: int = 0) -> None:
@@ -119,8 +119,54 @@ def test_one_class_is_refused_by_name_unless_it_is_a_client_s(tmp_path, below):
     _write(tmp_path / "one" / below, "a", 5)
     with pytest.raises(data.DataError, match=f"{below or 'one'} holds one class only, a"):
         data.load(f"folder:{tmp_path / 'one'}")
-    own = data.load(f"folder:{tmp_path / 'one'}", least_classes=1)
-    assert own.class_names == ("a",) and len(own.train) == 4 and not own.train.labels.any()
+    own = data.load(f"folder:{tmp_path / 'one'}", whole=True)
+    assert own.class_names == ("a",) and len(own.train) == 5 and not own.train.labels.any()
+
+
+def test_of_a_client_s_own_images_none_is_held_out(tmp_path, capsys):
+    _write(tmp_path, "a", 1)
+    _write(tmp_path, "b", 9)
+    own = data.load(f"folder:{tmp_path}", whole=True)
+    assert (len(own.train), len(own.test)) == (10, 0) and "test images none" in capsys.readouterr().out
+    assert len(own.train.images[np.arange(10)]) == 10
+    assert len(data.load(f"folder:{tmp_path}").test) == 2
+
+
+def test_too_few_images_for_a_test_are_refused_with_advice(tmp_path):
+    _write(tmp_path, "a", 2)
+    _write(tmp_path, "b", 1)
+    with pytest.raises(data.DataError, match="too few examples to hold a fifth out as the test: add some"):
+        data.load(f"folder:{tmp_path}")
+
+
+def test_links_to_nowhere_are_named_with_the_other_bad_files(tmp_path):
+    _write(tmp_path, "a", 3)
+    _write(tmp_path, "b", 3)
+    (tmp_path / "a/00.png").write_bytes(b"")
+    for name in ("a/x.png", "b/y.jpg"):
+        (tmp_path / name).symlink_to(tmp_path / "nowhere")
+    with pytest.raises(data.DataError, match=r"3 of 8 images .*a/00.png.*a/x.png.*b/y.jpg"):
+        data.load(f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA", "P"])
+def test_white_shows_through_transparent_pictures(mode, tmp_path):
+    drawing = np.zeros((20, 20, 2), np.uint8)
+    drawing[5:15, 5:15, 1] = 255  # black on what is transparent, and black
+    image = Image.fromarray(drawing, "LA")
+    if mode == "P":
+        image = Image.fromarray((drawing[..., 1] // 255).astype(np.uint8), "P")
+        image.putpalette([0] * 6)
+        image.info["transparency"] = 0
+    else:
+        image = image.convert(mode)
+    image.save(tmp_path / "drawing.png")
+    expected = np.where(drawing[..., 1:] > 0, 0, 255).repeat(3, axis=2)
+    np.testing.assert_array_equal(folder.decode(tmp_path / "drawing.png"), expected)
+    opaque = np.random.default_rng(0).integers(0, 256, (5, 4, 4), np.uint8)
+    opaque[..., 3] = 255
+    Image.fromarray(opaque).save(tmp_path / "opaque.png")
+    np.testing.assert_array_equal(folder.decode(tmp_path / "opaque.png"), opaque[..., :3])
 
 
 def test_all_bad_files_are_named_before_any_is_used(tmp_path):

@@ -199,6 +199,12 @@ def test_class_names_are_text_and_not_markup(tmp_path):
     assert [text.get_text() for text in legend.get_texts()][::-1] == names
 
 
+def test_a_legend_is_drawn_where_it_can_be_read():
+    for classes, patches in ((30, 30), (31, 30), (3000, 30)):
+        figure = partition._draw(np.ones((2, classes), int), [str(k) for k in range(classes)])
+        assert len(figure.legends) == (classes <= 30) and len(figure.axes[0].patches) == patches
+
+
 @pytest.mark.parametrize("alpha", [0.0, -1.0, np.inf, np.nan])
 def test_dirichlet_wants_a_positive_finite_alpha(alpha):
     with pytest.raises(ValueError, match="alpha must be positive and finite, got .*'iid'"):

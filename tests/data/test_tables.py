@@ -177,7 +177,10 @@ class Part(list):
         self.features = dict.fromkeys(rows[0]) | {"label": types.SimpleNamespace(names=names)}
 
     def __getitem__(self, key):
-        return [row[key] for row in self] if isinstance(key, str) else super().__getitem__(key)
+        return [row[key] for row in list.__iter__(self)] if isinstance(key, str) else super().__getitem__(key)
+
+    def select_columns(self, names):
+        return [{name: row[name] for name in names} for row in self]
 
 
 def hub(monkeypatch, load):
@@ -206,6 +209,53 @@ def test_a_data_set_of_the_hub_keeps_its_class_names(monkeypatch):
     assert loaded.class_names == ("no", "yes") and loaded.train.labels.tolist() == [1, 0]
     assert loaded.test.images.texts == ("a",)
     assert asked == [(("org/name", "english"), True)] and not config.HF_HUB_OFFLINE  # from the cache
+
+
+class Undecodable(Part):
+    def __iter__(self):
+        raise AssertionError("all rows are read, pictures and all")
+
+
+def test_a_column_that_is_not_there_is_named_before_any_row_is_read(monkeypatch):
+    part = Undecodable([{"img": None, "label": 0}], ["a", "b"])
+    hub(monkeypatch, lambda name, offline: {"train": part})
+    message = "has no column 'text', only img, label; config.columns .*config.columns.image that of images"
+    with pytest.raises(DataError, match=message):
+        tables.load_hub("org/name", Columns())
+
+
+def test_of_texts_with_pictures_beside_them_the_pictures_are_not_read(monkeypatch):
+    class Beside(Part):
+        def select_columns(self, names):
+            assert names == ["text", "label"]
+            return [{name: row[name] for name in names} for row in list.__iter__(self)]
+
+        def __iter__(self):
+            raise AssertionError("all columns are read")
+
+    part = Beside([{"text": "a", "label": 1, "jpg": b""}, {"text": "b", "label": 0, "jpg": b""}], ["a", "b"])
+    hub(monkeypatch, lambda name, offline: {"train": part, "test": part})
+    assert tables.load_hub("org/name", Columns()).test.images.texts == ("a", "b")
+
+
+def test_a_split_without_labels_is_left_alone(monkeypatch, capsys):
+    rows = [{"text": str(i), "label": i % 2} for i in range(20)]
+    parts = {name: Part(rows[:n], ["a", "b"]) for name, n in (("train", 20), ("validation", 6))}
+    found = parts | {"test": Part([row | {"label": -1} for row in rows], ["a", "b"])}
+    hub(monkeypatch, lambda name, offline: found)
+    assert len(tables.load_hub("org/name", Columns()).test) == 6
+    assert "the split test has no labels, and is left alone" in capsys.readouterr().out
+    del found["validation"]
+    loaded = tables.load_hub("org/name", Columns())
+    assert (len(loaded.train), len(loaded.test)) == (16, 4)
+    assert len(tables.load_hub("org/name", Columns(), whole=True).train) == 20
+
+
+def test_a_client_s_own_texts_all_train(tmp_path, capsys):
+    (tmp_path / "own.csv").write_text(as_csv(ROWS), encoding="utf-8")
+    loaded = data.load(f"csv:{tmp_path}/own.csv", whole=True)
+    assert (len(loaded.train), len(loaded.test)) == (4, 0)
+    assert "a fifth" not in capsys.readouterr().out
 
 
 def test_images_of_the_hub_are_decoded_when_they_are_asked_for(monkeypatch):

@@ -1,5 +1,6 @@
 """TensorFlow Datasets: a hand-made prepared data set is read; a missing one is refused at once."""
 
+import dataclasses
 import io
 import json
 import sys
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from deltamask_jax import data
-from deltamask_jax.data import features
+from deltamask_jax.data import features, tfds
 
 SIZE = 6
 
@@ -105,6 +106,23 @@ def test_splits(tmp_path, splits, train, test):
         assert np.bincount(dataset.test.labels).tolist() == [1, 1, 1]
         numbers = [split.images[:][:, 0, 0, 0] for split in (dataset.train, dataset.test)]
         assert sorted(np.concatenate(numbers)) == list(range(15))
+
+
+def test_a_split_without_labels_is_left_alone(tmp_path, monkeypatch, capsys):
+    """As imagenet2012's test."""
+    _prepare(tmp_path, "cifar10", "cifar10/3.0.2", {"train": 15, "validation": 4, "test": 3})
+    of_split = tfds._split
+
+    def blind(builder, split, upright):
+        read = of_split(builder, split, upright)
+        return dataclasses.replace(read, labels=0 * read.labels - 1) if split in hidden else read
+
+    monkeypatch.setattr(tfds, "_split", blind)
+    cases = (["test"], False, (15, 4)), (["test", "validation"], False, (12, 3))
+    for hidden, whole, sizes in (*cases, (["test", "validation"], True, (15, 0))):  # noqa: B007, blind reads it
+        loaded = data.load("tfds:cifar10", cache_dir=tmp_path, whole=whole)
+        assert (len(loaded.train), len(loaded.test)) == sizes
+    assert "the split test has no labels, and is left alone" in capsys.readouterr().out
 
 
 def test_emnist_is_turned_upright_and_has_a_default_configuration(tmp_path):
