@@ -197,7 +197,7 @@ def draw(path: Path, comparison: dict[str, Any]) -> None:
     with matplotlib.rc_context(figures.RC):
         figure = Figure(figsize=(9, max(5.2, 0.4 * len(rows))), layout="constrained")
         axes = figure.subplots()
-        ends, edges = [], []
+        ends, starts = [], []
         for i, row in enumerate(rows):
             # A head that cost nothing leaves a point at zero bytes, which a log axis has not.
             points = [p for p in row["curve"] if p["total_megabytes"] > 0]
@@ -208,7 +208,7 @@ def draw(path: Path, comparison: dict[str, Any]) -> None:
             # The last point's seeds as a bar: bands of all rounds would hide one another.
             axes.vlines(x[-1:], low[-1:], high[-1:], color=style.colour, linewidth=3, alpha=0.35)
             if points:
-                edges += [mean[0], mean[-1]]
+                starts.append(mean[0])
                 ends.append((x[-1], mean[-1], f"{row['label']}  {mean[-1]:.1f}", style.colour))
         for name, line in (("linear_probe", (0, (6, 4))), ("full_training", ":")):
             if (accuracy := comparison[f"{name}_accuracy"]) is not None:
@@ -217,9 +217,12 @@ def draw(path: Path, comparison: dict[str, Any]) -> None:
         axes.set(xscale="log", ylabel=f"{comparison['examples']} accuracy, %")
         axes.set_xlabel("megabytes up and down, all clients together")
         axes.xaxis.set_major_formatter(lambda megabytes, _: f"{megabytes:g}")
-        if edges:  # a curve that falls far below where all begin and end would press the others together
+        if ends:  # a curve that begins or falls far below the others would press them together
+            edges = [float(np.median(starts)), *(accuracy for _, accuracy, *_ in ends)]
             lowest = min(edges) - 0.1 * (max(edges) - min(edges)) - 0.5
-            axes.set_ylim(bottom=max(axes.get_ylim()[0], lowest))
+            bottom, top = axes.get_ylim()
+            highest = 100 * max(point["high"] for row in rows for point in row["curve"])
+            axes.set_ylim(max(bottom, lowest), min(top, highest + 0.05 * (highest - lowest)))
         axes.set_xlim(right=axes.get_xlim()[1] * 12)  # room for names beside the last points
         axes.legend(loc="lower right", frameon=False, fontsize="small")
         seeds = max(len(row["seeds"]) for row in rows)

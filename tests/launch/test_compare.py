@@ -158,6 +158,25 @@ def test_a_picture_takes_dollars_in_a_path_for_dollars(tmp_path):
     assert (tmp_path / "c.png").exists()
 
 
+@pytest.mark.parametrize("odd", [(0.3, 0.75), (0.7, 0.2, 0.75)], ids=["begins", "falls"])
+def test_one_curve_far_below_does_not_press_the_others_flat(odd, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(comparison_report.figures, "name_ends", lambda figure, axes, ends: drawn.append(axes))
+
+    def row(label, accuracies):
+        curve = [
+            {"total_megabytes": 1.0 + k, "low": a, "accuracy": a, "high": a} for k, a in enumerate(accuracies)
+        ]
+        return {"label": label, "curve": curve, "seeds": [0]}
+
+    rows = [row("a", (0.7, 0.8)), row("b", (0.71, 0.81)), row("odd", odd)]
+    comparison = {"linear_probe_accuracy": 0.74, "full_training_accuracy": None, "examples": "test"}
+    comparison |= {"model": "tiny_vit", "data": "digits", "rows": rows}
+    comparison_report.draw(tmp_path / "c.png", comparison)
+    bottom, top = drawn[0].get_ylim()
+    assert 65 < bottom < 70 and 81 < top < 83
+
+
 def test_names_of_curves_do_not_overlap():
     figure = Figure(figsize=(6, 3))
     axes = figure.subplots()
