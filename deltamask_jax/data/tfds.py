@@ -48,8 +48,7 @@ def load(spec: str, data_dir: str | Path | None = None, whole: bool = False) -> 
 
     The training split is 'train'; the test split is 'test', else 'validation', else (eurosat,
     resisc45) a stratified fifth of 'train', always the same one. One without labels (imagenet2012's
-    'test') is left alone. EMNIST is stored transposed, and
-    is turned upright here.
+    'test') is left alone. EMNIST is stored transposed, and is turned upright here.
 
     Args:
         spec: 'name', 'name/config', or either with ':version'; by default the newest prepared.
